@@ -1,0 +1,169 @@
+"""Everything headwater raises on purpose.
+
+    HeadwaterError
+    ├── UnknownNameError (ValueError)        a name nobody knows; the closest one is offered
+    │   ├── UnknownSiteError
+    │   ├── UnknownComponentError
+    │   ├── UnknownModelError
+    │   ├── UnknownTaskError
+    │   ├── UnknownWordError                 a prompt or answer the tokenizer has no token for
+    │   └── UnknownOptionError               an estimator, metric, reference or dtype
+    ├── UnsupportedModelError (ValueError)   a model headwater cannot run with gates
+    │   ├── FailedProofError                 the adapter's self-proof failed; carries the numbers
+    │   └── UnavailableSiteError             this model does not offer this site; says why
+    ├── ModelStateError (RuntimeError)       dropout is active, a hook is in the way, no gradient
+    ├── PromptError (ValueError)             a prompt or pair that cannot be used
+    │   ├── PairFileError                    a file of pairs; names file and line
+    │   ├── UnalignedPromptsError            clean and corrupted differ in length
+    │   ├── AnswerError                      an answer the metric cannot read
+    │   └── MissingFieldError                the task lacks what a metric or reference needs
+    ├── MetricError (ValueError)             a metric that cannot be attributed
+    │   ├── ConstantMetricError              the same number whatever the logits are
+    │   ├── StationaryMetricError            gradient exactly zero where it would be taken
+    │   └── NonFiniteError                   NaN or infinity in a metric, value or score
+    ├── GateError (ValueError)               gates used in a way that has no meaning
+    │   ├── NestedComponentsError            one component lies inside another
+    │   ├── MissingCapabilityError           the gated function cannot do what an estimator needs
+    │   └── UnfitReferenceError              an off value that cannot be used here
+    ├── ResultError (ValueError)             saved or live results
+    │   ├── RunFolderError                   the folder holds another specification, or no run
+    │   └── ModelGoneError                   the result outlived its model; pass model=
+    └── MissingExtraError (ImportError)      an optional dependency; the message names the extra
+
+Every message states the fact with its values, where it happened, and what to type instead.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HeadwaterError(Exception):
+    """Root of every error headwater raises on purpose."""
+
+
+class UnknownNameError(HeadwaterError, ValueError):
+    """A name nobody knows; the message offers the closest one."""
+
+
+class UnknownSiteError(UnknownNameError):
+    """A site path that the model does not have."""
+
+
+class UnknownComponentError(UnknownNameError):
+    """A component name that does not parse or is not among the scored ones."""
+
+
+class UnknownModelError(UnknownNameError):
+    """Neither an embedded model, nor a local folder, nor an id that can be fetched."""
+
+
+class UnknownTaskError(UnknownNameError):
+    """Neither an embedded task nor a file."""
+
+
+class UnknownWordError(UnknownNameError):
+    """A word of a prompt or answer for which the tokenizer only has its unknown token."""
+
+
+class UnknownOptionError(UnknownNameError):
+    """An estimator, metric, reference, component kind or dtype that does not exist."""
+
+
+class UnsupportedModelError(HeadwaterError, ValueError):
+    """A model headwater cannot run with gates; the message says which part and why."""
+
+
+class FailedProofError(UnsupportedModelError):
+    """The adapter's self-proof at load failed; the message carries the numbers."""
+
+
+class UnavailableSiteError(UnsupportedModelError):
+    """This model does not offer this site; the message says why and what it offers."""
+
+
+class ModelStateError(HeadwaterError, RuntimeError):
+    """The model is in a state in which no trustworthy run is possible."""
+
+
+class PromptError(HeadwaterError, ValueError):
+    """A prompt or pair that cannot be used."""
+
+
+class PairFileError(PromptError):
+    """A file of pairs that cannot be read; the message names file and line."""
+
+
+class UnalignedPromptsError(PromptError):
+    """A clean and a corrupted prompt that differ in length."""
+
+
+class AnswerError(PromptError):
+    """An answer that the metric cannot read."""
+
+
+class MissingFieldError(PromptError):
+    """The task lacks a field that the metric or the reference needs."""
+
+
+class MetricError(HeadwaterError, ValueError):
+    """A metric that cannot be attributed."""
+
+
+class ConstantMetricError(MetricError):
+    """The metric is the same number whatever the logits are."""
+
+
+class StationaryMetricError(MetricError):
+    """The metric's gradient is exactly zero at the point where it would be taken."""
+
+
+class NonFiniteError(MetricError):
+    """NaN or infinity in a metric, an activation or a score."""
+
+
+class GateError(HeadwaterError, ValueError):
+    """Gates used in a way that has no meaning."""
+
+
+class NestedComponentsError(GateError):
+    """One gated component lies inside another and both would be moved at once."""
+
+
+class MissingCapabilityError(GateError):
+    """The gated function lacks a capability that the estimator names."""
+
+
+class UnfitReferenceError(GateError):
+    """An off value that cannot be used at a site or for a task."""
+
+
+class ResultError(HeadwaterError, ValueError):
+    """A saved or live result that cannot be used."""
+
+
+class RunFolderError(ResultError):
+    """The folder holds another specification, or no run at all."""
+
+
+class ModelGoneError(ResultError):
+    """The result outlived its model; pass `model=`."""
+
+
+class MissingExtraError(HeadwaterError, ImportError):
+    """An optional dependency is not installed; the message names the extra."""
+
+
+def closest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """Return up to `count` of the `known` names nearest to `name` by spelling, best first."""
+    known = list(known)
+    by_fold = {candidate.lower(): candidate for candidate in known}
+    matches = difflib.get_close_matches(name.lower(), by_fold, n=count, cutoff=0.5)
+    return [by_fold[match] for match in matches]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ` Closest: 'a', 'b'.` with the known names nearest to `name`, or an empty string."""
+    found = closest(name, known)
+    return f" Closest: {', '.join(repr(candidate) for candidate in found)}." if found else ""
