@@ -1,0 +1,37 @@
+"""The truth: move one gate at a time and run again (activation patching)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from headwater.estimators.estimator import Estimator
+from headwater.gates import End, GatedFunction
+
+
+@dataclass(frozen=True)
+class Exact(Estimator):
+    """Switch each component off, run again, and take the difference.
+
+    At the clean end the score is `f(1) - f(1 - e_i)`: what the metric loses when component i is
+    set to its reference (leave one out, "noising"). At the corrupted end it is
+    `f(e_i) - f(0)`: what the metric gains when component i alone is restored in the corrupted
+    prompt's run (add one in, "denoising"). Costs one run from the component's layer on for each
+    component, about half a forward.
+    """
+
+    at: End = "clean"
+    """`"clean"`: leave one out. `"corrupted"`: add one in, needs `reference=hw.Corrupted()`."""
+
+    name: ClassVar[str] = "exact"
+    estimand: ClassVar[str] = "each component alone, by intervention"
+
+    @property
+    def end(self) -> End:
+        """The end at which the gates are moved."""
+        return self.at
+
+    def scores(self, function: GatedFunction) -> Float[Tensor, "batch component"]:
+        """Return exact effects, [batch, component]."""
+        return function.at(self.at).effects(range(len(function.names))).T

@@ -1,0 +1,57 @@
+"""First order at one point: attribution patching (AtP)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headwater.errors import StationaryMetricError
+from headwater.estimators.estimator import Estimator
+from headwater.gates import End, GatedFunction
+
+
+@dataclass(frozen=True)
+class Gradient(Estimator):
+    """Score every gate by the derivative of the metric there: `df/dm_i`.
+
+    With `x_i` the component's value and `r_i` its reference this is `(x_i - r_i) . df/dx_i`, the
+    first-order estimate of the leave-one-out effect. Two forwards and one backward for all
+    components together. Blind to saturation, cancellation and thresholds: audit it.
+
+    Source: Nanda, "Attribution patching" (2023); Kramár et al., "AtP*" (arXiv 2403.00745),
+    equation 4, with the opposite sign (theirs is the change of the metric, ours what it loses).
+    """
+
+    at: End = "clean"
+    """`"clean"`: the derivative in the clean run (gates at 1). `"corrupted"`: in the corrupted
+    prompt's run (gates at 0), an estimate of adding the component in; needs
+    `reference=hw.Corrupted()`."""
+
+    name: ClassVar[str] = "gradient"
+    estimand: ClassVar[str] = "each component alone, by intervention"
+
+    @property
+    def end(self) -> End:
+        """The end at which the derivative is taken, and the audit's intervention too."""
+        return self.at
+
+    def scores(self, function: GatedFunction) -> Float[Tensor, "batch component"]:
+        """Return `df/dm` at the chosen end, [batch, component].
+
+        Raises:
+            StationaryMetricError: If that derivative is zero by construction.
+        """
+        if self.at in function.stationary:
+            raise StationaryMetricError(
+                "the metric is the KL divergence to the clean run: at the clean end it is at its "
+                "maximum, so every gradient there is exactly 0.\n"
+                'Use hw.Exact(), hw.Gradient(at="corrupted"), or another metric such as '
+                "hw.logit_diff()."
+            )
+        function = function.at(self.at)
+        m = function.gates().requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(function(m).sum(), m)
+        return gradient[0]

@@ -1,0 +1,6 @@
+"""The metric as a function of gates: closed forms and models alike."""
+
+from headwater.gates.function import Cost, End, GatedFunction
+from headwater.gates.model import ModelGates
+
+__all__ = ["Cost", "End", "GatedFunction", "ModelGates"]

@@ -1,0 +1,419 @@
+"""A model with gates: each component at `lerp(reference, x, m)`, one metric out.
+
+The only place in headwater where a model runs with a changed activation. One forward a call, with
+all settings stacked in the batch. `switched` starts each run at the component's layer from the
+cached residual, so that exact effects cost about half a forward each.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from headwater.components import ComponentTable, Group, refuse_nested
+from headwater.errors import GateError, UnfitReferenceError
+from headwater.gates.function import Cost, End, GatedFunction
+from headwater.metrics import Metric
+from headwater.models import Model
+from headwater.prompts import Batch
+from headwater.references import OffValues, capture
+from headwater.sites import Site
+
+Tap = Callable[[Tensor], Tensor | None]
+Place = tuple[int, Group]
+"""A gate's column and the group that holds it."""
+
+
+@dataclass
+class BaseRun:
+    """What one run with all gates at rest leaves behind."""
+
+    value: Float[Tensor, " batch"]
+    residuals: list[Float[Tensor, "batch pos d_model"]]
+    """The residual entering each layer; suffix runs start from these."""
+
+
+@dataclass
+class Sizes:
+    """Norms gathered while the gates are at rest: |x - reference| and |residual|, squared."""
+
+    change: dict[int, Float[Tensor, "batch unit"]] = field(default_factory=dict)
+    """By the group's first column; `unit` runs position by position, then along the unit axis."""
+    residual: dict[int, Float[Tensor, "batch pos"]] = field(default_factory=dict)
+    """By layer: squared norm of the residual entering it, zero at padding."""
+
+
+class ModelGates(GatedFunction):
+    """The metric of one batch as a function of its components' gates.
+
+    Args:
+        model: A frozen model.
+        batch: Clean and corrupted prompts, padded on the left.
+        metric: Reads the logits.
+        table: The gated components.
+        off: Their values when closed.
+        corrupted_run: Whether `off` holds the corrupted prompts' own values; only then does the
+            corrupted end exist, because closing all gates must lead to that run.
+        end: Which prompt runs: clean, with gates lowered towards `off`, or corrupted, with
+            gates raised towards the clean values.
+        tokens: Most tokens in one stacked run; bounds memory.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        batch: Batch,
+        metric: Metric,
+        table: ComponentTable,
+        off: OffValues,
+        *,
+        corrupted_run: bool = False,
+        end: End = "clean",
+        tokens: int = 4096,
+        cost: Cost | None = None,
+    ) -> None:
+        self.model, self.metric, self.table, self.off = model, metric, table, off
+        self.rows, self.corrupted_run, self.tokens = batch, corrupted_run, tokens
+        super().__init__(
+            fn=self._metric_of,
+            names=table.names,
+            batch=len(batch.pairs),
+            # the gates' gradient is summed in float32 at least, whatever the model computes in
+            dtype=torch.promote_types(model.dtype, torch.float32),
+            device=model.device,
+            end=end,
+            stationary=frozenset({"clean"}) if "clean_logits" in metric.needs else frozenset(),
+            cost=Cost() if cost is None else cost,
+        )
+        self.sizes = Sizes()
+        self._base: BaseRun | None = None
+        self._value: Tensor | None = None
+        self._held = off.values
+        if end == "corrupted":
+            self._held, clean_logits = capture(model, batch.clean, batch, off.values)
+            self.cost.forwards += self.batch
+            self.rows = replace(batch, clean_logits=clean_logits)
+        elif "clean_logits" in metric.needs and batch.clean_logits is None:
+            self.rows = replace(batch, clean_logits=capture(model, batch.clean, batch, ())[1])
+            self.cost.forwards += self.batch
+
+    @property
+    def ids(self) -> Tensor:
+        """The prompts that run at this end."""
+        if self.end == "clean":
+            return self.rows.clean
+        assert self.rows.corrupted is not None
+        return self.rows.corrupted
+
+    def at(self, end: End) -> ModelGates:
+        """Return the same gates seen from the other end.
+
+        Raises:
+            UnfitReferenceError: If closing the gates does not lead to the corrupted prompt's run.
+        """
+        if end == self.end:
+            return self
+        if not self.corrupted_run:
+            raise UnfitReferenceError(
+                'at="corrupted" runs the corrupted prompt and restores clean values in it, so it '
+                "needs the corrupted prompts' own values.\nWrite reference=hw.Corrupted()."
+            )
+        return ModelGates(
+            self.model,
+            self.rows,
+            self.metric,
+            self.table,
+            self.off,
+            corrupted_run=True,
+            end=end,
+            tokens=self.tokens,
+            cost=self.cost,
+        )
+
+    def _metric_of(self, m: Float[Tensor, "setting batch component"]) -> Tensor:
+        moved = (m.detach() != self.base).any(1)
+        if bool((moved.sum(1) > 1).any()):
+            refuse_nested(self.table, moved)
+        return self._run({group: m[..., group.columns] for group in self.table.groups}, len(m))
+
+    def _evaluate(self, m: Tensor) -> Tensor:
+        return self.fn(m)  # counted where the model runs
+
+    def value(self) -> Float[Tensor, " batch"]:
+        """Return the metric with every gate at rest; cached from whatever resting run came first."""
+        return self._at_rest().value if self._value is None else self._value
+
+    @torch.no_grad()
+    def switched(self, columns: Sequence[int]) -> Float[Tensor, "index batch"]:
+        """Return the metric with one gate at a time moved to the other end.
+
+        Runs start at the component's layer; many gates of one layer are stacked in the batch.
+        """
+        base = self._at_rest()
+        by_layer: dict[int, list[Place]] = defaultdict(list)
+        for column in columns:
+            group = self.table.group_of(column)
+            by_layer[group.site.layer or 0].append((column, group))
+        results: dict[int, Tensor] = {}
+        chunk = max(1, self.tokens // self.ids.numel())
+        for layer, members in sorted(by_layer.items()):
+            for first in range(0, len(members), chunk):
+                places = members[first : first + chunk]
+                values = self._switch(places, layer, base)
+                results |= dict(zip((column for column, _ in places), values, strict=True))
+        if not columns:
+            return base.value.new_empty(0, self.batch)
+        return torch.stack([results[column] for column in columns])
+
+    def _switch(
+        self, places: Sequence[Place], layer: int, base: BaseRun
+    ) -> Float[Tensor, "setting batch"]:
+        gates: dict[Group, Tensor] = {}
+        for setting, (column, group) in enumerate(places):
+            if group not in gates:
+                shape = (len(places), self.batch, group.size)
+                gates[group] = torch.full(shape, self.base, dtype=self.dtype, device=self.device)
+            gates[group][setting, :, column - group.start] = 1.0 - self.base
+        start = (layer, base.residuals[layer]) if layer > 0 else None
+        return self._run(gates, len(places), start=start)
+
+    def _run(
+        self,
+        gates: Mapping[Group, Float[Tensor, "setting batch component"]],
+        settings: int,
+        *,
+        start: tuple[int, Tensor] | None = None,
+    ) -> Float[Tensor, "setting batch"]:
+        rows = self.rows.repeat(settings) if settings > 1 else self.rows
+        ids = self.ids.repeat(settings, 1)
+        at_site: dict[Site, list[Group]] = defaultdict(list)
+        for group in gates:
+            at_site[group.site].append(group)
+        resting = all(bool((m.detach() == self.base).all()) for m in gates.values())
+        measured = resting and settings == 1 and start is None and bool(gates)
+        taps: dict[Site, Tap] = {
+            site: self._gate(site, {group: gates[group] for group in members}, rows, measured)
+            for site, members in at_site.items()
+        }
+        if measured:
+            self._measure_residuals(taps)
+        share = 1.0
+        if start is not None:
+            layer, residual = start
+            start = (layer, residual.repeat(settings, 1, 1))
+            share = 1 - layer / self._depth
+        logits = self.model.run(
+            ids,
+            mask=rows.mask,
+            position_ids=rows.position_ids,
+            taps=taps,
+            start=start,
+            read=rows.read,
+        )
+        self.cost.forwards += settings * self.batch * share
+        if any(m.requires_grad for m in gates.values()):
+            self.cost.backwards += settings * self.batch * share
+        value = self.metric(logits, rows).reshape(settings, self.batch)
+        if measured:
+            self._value = value[0].detach()
+        return value
+
+    def _gate(self, site: Site, gates: Mapping[Group, Tensor], rows: Batch, measured: bool) -> Tap:
+        """Return the tap that gates every component at one site."""
+
+        def tap(value: Tensor) -> Tensor:
+            held = self._held[site].to(value.device, value.dtype)
+            if held.ndim and held.shape[0] == self.batch:
+                held = held.repeat(len(value) // self.batch, *[1] * (held.ndim - 1))
+            if measured:
+                self._measure(site, gates, value.detach(), held, rows)
+            for group, m in gates.items():
+                weight = _weight(group, m.to(value), value, rows, self.base)
+                if self.end == "clean":
+                    value = torch.lerp(held, value, weight)
+                else:
+                    value = torch.lerp(value, held, weight)
+            return value
+
+        return tap
+
+    def _at_rest(self) -> BaseRun:
+        if self._base is None:
+            residuals: list[Tensor] = []
+
+            def keep(value: Tensor) -> None:
+                residuals.append(value.detach().clone())
+
+            with torch.no_grad():
+                taps: dict[Site, Tap] = {
+                    group.site: self._measuring(group.site)
+                    for group in self.table.groups
+                    if group.start not in self.sizes.change
+                }
+                self._measure_residuals(taps)
+                for layer in range(self._depth):
+                    site = Site(layer, "resid_pre")
+                    taps[site] = _both(taps.get(site), keep)
+                logits = self.model.run(
+                    self.ids,
+                    mask=self.rows.mask,
+                    position_ids=self.rows.position_ids,
+                    taps=taps,
+                    read=self.rows.read,
+                )
+                self.cost.forwards += self.batch
+                self._base = BaseRun(self.metric(logits, self.rows), residuals)
+        return self._base
+
+    @property
+    def _depth(self) -> int:
+        assert self.model.adapter is not None
+        return self.model.adapter.n_layers
+
+    # --- sizes: how large a change closing a gate makes, beside the residual -----------------
+
+    def relative_sizes(self) -> Float[Tensor, "batch component"]:
+        """Return |x - reference| / |residual| for every component.
+
+        Both are Euclidean norms over the real positions the component covers; the residual is
+        the one entering the component's layer. Measured in whatever resting run came first.
+        """
+        if not self.sizes.change:
+            self._at_rest()
+        columns = []
+        for group in self.table.groups:
+            change = self.sizes.change[group.start]
+            residual = self.sizes.residual[group.site.layer or 0].to(change)
+            if group.positions is None:
+                norm = residual.sum(1, keepdim=True)
+            else:
+                places = _places(group, self.rows).to(residual.device)
+                norm = residual.gather(1, places).repeat_interleave(group.count, 1)
+            columns.append((change / norm).sqrt().to(self.device))
+        return torch.cat(columns, 1)
+
+    def _measuring(self, site: Site) -> Tap:
+        groups = [group for group in self.table.groups if group.site == site]
+
+        def tap(value: Tensor) -> None:
+            held = self._held[site].to(value.device, value.dtype)
+            self._measure(site, groups, value, held, self.rows)
+
+        return tap
+
+    def _measure(
+        self, site: Site, groups: Iterable[Group], value: Tensor, held: Tensor, rows: Batch
+    ) -> None:
+        real = rows.mask.to(value.device)
+        for group in groups:
+            change = (value - held).float().square()
+            if group.count == 1:
+                change = change.flatten(2).sum(2, keepdim=True)
+            elif change.ndim == 4:
+                change = change.sum(3)
+            change = change * real[..., None]
+            if group.positions is None:
+                self.sizes.change[group.start] = change.sum(1)
+            else:
+                places = _places(group, rows).to(value.device)
+                index = places[..., None].expand(-1, -1, change.shape[2])
+                self.sizes.change[group.start] = change.gather(1, index).flatten(1)
+
+    def _measure_residuals(self, taps: dict[Site, Tap]) -> None:
+        for layer in {group.site.layer or 0 for group in self.table.groups}:
+            if layer in self.sizes.residual:
+                continue
+
+            def measure(value: Tensor, layer: int = layer) -> None:
+                real = self.rows.mask.to(value.device)
+                norms = value.detach().float().square().sum(2)
+                self.sizes.residual[layer] = norms * real
+
+            site = Site(layer, "resid_pre")
+            taps[site] = _both(measure, taps.get(site))
+
+    # --- noise: how much of an exact effect is rounding -----------------------------------------
+
+    @torch.no_grad()
+    def noise(self, columns: Sequence[int]) -> Float[Tensor, " batch"]:
+        """Return how far rounding alone moves the metric: the largest of three sources.
+
+        (1) The resting run in another batch shape; (2) a component's own value patched in, in a
+        stacked suffix run; (3) its reference moved by one unit in the last place. (2) and (3)
+        are tried on each of `columns`.
+        """
+        base = self._at_rest()
+        sources = [(self._run({}, 2)[0] - base.value).abs()]
+        places = [(column, self.table.group_of(column)) for column in columns]
+        own, _ = capture(self.model, self.ids, self.rows, {g.site for _, g in places})
+        ulp = 1 + torch.finfo(self.model.dtype).eps
+        held = self._held
+        try:
+            for column, group in places:
+                layer, site = group.site.layer or 0, group.site
+                stacked = [(column, group)] * 2
+                self._held = {**held, site: own[site]}
+                sources.append((self._switch(stacked, layer, base)[1] - base.value).abs())
+                self._held = held
+                exact = self._switch(stacked, layer, base)[0]
+                self._held = {**held, site: held[site] * ulp}
+                sources.append((self._switch(stacked, layer, base)[0] - exact).abs())
+        finally:
+            self._held = held
+        return torch.stack(sources).amax(0)
+
+
+def _both(first: Tap | None, second: Tap | None) -> Tap:
+    taps = [tap for tap in (first, second) if tap is not None]
+
+    def tap(value: Tensor) -> Tensor | None:
+        replaced = None
+        for each in taps:
+            result = each(value if replaced is None else replaced)
+            replaced = replaced if result is None else result
+        return replaced
+
+    return tap
+
+
+def _places(group: Group, rows: Batch) -> Tensor:
+    """Return the columns [batch, position] of a group's positions in left-padded rows."""
+    assert group.positions is not None
+    length = rows.mask.shape[1]
+    real = rows.mask.sum(1)
+    wanted = torch.tensor(group.positions, device=rows.mask.device)
+    places = torch.where(wanted >= 0, length - real[:, None] + wanted, length + wanted)
+    outside = (places >= length) | (places < (length - real)[:, None])
+    if bool(outside.any()):
+        row, slot = outside.nonzero()[0].tolist()
+        raise GateError(
+            f"position {group.positions[slot]} does not exist in pair {rows.pairs[row]}, whose "
+            f"prompt has {int(real[row])} tokens (positions 0 to {int(real[row]) - 1}).\n"
+            "Positions count from the first real token; -1 is the last."
+        )
+    return places
+
+
+def _weight(
+    group: Group,
+    gates: Float[Tensor, "setting batch component"],
+    value: Tensor,
+    rows: Batch,
+    base: float,
+) -> Tensor:
+    """Spread a group's gates over the shape of the value at its site."""
+    flat = gates.flatten(0, 1)
+    if group.positions is None:
+        weight = flat[:, None, :]
+    else:
+        places = _places(group, rows).to(value.device)
+        by_place = flat.reshape(len(flat), len(group.positions), group.count)
+        full = value.new_full((len(flat), value.shape[1], group.count), base)
+        index = places[..., None].expand(-1, -1, group.count)
+        weight = full.scatter(1, index, by_place)
+    return weight[..., None] if value.ndim == 4 else weight
