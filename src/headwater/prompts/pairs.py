@@ -1,0 +1,187 @@
+"""One row of a task: a clean prompt, what it is compared with, and the tokens that answer it.
+
+Knows texts only; no tokenizer comes in here. Tokens are the business of `encoding`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from operator import index
+from typing import Any, TypeAlias
+
+from headwater.errors import AnswerError, PromptError, did_you_mean
+
+Answer: TypeAlias = str | int
+"""A text, or a token id."""
+
+Answers: TypeAlias = Answer | Sequence[Answer]
+"""One answer or several; several are pooled by the metric (see `headwater.metrics`)."""
+
+
+@dataclass(frozen=True, init=False)
+class Pair:
+    """A clean prompt and, where the question needs them, its corrupted twin and its answers."""
+
+    clean: str
+    """The prompt in which the behavior is present."""
+
+    corrupted: str | None
+    """The prompt that lacks it; token for token as long as `clean`."""
+
+    answer: tuple[Answer, ...]
+    """The right continuations: texts with the blank that precedes them, or token ids."""
+
+    wrong: tuple[Answer, ...]
+    """The continuations that `logit_diff` and `prob_diff` subtract."""
+
+    label: str
+    """A free tag, for example the grammatical case; no computation reads it."""
+
+    origin: str = field(compare=False, repr=False)
+    """Where the pair was read, for error messages: `pairs.jsonl, line 4`."""
+
+    def __init__(
+        self,
+        clean: str,
+        corrupted: str | None = None,
+        answer: Answers = (),
+        wrong: Answers = (),
+        label: str = "",
+        *,
+        origin: str = "",
+    ) -> None:
+        """Check the texts and store each side's answers as a tuple.
+
+        Raises:
+            PromptError: If a text is no text, is empty, or the two prompts are the same.
+            AnswerError: If an answer is neither text nor token id, or also stands under `wrong`.
+        """
+        _check_prompt("clean", clean)
+        if corrupted is not None:
+            _check_prompt("corrupted", corrupted)
+        if clean == corrupted:
+            raise PromptError(
+                f"clean and corrupted are the same text, {clean!r}, so every effect would be 0. "
+                "Change the word that carries the behavior, or leave corrupted out."
+            )
+        if not isinstance(label, str):
+            raise PromptError(f"label is {_described(label)}, not a text.")
+        values = {
+            "clean": clean,
+            "corrupted": corrupted,
+            "answer": as_answers(answer, "answer"),
+            "wrong": as_answers(wrong, "wrong"),
+            "label": label,
+            "origin": origin,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        shared = [repr(value) for value in self.answer if value in self.wrong]
+        if shared:
+            raise AnswerError(
+                f"{', '.join(shared)} is both an answer and wrong, so the two cancel. "
+                "Give it on one side only."
+            )
+
+    @classmethod
+    def of(cls, row: "Pair | Mapping[str, Any]") -> "Pair":
+        """Return `row` itself, or the pair that a mapping of fields describes.
+
+        Args:
+            row: A pair, or a mapping with `clean` and optionally the other fields of `Pair`.
+
+        Raises:
+            PromptError: If `row` is neither, lacks `clean`, or has a field that no pair has.
+        """
+        if isinstance(row, Pair):
+            return row
+        if not isinstance(row, Mapping):
+            raise PromptError(
+                f"a pair is a mapping with {_names(PAIR_FIELDS)}, or an hw.Pair; "
+                f"this is {_described(row)}."
+            )
+        refuse_unknown_fields(row, PAIR_FIELDS)
+        if "clean" not in row:
+            raise PromptError(
+                f"the field 'clean' is missing; the fields are {_names(row)}. "
+                "Give the prompt under 'clean'."
+            )
+        # A field that is there but null counts as left out: `datasets` fills absent cells so.
+        given = {name: value for name, value in row.items() if value is not None}
+        return cls(**given) if "clean" in given else cls(clean=row["clean"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain data, those left out omitted."""
+        data: dict[str, Any] = {"clean": self.clean}
+        if self.corrupted is not None:
+            data["corrupted"] = self.corrupted
+        for name, values in (("answer", self.answer), ("wrong", self.wrong)):
+            if values:
+                data[name] = list(values)
+        if self.label:
+            data["label"] = self.label
+        return data
+
+
+PAIR_FIELDS = tuple(one.name for one in fields(Pair) if one.name != "origin")
+"""The names a row of pairs may have."""
+
+
+def as_answers(value: Answers | None, name: str = "answer") -> tuple[Answer, ...]:
+    """Return one answer or several as a tuple of texts and token ids.
+
+    Args:
+        value: A text, a token id, or a sequence of these; None and empty mean none.
+        name: The field to name in an error.
+
+    Raises:
+        AnswerError: If something is neither text nor integer, is empty, or is given twice.
+    """
+    if value is None:
+        return ()
+    several = isinstance(value, Iterable) and not isinstance(value, str | Mapping)
+    answers = tuple(_as_answer(one, name) for one in (value if several else (value,)))
+    repeated = sorted({repr(one) for one in answers if answers.count(one) > 1})
+    if repeated:
+        raise AnswerError(f"{name} has {', '.join(repeated)} more than once. Give each once.")
+    return answers
+
+
+def refuse_unknown_fields(row: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Raise if `row` has a field outside `known`, with the closest known name."""
+    for name in row:
+        if name not in known:
+            raise PromptError(
+                f"unknown field {name!r}.{did_you_mean(str(name), known)} "
+                f"The fields are {_names(known)}."
+            )
+
+
+def _as_answer(value: object, name: str) -> Answer:
+    if isinstance(value, str):
+        if not value:
+            raise AnswerError(f"{name} is an empty text. Give the text that follows the prompt.")
+        return value
+    if isinstance(value, bool):
+        raise AnswerError(f"{name} is {value!r}, neither a text nor a token id.")
+    try:
+        return index(value)  # pyright: ignore[reportArgumentType] # accepts NumPy integers too
+    except TypeError:
+        raise AnswerError(
+            f"{name} is {_described(value)}, neither a text nor a token id."
+        ) from None
+
+
+def _check_prompt(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise PromptError(f"{name} is {_described(value)}, not a text.")
+    if not value.strip():
+        raise PromptError(f"{name} is blank ({value!r}). Give the text of the prompt.")
+
+
+def _described(value: object) -> str:
+    shown = repr(value)
+    return f"{shown if len(shown) <= 60 else shown[:57] + '...'} ({type(value).__name__})"
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in names)
