@@ -1,6 +1,7 @@
 """What every estimator is: a frozen dataclass with `scores`."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -33,6 +34,14 @@ class Estimator(ABC):
     @abstractmethod
     def scores(self, function: GatedFunction) -> Float[Tensor, "batch component"]:
         """Return one score an example and component; positive supports the behavior."""
+
+    @abstractmethod
+    def forwards(self, shares: Sequence[float]) -> float:
+        """Return the forwards a pair this takes beyond the reference's run.
+
+        Args:
+            shares: For each component, the share of a forward that one exact effect costs.
+        """
 
     def check(self, function: GatedFunction) -> None:
         """Refuse a gated function that lacks a capability this estimator names.

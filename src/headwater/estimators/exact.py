@@ -1,5 +1,6 @@
 """The truth: move one gate at a time and run again (activation patching)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -35,3 +36,7 @@ class Exact(Estimator):
     def scores(self, function: GatedFunction) -> Float[Tensor, "batch component"]:
         """Return exact effects, [batch, component]."""
         return function.at(self.at).effects(range(len(function.names))).T
+
+    def forwards(self, shares: Sequence[float]) -> float:
+        """One run at rest, then one from its layer on for each component."""
+        return 1 + (self.at == "corrupted") + sum(shares)

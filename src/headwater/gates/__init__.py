@@ -2,5 +2,6 @@
 
 from headwater.gates.function import Cost, End, GatedFunction
 from headwater.gates.model import ModelGates
+from headwater.gates.task import GatedTask
 
-__all__ = ["Cost", "End", "GatedFunction", "ModelGates"]
+__all__ = ["Cost", "End", "GatedFunction", "GatedTask", "ModelGates"]

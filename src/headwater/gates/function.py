@@ -1,6 +1,6 @@
 """The gated function: a metric as a function of gates, which is all that an estimator sees.
 
-`f(m)` takes gates `m` of shape [setting, batch, component] and returns the metric, [setting, batch].
+`f(m)` takes gates `m`, [setting, batch, component], and returns the metric, [setting, batch].
 A gate at 1 leaves its component as it is in the clean run, a gate at 0 puts the reference there.
 Estimators and audits accept any `GatedFunction`: a model's, a closed form, or your own.
 """
@@ -28,22 +28,23 @@ class Cost:
     forwards: float = 0.0
     backwards: float = 0.0
     seconds: float = 0.0
-    prompts: int = 0
+    pairs: int = 0
     """Prompt pairs the cost is spread over."""
+    listener: Callable[[float], None] | None = field(default=None, repr=False, compare=False)
+    """Called with the forwards just run; drives progress bars."""
 
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.forwards + other.forwards,
-            self.backwards + other.backwards,
-            self.seconds + other.seconds,
-            self.prompts + other.prompts,
-        )
+    def ran(self, forwards: float, *, backward: bool = False) -> None:
+        """Count forwards over one prompt each, and as many backwards if a gradient is due."""
+        self.forwards += forwards
+        self.backwards += forwards if backward else 0.0
+        if self.listener is not None:
+            self.listener(forwards)
 
     def __str__(self) -> str:
-        pairs = max(self.prompts, 1)
+        pairs = max(self.pairs, 1)
         return (
-            f"{self.forwards / pairs:.3g} forwards and {self.backwards / pairs:.3g} backwards a pair "
-            f"({self.prompts} pairs), {self.seconds:.2f} s"
+            f"{self.forwards / pairs:.3g} forwards and {self.backwards / pairs:.3g} backwards "
+            f"a pair ({self.pairs} pairs), {self.seconds:.2f} s"
         )
 
 
@@ -114,6 +115,7 @@ class GatedFunction:
     def __call__(
         self, m: Float[Tensor, "setting batch component"]
     ) -> Float[Tensor, "setting batch"]:
+        """Return the metric for each setting of the gates and each example."""
         expected = (self.batch, len(self.names))
         if m.ndim != 3 or tuple(m.shape[1:]) != expected:
             raise GateError(
@@ -135,9 +137,7 @@ class GatedFunction:
         return value
 
     def _evaluate(self, m: Tensor) -> Tensor:
-        self.cost.forwards += m.shape[0] * m.shape[1]
-        if m.requires_grad:
-            self.cost.backwards += m.shape[0] * m.shape[1]
+        self.cost.ran(m.shape[0] * m.shape[1], backward=m.requires_grad)
         return self.fn(m)
 
     @torch.no_grad()

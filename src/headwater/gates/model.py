@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from headwater.components import ComponentTable, Group, refuse_nested
@@ -96,11 +96,11 @@ class ModelGates(GatedFunction):
         self._held = off.values
         if end == "corrupted":
             self._held, clean_logits = capture(model, batch.clean, batch, off.values)
-            self.cost.forwards += self.batch
+            self.cost.ran(self.batch)
             self.rows = replace(batch, clean_logits=clean_logits)
         elif "clean_logits" in metric.needs and batch.clean_logits is None:
             self.rows = replace(batch, clean_logits=capture(model, batch.clean, batch, ())[1])
-            self.cost.forwards += self.batch
+            self.cost.ran(self.batch)
 
     @property
     def ids(self) -> Tensor:
@@ -145,7 +145,7 @@ class ModelGates(GatedFunction):
         return self.fn(m)  # counted where the model runs
 
     def value(self) -> Float[Tensor, " batch"]:
-        """Return the metric with every gate at rest; cached from whatever resting run came first."""
+        """Return the metric with all gates at rest, cached from whatever resting run came first."""
         return self._at_rest().value if self._value is None else self._value
 
     @torch.no_grad()
@@ -215,9 +215,8 @@ class ModelGates(GatedFunction):
             start=start,
             read=rows.read,
         )
-        self.cost.forwards += settings * self.batch * share
-        if any(m.requires_grad for m in gates.values()):
-            self.cost.backwards += settings * self.batch * share
+        differentiated = any(m.requires_grad for m in gates.values())
+        self.cost.ran(settings * self.batch * share, backward=differentiated)
         value = self.metric(logits, rows).reshape(settings, self.batch)
         if measured:
             self._value = value[0].detach()
@@ -266,7 +265,7 @@ class ModelGates(GatedFunction):
                     taps=taps,
                     read=self.rows.read,
                 )
-                self.cost.forwards += self.batch
+                self.cost.ran(self.batch)
                 self._base = BaseRun(self.metric(logits, self.rows), residuals)
         return self._base
 

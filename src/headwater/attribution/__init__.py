@@ -1,0 +1,6 @@
+"""`attribute()` and its result."""
+
+from headwater.attribution.attribute import attribute
+from headwater.attribution.result import Attribution
+
+__all__ = ["Attribution", "attribute"]

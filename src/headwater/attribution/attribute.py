@@ -1,0 +1,210 @@
+"""Score every component of a model on a task: the main verb."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from headwater.attribution.manifest import Provenance, describe_model
+from headwater.attribution.result import Attribution, Scores
+from headwater.components import Selection
+from headwater.errors import GateError, NonFiniteError, UnsupportedModelError
+from headwater.estimators import Estimator, Gradient
+from headwater.gates import Cost, GatedFunction, GatedTask
+from headwater.metrics import Metric, resolve_metric
+from headwater.models import Model
+from headwater.progress import progress_bar
+from headwater.prompts import Task
+from headwater.references import Corrupted, Reference
+
+
+def attribute(
+    model: Model | GatedFunction,
+    task: Task | None = None,
+    components: Selection | None = None,
+    estimator: Estimator | None = None,
+    *,
+    reference: Reference | None = None,
+    metric: Metric | str | None = None,
+    batch_size: int = 32,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Attribution:
+    """Estimate how much the metric falls when each component is switched off.
+
+    The effect of component `i` is `f(1) - f(1 - e_i)`, where `f(m)` is the metric with gates `m`:
+    positive means that the component supports the behavior.
+
+    Args:
+        model: A model from `hw.load` or `hw.wrap`, or any `hw.GatedFunction` (then `task`,
+            `components` and `reference` are left out).
+        task: Prompt pairs and metric.
+        components: What to score, for example `hw.heads() + hw.mlps(layers=range(4))`.
+        estimator: How to estimate; `hw.Exact()` is the definition, `hw.Gradient()` (the default)
+            is cheaper and can be wrong: `.audit()` says how wrong.
+        reference: What a closed component is set to; `hw.Corrupted()` by default.
+        metric: Replaces the task's metric.
+        batch_size: Most pairs in one forward.
+        dtype: Compute in this dtype, on a converted copy of the model; `"float64"` is true
+            float64, without the down-casts inside Hugging Face modules.
+        device: Compute on this device, on a copy.
+        seed: Seeds whatever draws random numbers while scoring.
+        progress: True, False, or None to show a bar only on a terminal.
+
+    Returns:
+        One score a pair and component, with sizes, metric values, cost and provenance.
+
+    Raises:
+        UnsupportedModelError: If the model has no adapter, or lacks a selected component.
+        ModelStateError: If dropout is active.
+        MissingFieldError: If the metric or reference needs a field that the task lacks.
+        NonFiniteError: If a metric value or score is NaN or infinite.
+
+    Example:
+        >>> import headwater as hw
+        >>> scores = hw.attribute(hw.load("tiny"), hw.task("ioi")[:8], hw.heads(), hw.Exact())
+        >>> len(scores.top(3))
+        3
+    """
+    estimator = Gradient() if estimator is None else estimator
+    if not isinstance(estimator, Estimator):
+        raise GateError(
+            f"estimator is {estimator!r}; expected one such as hw.Gradient() or hw.Exact()."
+        )
+    if isinstance(model, GatedFunction):
+        return _of_function(model, estimator, seed)
+    if not isinstance(model, Model):
+        raise UnsupportedModelError(
+            f"model is a {type(model).__name__}; expected a Model.\n"
+            "Write hw.wrap(module, tokenizer), or hw.load(name)."
+        )
+    if task is None or components is None:
+        raise GateError(
+            "attribute(model, task, components, ...) needs a task and components.\n"
+            'Write for example hw.attribute(model, hw.task("ioi"), hw.heads() + hw.mlps()).'
+        )
+    if metric is not None:
+        task = Task(task.pairs, metric=resolve_metric(metric), name=task.name, source=task.source)
+    reference = Corrupted() if reference is None else reference
+    runner = model
+    if dtype is not None or device is not None:
+        runner = model.to(dtype=dtype, device=device)
+    provenance = Provenance(
+        model=describe_model(runner),
+        estimator=estimator.to_dict(),
+        reference=reference.to_dict(),
+        components=components.to_list(),
+        batch_size=batch_size,
+        seed=seed,
+    )
+    scores = _score(runner, task, components, estimator, reference, provenance, progress)
+    return Attribution(
+        scores=scores,
+        provenance=provenance,
+        task=task,
+        model=runner,
+        owner=None if runner is model else runner,
+        reference=reference,
+    )
+
+
+def _score(
+    model: Model,
+    task: Task,
+    components: Selection,
+    estimator: Estimator,
+    reference: Reference,
+    provenance: Provenance,
+    progress: bool | None,
+) -> Scores:
+    cost = Cost()
+    started = time.perf_counter()
+    with model.frozen(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(provenance.seed)
+        gated = GatedTask(
+            model, task, components, reference, batch_size=provenance.batch_size, cost=cost
+        )
+        table, count = gated.table, len(task.pairs)
+        scores = torch.empty(count, len(table), dtype=torch.promote_types(model.dtype, torch.float))
+        clean, sizes = scores.new_empty(count), scores.new_zeros(len(table))
+        corrupted: Tensor | None = None
+        total = count * (1 + estimator.forwards(gated.shares()))
+        title = f"{estimator.name} over {len(table):,} components"
+        with progress_bar(title, total, show=progress) as cost.listener:
+            for batch, function in gated:
+                estimator.check(function)
+                rows = list(batch.pairs)
+                scores[rows] = estimator.scores(function).detach().to(scores)
+                clean[rows] = _clean_value(function, estimator).to(scores)
+                sizes += function.relative_sizes().sum(0).to(scores) / count
+                if function.off.logits is not None:
+                    corrupted = scores.new_empty(count) if corrupted is None else corrupted
+                    corrupted[rows] = function.corrupted_value().to(scores)
+    cost.listener, cost.seconds = None, time.perf_counter() - started
+    _refuse_non_finite(scores, table.names)
+    return Scores(
+        components=table.components,
+        values=scores,
+        clean=clean,
+        corrupted=corrupted,
+        sizes=sizes,
+        cost=cost,
+        is_cut=table.is_cut(gated.length),
+    )
+
+
+def _clean_value(function, estimator: Estimator) -> Tensor:
+    """The metric of the clean prompts, from a run the estimator already did where possible."""
+    if estimator.end == "clean":
+        return function.value()
+    return function.clean_value()
+
+
+def _of_function(function: GatedFunction, estimator: Estimator, seed: int) -> Attribution:
+    estimator.check(function)
+    function.cost = Cost(pairs=function.batch)
+    started = time.perf_counter()
+    values = estimator.scores(function).detach()
+    clean = function.at("clean").value()
+    function.cost.seconds = time.perf_counter() - started
+    _refuse_non_finite(values, function.names)
+    provenance = Provenance(
+        model={"name": "gated function"},
+        estimator=estimator.to_dict(),
+        reference={"name": "the gated function's own"},
+        components=[],
+        batch_size=function.batch,
+        seed=seed,
+    )
+    return Attribution(
+        scores=Scores(
+            components=tuple(function.names),
+            values=values,
+            clean=clean,
+            corrupted=None,
+            sizes=None,
+            cost=function.cost,
+            is_cut=False,
+        ),
+        provenance=provenance,
+        task=None,
+        model=function,
+        owner=function,
+        reference=None,
+    )
+
+
+def _refuse_non_finite(scores: Tensor, names) -> None:
+    bad = (~torch.isfinite(scores)).any(0).nonzero().flatten().tolist()
+    if bad:
+        listed = ", ".join(names[i] for i in bad[:8])
+        raise NonFiniteError(
+            f"{len(bad)} of {len(names)} scores are NaN or infinite: {listed}"
+            f"{' and others' if len(bad) > 8 else ''}.\nRun in a wider dtype: dtype='float32'."
+        )
+
+

@@ -1,0 +1,121 @@
+"""A whole task with gates: batches, components and off values made ready once, run batch by batch.
+
+Estimates and audits both iterate over this, so they see the same prompts, gates and references.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from headwater.components import KINDS, ComponentTable, Selection
+from headwater.errors import GateError, UnalignedPromptsError
+from headwater.gates.function import Cost
+from headwater.gates.model import ModelGates
+from headwater.metrics import refuse_constant
+from headwater.models import Model
+from headwater.prompts import Batch, Task
+from headwater.references import Reference
+
+TOKENS = {"cpu": 4096, "cuda": 65536}
+"""Most tokens in one stacked run, by device type; beyond this stacking no longer pays."""
+
+
+class GatedTask:
+    """Iterate over a task's batches as gated functions.
+
+    Args:
+        model: The model; parameters should be frozen while it is used.
+        task: Pairs and metric.
+        selection: The components to gate.
+        reference: Their off values.
+        batch_size: Most pairs in a batch.
+        cost: Where forwards and backwards are counted.
+
+    Raises:
+        UnsupportedModelError: If the model has no adapter, or lacks a selected kind.
+        ConstantMetricError: If the metric does not depend on the logits.
+        GateError: If a metric reads no position that the selection can reach.
+        UnalignedPromptsError: If `positions="each"` meets prompts of several lengths.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        task: Task,
+        selection: Selection,
+        reference: Reference,
+        *,
+        batch_size: int = 32,
+        cost: Cost | None = None,
+    ) -> None:
+        adapter = model.anatomy()
+        self.model, self.task, self.reference = model, task, reference
+        self.cost = Cost() if cost is None else cost
+        self.batches: Sequence[Batch] = task.batches(
+            model.tokenizer, batch_size=batch_size, device=model.device, pad=adapter.pads
+        )
+        self.length = self._length(selection)
+        self.table: ComponentTable = selection.expand(adapter, self.length)
+        if not len(self.table):
+            raise GateError("the selection holds no component. Write for example hw.heads().")
+        self._refuse_constant(adapter.vocab)
+        sites = list(dict.fromkeys(group.site for group in self.table.groups))
+        self.off = reference.prepare(model, task, self.batches, sites)
+        self.cost.pairs += len(task.pairs)
+
+    def __iter__(self) -> Iterator[tuple[Batch, ModelGates]]:
+        tokens = TOKENS.get(self.model.device.type, TOKENS["cpu"])
+        for batch in self.batches:
+            off = self.off(batch)
+            if off.logits is not None:
+                self.cost.ran(len(batch.pairs))
+            yield (
+                batch,
+                ModelGates(
+                    self.model,
+                    batch,
+                    self.task.metric,
+                    self.table,
+                    off,
+                    corrupted_run=self.reference.corrupted_run,
+                    tokens=tokens,
+                    cost=self.cost,
+                ),
+            )
+
+    def shares(self) -> list[float]:
+        """Return for each component the share of a forward that one exact effect costs."""
+        depth = self.model.anatomy().n_layers
+        return [
+            1 - (group.site.layer or 0) / depth
+            for group in self.table.groups
+            for _ in range(group.size)
+        ]
+
+    def _length(self, selection: Selection) -> int | None:
+        lengths = sorted({int(n) for batch in self.batches for n in batch.mask.sum(1)})
+        if len(lengths) == 1:
+            return lengths[0]
+        if selection.needs_length:
+            kind = next(c.kind for c in selection.choices if c.positions == "each")
+            raise UnalignedPromptsError(
+                f'positions="each" needs prompts of one length, but this task has lengths '
+                f"{', '.join(map(str, lengths[:8]))}{' and more' if len(lengths) > 8 else ''}: "
+                "position 5 would be another word in each.\n"
+                f'Write hw.{KINDS[kind].plural}(positions="all"), or a list such as [0, -1], or '
+                "split the task by length."
+            )
+        return None
+
+    def _refuse_constant(self, vocab: int) -> None:
+        batch = self.batches[0]
+        read = batch.read if isinstance(batch.read, int) else len(batch.read)
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(len(batch.pairs), read, vocab, generator=generator)
+        logits = logits.to(self.model.device)
+        metric = self.task.metric
+        if "clean_logits" in metric.needs:
+            batch = batch.with_clean_logits(logits.roll(1, -1))
+        refuse_constant(metric, logits, batch)
