@@ -1,0 +1,248 @@
+"""A Hugging Face causal language model that headwater can run with taps.
+
+`load` fetches one and freezes its parameters; `wrap` takes yours and changes nothing about it.
+Both let the adapter prove itself on random tokens: a few forward passes over a few tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from headwater import states
+from headwater.architectures.adapter import Adapter, resolve
+from headwater.attention import switched_on
+from headwater.errors import UnknownOptionError, UnsupportedModelError
+from headwater.loading import fetch, refuse_config, to_dtype
+from headwater.precision import true_float64
+from headwater.sites import Site
+from headwater.taps import (
+    Tap,
+    needs_attention,
+    reading,
+    refuse_skipped,
+    starting_at,
+    tapped,
+    uncompiled,
+)
+
+
+class Model:
+    """A module, its tokenizer, and an adapter that says which part is what.
+
+    Args:
+        module: The network; it is never changed for good.
+        tokenizer: Its tokenizer, needed only for prompts given as text.
+        name: What it is called in results.
+        adapter: Where its parts are; None for a network that can only be looked at.
+        refusal: Why there is no adapter.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        tokenizer: Any = None,
+        *,
+        name: str = "",
+        adapter: Adapter | None = None,
+        refusal: UnsupportedModelError | None = None,
+    ) -> None:
+        self.module = module
+        self.tokenizer = tokenizer
+        self.name = name or type(module).__name__
+        self.adapter = adapter
+        self.refusal = refusal
+        self.lock = threading.RLock()
+        self._takes = frozenset(inspect.signature(module.forward).parameters)
+
+    def __repr__(self) -> str:
+        shape = "no adapter" if self.adapter is None else _size_in_words(self.adapter)
+        return f"Model({self.name!r}, {type(self.module).__name__}, {shape}, {self.dtype})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model takes its tokens."""
+        return next(self.module.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number type of the model's weights."""
+        floats = (p.dtype for p in self.module.parameters() if p.is_floating_point())
+        return next(floats, torch.get_default_dtype())
+
+    def anatomy(self) -> Adapter:
+        """The adapter, or the reason why there is none.
+
+        Returns:
+            Where this model's parts are.
+
+        Raises:
+            UnsupportedModelError: If the model cannot be attributed; says why.
+        """
+        if self.adapter is not None:
+            return self.adapter
+        if self.refusal is not None:
+            raise self.refusal
+        raise UnsupportedModelError(f"{self.name} has no adapter.")
+
+    def run(
+        self,
+        ids: Int[Tensor, "batch pos"],
+        *,
+        mask: Bool[Tensor, "batch pos"] | None = None,
+        position_ids: Int[Tensor, "batch pos"] | None = None,
+        taps: Mapping[Site, Tap] | None = None,
+        start: tuple[int, Float[Tensor, "batch pos d_model"]] | None = None,
+        read: int | Sequence[int] | None = None,
+    ) -> Float[Tensor, "batch read vocab"]:
+        """Run the model once, without a cache, in the caller's gradient mode.
+
+        Args:
+            ids: Token ids; short prompts padded on the left.
+            mask: True where a token is real; None if all are.
+            position_ids: Position of each token; by default counted along `mask`.
+            taps: What to call at which site; each gets the value there and may replace it.
+            start: A layer number and the residual that enters it: earlier layers are skipped.
+            read: How many of the last positions to unembed, or a list of them; None for all.
+
+        Returns:
+            The logits at the positions read.
+
+        Raises:
+            UnsupportedModelError: If the model has no adapter, or does not offer a tapped site.
+        """
+        adapter = self.anatomy()
+        taps = taps or {}
+        double = self.dtype == torch.float64
+        with self.lock, ExitStack() as stack:
+            stack.enter_context(uncompiled(self.module))
+            if double:
+                stack.enter_context(true_float64())
+                stack.enter_context(states.eager_experts(self.module))
+            if adapter.interface and (double or needs_attention(adapter, taps)):
+                stack.enter_context(switched_on(self.module))
+            if start is not None:
+                refuse_skipped(taps, start[0])
+                stack.enter_context(starting_at(adapter, *start))
+            stack.enter_context(tapped(adapter, taps, ids.shape))
+            stack.enter_context(reading(adapter, read))
+            output = self.module(**self._inputs(ids, mask, position_ids))
+        logits = output.logits
+        tap = taps.get(Site(None, "logits"))
+        replaced = tap(logits) if tap is not None else None
+        return logits if replaced is None else replaced
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """Parameters ask for no gradient inside the block; their flags come back exactly.
+
+        Returns:
+            A context manager; entering it raises `ModelStateError` while dropout is active.
+        """
+        return states.frozen(self.module)
+
+    def sites(self) -> list[Site]:
+        """Every site this model offers, in the order a forward pass computes them."""
+        return self.anatomy().sites()
+
+    def to(
+        self, dtype: torch.dtype | None = None, device: str | torch.device | None = None
+    ) -> Model:
+        """A converted copy; this model stays as it is.
+
+        Args:
+            dtype: The number type of the copy; `torch.float64` runs in true float64.
+            device: Where the copy goes.
+
+        Returns:
+            A model with its own weights.
+        """
+        with self.lock:
+            module = copy.deepcopy(self.module)
+        module = module.to(device=device, dtype=dtype)
+        adapter = None if self.adapter is None else resolve(module, self.adapter.family)
+        return Model(module, self.tokenizer, name=self.name, adapter=adapter, refusal=self.refusal)
+
+    def _inputs(self, ids: Tensor, mask: Tensor | None, position_ids: Tensor | None) -> dict:
+        inputs: dict[str, Any] = {"input_ids": ids.to(self.device), "use_cache": False}
+        if mask is not None:
+            inputs["attention_mask"] = mask.to(self.device, torch.long)
+            if position_ids is None:
+                position_ids = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        if position_ids is not None and "position_ids" in self._takes:
+            inputs["position_ids"] = position_ids.to(self.device)
+        return inputs
+
+
+def _size_in_words(adapter: Adapter) -> str:
+    heads = "" if adapter.n_heads is None else f", {adapter.n_heads} heads"
+    return f"{adapter.n_layers} layers{heads}, d_model {adapter.d_model}"
+
+
+def load(
+    name: str,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    device_map: Any = None,
+    frozen: bool = True,
+    trust_remote_code: bool = False,
+    prove: bool = True,
+) -> Model:
+    """Load a causal language model: embedded, from a folder, or from the Hugging Face hub.
+
+    Args:
+        name: `"tiny"`, `"tiny-gpt2"`, a folder, or a hub id.
+        device: Where it goes; by default the CPU.
+        dtype: Its number type, for example `"bfloat16"`; by default the stored one.
+        device_map: Handed to `from_pretrained`, for models larger than one device.
+        frozen: Whether parameters stop asking for gradients.
+        trust_remote_code: Whether code shipped with the model may run.
+        prove: Whether the adapter proves itself on random tokens.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        UnknownModelError: If there is no such model.
+        UnsupportedModelError: If headwater cannot run it with gates.
+        UnknownOptionError: If the dtype does not exist, or both device and device_map are given.
+    """
+    if device is not None and device_map is not None:
+        raise UnknownOptionError(
+            f"both device={str(device)!r} and device_map={device_map!r} were given.\n"
+            "Give one: device moves the whole model, device_map spreads it."
+        )
+    module, tokenizer = fetch(
+        name, dtype=to_dtype(dtype), device_map=device_map, trust_remote_code=trust_remote_code
+    )
+    if device is not None:
+        module = module.to(device)
+    if frozen:
+        module.requires_grad_(False)
+    return Model(module, tokenizer, name=name, adapter=resolve(module))
+
+
+def wrap(module: nn.Module, tokenizer: Any = None) -> Model:
+    """Use a module of yours; its weights, flags and mode stay as they are.
+
+    Args:
+        module: A Hugging Face causal language model for attribution; any other network can only
+            be looked at.
+        tokenizer: Its tokenizer.
+
+    Returns:
+        The model; without an adapter, attribution is refused later and says why.
+    """
+    try:
+        refuse_config(module.config)
+        return Model(module, tokenizer, adapter=resolve(module))
+    except UnsupportedModelError as refusal:
+        return Model(module, tokenizer, refusal=refusal)

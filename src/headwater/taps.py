@@ -1,0 +1,235 @@
+"""Look at and replace tensors of a stock module while it runs, by plain hooks.
+
+A tap gets the tensor at its site in the site's shape and may return a replacement. What it gets
+lies on the path to the logits, so gradients with respect to it exist. Everything installed here
+is taken away again when the block ends, however it ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from headwater.architectures.adapter import Adapter, Point
+from headwater.attention import AttentionTaps, listening
+from headwater.errors import UnavailableSiteError
+from headwater.sites import Site
+
+Tap = Callable[[Tensor], Tensor | None]
+"""Gets the value at a site; returns its replacement, or None to leave it."""
+
+_INSIDE_ATTENTION = {"query": "q", "key": "k", "value": "v", "pattern": "pattern"}
+
+
+def needs_attention(adapter: Adapter, taps: Mapping[Site, Tap]) -> bool:
+    """Whether any tap sits inside the attention interface (queries, keys, values, pattern)."""
+    return any(adapter.point(site).side in _INSIDE_ATTENTION for site in taps)
+
+
+@contextmanager
+def tapped(adapter: Adapter, taps: Mapping[Site, Tap], shape: Sequence[int]) -> Iterator[None]:
+    """Install taps for the runs inside the block.
+
+    Args:
+        adapter: Where the sites are.
+        taps: What to call where; a tap at `logits` is not installed, the caller applies it.
+        shape: Batch and positions of the run, for models that flatten them.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UnavailableSiteError: If the model does not offer one of the sites.
+    """
+    listeners: dict[nn.Module, AttentionTaps] = {}
+    with ExitStack() as stack:
+        for site, tap in taps.items():
+            point = adapter.point(site)
+            if point.side in _INSIDE_ATTENTION:
+                listener = listeners.setdefault(point.module, AttentionTaps())
+                setattr(listener, _INSIDE_ATTENTION[point.side], _keeping(tap))
+            elif point.side != "logits":
+                stack.callback(_hooked(point, tap, shape).remove)
+        if listeners:
+            stack.enter_context(listening(listeners))
+        yield
+
+
+@contextmanager
+def starting_at(
+    adapter: Adapter, layer: int, residual: Float[Tensor, "batch pos d_model"]
+) -> Iterator[None]:
+    """Skip the layers before `layer` and give it `residual` as its input.
+
+    The skipped layers' `forward` is replaced on the instance, so the model's own code runs as it
+    is; whatever lay there before (device hooks put a `forward` there too) is put back.
+
+    Args:
+        adapter: Where the layers are.
+        layer: The first layer that runs; the number of layers means only norm and unembedding.
+        residual: What enters it.
+
+    Yields:
+        Nothing.
+    """
+    with ExitStack() as stack:
+        if layer == 0:
+            handle = adapter.layers[0].register_forward_pre_hook(
+                lambda _, args, kwargs: _with_input(args, kwargs, residual), with_kwargs=True
+            )
+            stack.callback(handle.remove)
+        for number in range(layer):
+            stack.callback(
+                _stub(adapter.layers[number], residual if number == layer - 1 else None, adapter)
+            )
+        yield
+
+
+@contextmanager
+def reading(adapter: Adapter, read: int | Sequence[int] | None) -> Iterator[None]:
+    """Unembed only some positions.
+
+    Args:
+        adapter: Where the unembedding is.
+        read: The last `read` positions, or a list of them (negative counts from the end).
+
+    Yields:
+        Nothing.
+    """
+    if read is None:
+        yield
+        return
+
+    def slice_positions(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hidden = _input(args, kwargs)
+        kept = hidden[:, -read:] if isinstance(read, int) else hidden[:, list(read)]
+        return _with_input(args, kwargs, kept)
+
+    handle = adapter.unembed.register_forward_pre_hook(slice_positions, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def uncompiled(module: nn.Module) -> Iterator[None]:
+    """Run the Python code of parts on which `.compile()` was called: compiled code skips hooks."""
+    compiled = [m for m in module.modules() if getattr(m, "_compiled_call_impl", None) is not None]
+    kept = [m._compiled_call_impl for m in compiled]
+    try:
+        for part in compiled:
+            part._compiled_call_impl = None
+        yield
+    finally:
+        for part, call in zip(compiled, kept, strict=True):
+            part._compiled_call_impl = call
+
+
+def refuse_skipped(taps: Mapping[Site, Tap], layer: int) -> None:
+    """Refuse taps in layers that a run from `layer` skips: they would silently never be called.
+
+    Args:
+        taps: The taps of the run.
+        layer: Where the run starts.
+
+    Raises:
+        UnavailableSiteError: If a tap would never be called.
+    """
+    for site in taps:
+        skipped = site.layer < layer if site.layer is not None else site.name == "embed" and layer
+        if skipped:
+            raise UnavailableSiteError(
+                f"tap at '{site}', but the run starts at layer {layer}: it would never be called.\n"
+                f"Start at layer {site.layer or 0} or earlier."
+            )
+
+
+def _hooked(point: Point, tap: Tap, shape: Sequence[int]) -> Any:
+    if point.side == "output":
+
+        def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (_tap(point, tap, output[0], shape), *output[1:])
+            return _tap(point, tap, output, shape)
+
+        return point.module.register_forward_hook(after)
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        value = _input(args, kwargs)
+        if point.in_place:
+            # the tap's graph may need the old value: it gets a copy, the residual is overwritten
+            value.copy_(_tap(point, tap, value.clone(), shape))
+            return None
+        return _with_input(args, kwargs, _tap(point, tap, value, shape))
+
+    return point.module.register_forward_pre_hook(before, with_kwargs=True)
+
+
+def _tap(point: Point, tap: Tap, value: Tensor, shape: Sequence[int]) -> Tensor:
+    """Call `tap` with `value` in the site's shape; return what goes on, in the model's shape."""
+    if point.mutated:
+        value = value.clone()
+    seen = value
+    if point.half is not None:
+        seen = seen.chunk(2, dim=-1)[point.half]
+    if seen.ndim == 2:
+        seen = seen.unflatten(0, tuple(shape))
+    if point.heads is not None:
+        seen = seen.unflatten(-1, (point.heads, -1))
+    replacement = tap(seen)
+    result = seen if replacement is None else replacement
+    if point.heads is not None:
+        result = result.flatten(-2)
+    if value.ndim == 2:
+        result = result.flatten(0, 1)
+    if point.half is not None:
+        halves = list(value.chunk(2, dim=-1))
+        halves[point.half] = result
+        result = torch.cat(halves, dim=-1)
+    # the model writes into this tensor next: the tap's own must stay as it was
+    return result.clone() if point.mutated else result
+
+
+def _keeping(tap: Tap) -> Tap:
+    """Make a tap return what it was handed rather than None, so that this lies on the path."""
+
+    def keeping(seen: Tensor) -> Tensor:
+        replacement = tap(seen)
+        return seen if replacement is None else replacement
+
+    return keeping
+
+
+def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _with_input(args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor) -> Any:
+    if args:
+        return (value, *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": value}
+
+
+def _stub(layer: nn.Module, residual: Tensor | None, adapter: Adapter) -> Callable[[], None]:
+    """Replace a layer's forward on the instance; return what puts it back."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        value = _input(args, kwargs) if residual is None else residual
+        return (value, None) if adapter.family.returns_tuple else value
+
+    before = layer.__dict__.get("forward")
+    layer.__dict__["forward"] = forward
+
+    def restore() -> None:
+        if before is None:
+            del layer.__dict__["forward"]
+        else:
+            layer.__dict__["forward"] = before
+
+    return restore
