@@ -1,0 +1,13 @@
+"""The page: one self-contained HTML file that shows an attribution and its audit.
+
+Renders plain dicts (`schema.py` says which) and knows no model. The written file asks the network
+for nothing, runs only the one script it was written with, and opens from disk.
+"""
+
+from __future__ import annotations
+
+from headwater.page.notebook import fragment
+from headwater.page.render import render, write
+from headwater.page.schema import ComponentRow, PageData, PairRow, StatisticRow
+
+__all__ = ["ComponentRow", "PageData", "PairRow", "StatisticRow", "fragment", "render", "write"]

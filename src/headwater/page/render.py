@@ -1,0 +1,109 @@
+"""Fill the template: one HTML file with its style, its script and its data inside.
+
+The style and the script are fixed files, so the page's content security policy names them by
+hash: nothing else can run, whatever text the prompts hold.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from headwater.page import static
+from headwater.page.payload import payload
+from headwater.page.schema import check
+
+SCRIPTS = (
+    "data.js",
+    "choice.js",
+    "heatmap.js",
+    "plot.js",
+    "strip.js",
+    "scatter.js",
+    "table.js",
+    "prompts.js",
+    "start.js",
+)
+"""In order: one scope holds them all, so each may use what an earlier one defines."""
+
+
+def render(data: Mapping[str, Any]) -> str:
+    """Return the page that shows `data`, as the text of one HTML file.
+
+    Args:
+        data: What to show; `PageData` in `headwater.page.schema` lists the keys.
+
+    Returns:
+        The whole document: at most 60 KB more than the data it carries.
+
+    Raises:
+        UnknownOptionError: If `data["kind"]` is not a kind of page.
+        ResultError: If a key that every page needs is missing.
+    """
+    check(data)
+    style, script = asset("page.css"), bundle()
+    rows, sentence = static.strongest(data, 20)
+    audited = static.is_audited(data)
+    parts = {
+        "style_hash": digest(style),
+        "script_hash": digest(script),
+        "title": static.escape(data["title"]),
+        "kicker": "attribution, audited" if audited else "attribution, not audited yet",
+        "style": style,
+        "facts": static.facts(data),
+        "headline": static.headline(data),
+        "warnings": static.warnings(data),
+        "sense": static.escape(data["metric"].get("sense", "")),
+        "strongest": rows,
+        "strongest_caption": sentence,
+        "plain_pairs": static.plain_pairs(data.get("pairs") or [], 20),
+        "statistics": static.statistics(data),
+        "provenance": static.provenance(data),
+        "data": payload(data),
+        "script": script,
+    }
+    # One pass over the template: text that is put in is never searched for placeholders.
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], asset("page.html"))
+
+
+def write(data: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Write the page to `path`, at once or not at all, and return the path.
+
+    Args:
+        data: As for `render`.
+        path: Where to write; its folder is made if it is not there.
+    """
+    target = Path(path)
+    text = render(data)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+@cache
+def asset(name: str) -> str:
+    """Return the text of one of the page's own files."""
+    return files("headwater.page").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+@cache
+def bundle() -> str:
+    """Return the page's script: every part inside one function, so no name is global."""
+    return "(() => {\n'use strict';\n" + "\n".join(map(asset, SCRIPTS)) + "})();\n"
+
+
+def digest(text: str) -> str:
+    """Return the hash by which a content security policy allows an inline style or script."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,105 @@
+"""What a page shows, as plain dicts, and the one check that the dict is such a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+from headwater.errors import ResultError, UnknownOptionError, did_you_mean
+
+
+class ComponentRow(TypedDict, total=False):
+    """One scored component; all but `name`, `kind` and `score` may be None or left out."""
+
+    name: str
+    kind: str
+    """`head` `mlp` `attention` `neuron` `query` `key` `value` `token` `residual` `mixer`."""
+    layer: int | None
+    index: int | None
+    """Which one within its layer: the column of the heat map."""
+    position: int | None
+    """Counted from the first real token."""
+    score: float
+    """The estimate, averaged over prompt pairs."""
+    spread: float | None
+    """Standard deviation of the score over prompt pairs."""
+    size: float | None
+    """How far the gate moves the activation, relative to the residual."""
+    exact: float | None
+    """The exact effect; None where the audit did not look."""
+    stratum: str | None
+    """`top` `middle` `tail`: where the audit's sample drew it from."""
+    flags: list[str]
+
+
+class StatisticRow(TypedDict, total=False):
+    """One line of the audit's table; `value` None reads `unknown`."""
+
+    name: str
+    value: float | None
+    low: float | None
+    high: float | None
+    words: str
+
+
+class PairRow(TypedDict, total=False):
+    """One prompt pair as tokens; `corrupted` None for a task without corrupted prompts."""
+
+    clean: list[str]
+    corrupted: list[str] | None
+    answer: list[str]
+    wrong: list[str]
+    label: str
+    clean_value: float | None
+    corrupted_value: float | None
+
+
+class PageData(TypedDict, total=False):
+    """Everything a page shows. `kind`, `title`, `estimator`, `metric` and `components` must be."""
+
+    kind: str
+    title: str
+    headline: list[str]
+    """Sentences read first: the audit in words, then what it cost."""
+    warnings: list[str]
+    estimator: str
+    reference: str
+    metric: Mapping[str, Any]
+    """`name`, `sense` (words), `clean` and `corrupted` (means over pairs; corrupted may be None)."""
+    components: list[ComponentRow]
+    shown: Mapping[str, int]
+    """`components` of `of`: what was kept of the scored components."""
+    statistics: list[StatisticRow]
+    """Empty until the result is audited."""
+    worst: list[str]
+    """Names of the components with the largest errors, worst first."""
+    pairs: list[PairRow]
+    pairs_shown: Mapping[str, int]
+    """`shown` of `of`: what was kept of the task's pairs."""
+    provenance: Mapping[str, str]
+
+
+KINDS = ("attribution",)
+REQUIRED = ("title", "estimator", "metric", "components")
+
+
+def check(data: Mapping[str, Any]) -> None:
+    """Refuse a dict that is not a page, naming what is missing.
+
+    Raises:
+        UnknownOptionError: If `data["kind"]` is not a kind of page.
+        ResultError: If a key that every page needs is missing.
+    """
+    kind = data.get("kind")
+    if kind not in KINDS:
+        hint = did_you_mean(str(kind), KINDS)
+        raise UnknownOptionError(
+            f"no page of kind {kind!r}.{hint} The kinds: {', '.join(map(repr, KINDS))}."
+        )
+    missing = [key for key in REQUIRED if key not in data]
+    if missing:
+        raise ResultError(
+            f"the page's data lacks {', '.join(map(repr, missing))}; it has "
+            f"{', '.join(map(repr, data))}. Every page needs {', '.join(map(repr, REQUIRED))}; "
+            "headwater.page.schema.PageData lists the rest."
+        )
