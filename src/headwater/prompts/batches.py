@@ -82,7 +82,13 @@ class Batch:
 
     def repeat(self, settings: int) -> "Batch":
         """Tile the rows, setting-major: row `s * batch + b` is row `b` of this batch."""
-        return self._map(lambda tensor: tensor.repeat(settings, *[1] * (tensor.ndim - 1)), settings)
+        return self._map(
+            lambda tensor: tensor.repeat(settings, *[1] * (tensor.ndim - 1)), self.pairs * settings
+        )
+
+    def rows(self, start: int, stop: int) -> "Batch":
+        """Return the rows from `start` up to `stop`, padded as they are here."""
+        return self._map(lambda tensor: tensor[start:stop], self.pairs[start:stop])
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the same batch with every tensor on `device`."""
@@ -118,13 +124,15 @@ class Batch:
             for row, real in zip(ids, self.mask, strict=True)
         ]
 
-    def _map(self, change: Callable[[Tensor], Tensor], settings: int = 1) -> "Batch":
+    def _map(
+        self, change: Callable[[Tensor], Tensor], pairs: tuple[int, ...] | None = None
+    ) -> "Batch":
         changed = {
             one.name: change(value)
             for one in fields(self)
             if isinstance(value := getattr(self, one.name), Tensor)
         }
-        return replace(self, pairs=self.pairs * settings, **changed)
+        return replace(self, pairs=self.pairs if pairs is None else pairs, **changed)
 
 
 def pack(rows: Iterable[Row], *, batch_size: int, pad_id: int, pad: bool = True) -> list[Batch]:

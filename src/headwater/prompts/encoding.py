@@ -6,24 +6,15 @@ words, answers that change the prompt's last token, an end-of-text token after t
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, TypeAlias
+
+from transformers import PreTrainedTokenizerBase
 
 from headwater.errors import AnswerError, PromptError, UnknownWordError, did_you_mean
 from headwater.prompts.pairs import Answer
 
-
-class Tokenizer(Protocol):
-    """The part of a Hugging Face tokenizer that headwater uses."""
-
-    unk_token_id: int | None
-    pad_token_id: int | None
-    eos_token_id: int | None
-
-    def __call__(self, text: Any, **options: Any) -> Any: ...
-    def __len__(self) -> int: ...
-    def get_vocab(self) -> dict[str, int]: ...
-    def decode(self, token_ids: Any, **options: Any) -> Any: ...
-    def convert_ids_to_tokens(self, ids: Any) -> Any: ...
+Tokenizer: TypeAlias = PreTrainedTokenizerBase
+"""A Hugging Face tokenizer, fast or slow."""
 
 
 class Encoder:
@@ -128,11 +119,11 @@ class Encoder:
     def pad_id(self) -> int:
         """An id to fill padding with; any will do, since padding is masked."""
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
-        return next((one for one in ids if one is not None), 0)
+        return next((one for one in ids if isinstance(one, int)), 0)
 
     def _has_unknown(self, ids: Sequence[int], text: str) -> bool:
         unknown = self.tokenizer.unk_token_id
-        if unknown is None or unknown not in ids:
+        if not isinstance(unknown, int) or unknown not in ids:
             return False
         # GPT-2's unknown token is also its end-of-text token, which a text may spell out.
         return str(self.tokenizer.convert_ids_to_tokens(unknown)) not in text

@@ -75,39 +75,12 @@ class Pair:
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
-        shared = [repr(value) for value in self.answer if value in self.wrong]
-        if shared:
+        if not set(self.answer).isdisjoint(self.wrong):
+            shared = [repr(value) for value in self.answer if value in self.wrong]
             raise AnswerError(
                 f"{', '.join(shared)} is both an answer and wrong, so the two cancel. "
                 "Give it on one side only."
             )
-
-    @classmethod
-    def of(cls, row: "Pair | Mapping[str, Any]") -> "Pair":
-        """Return `row` itself, or the pair that a mapping of fields describes.
-
-        Args:
-            row: A pair, or a mapping with `clean` and optionally the other fields of `Pair`.
-
-        Raises:
-            PromptError: If `row` is neither, lacks `clean`, or has a field that no pair has.
-        """
-        if isinstance(row, Pair):
-            return row
-        if not isinstance(row, Mapping):
-            raise PromptError(
-                f"a pair is a mapping with {_names(PAIR_FIELDS)}, or an hw.Pair; "
-                f"this is {_described(row)}."
-            )
-        refuse_unknown_fields(row, PAIR_FIELDS)
-        if "clean" not in row:
-            raise PromptError(
-                f"the field 'clean' is missing; the fields are {_names(row)}. "
-                "Give the prompt under 'clean'."
-            )
-        # A field that is there but null counts as left out: `datasets` fills absent cells so.
-        given = {name: value for name, value in row.items() if value is not None}
-        return cls(**given) if "clean" in given else cls(clean=row["clean"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain data, those left out omitted."""
@@ -138,10 +111,10 @@ def as_answers(value: Answers | None, name: str = "answer") -> tuple[Answer, ...
     """
     if value is None:
         return ()
-    several = isinstance(value, Iterable) and not isinstance(value, str | Mapping)
-    answers = tuple(_as_answer(one, name) for one in (value if several else (value,)))
-    repeated = sorted({repr(one) for one in answers if answers.count(one) > 1})
-    if repeated:
+    listed = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    answers = tuple(_as_answer(one, name) for one in listed)
+    if len(set(answers)) < len(answers):
+        repeated = sorted({repr(one) for one in answers if answers.count(one) > 1})
         raise AnswerError(f"{name} has {', '.join(repeated)} more than once. Give each once.")
     return answers
 

@@ -7,9 +7,10 @@ from headwater.errors import (
     AnswerError,
     HeadwaterError,
     MissingFieldError,
+    PromptError,
     UnalignedPromptsError,
 )
-from headwater.metrics import METRICS, Metric
+from headwater.metrics import METRICS, FunctionMetric, Metric
 from headwater.prompts.batches import Row
 from headwater.prompts.encoding import Encoder, show_tokens, token_texts
 from headwater.prompts.pairs import Answer, Pair
@@ -68,6 +69,12 @@ def _encode_row(
 ) -> Row:
     clean = encoder.prompt(pair.clean)
     corrupted = encoder.prompt(pair.corrupted) if twins and pair.corrupted is not None else None
+    if corrupted == clean:
+        raise PromptError(
+            "clean and corrupted have the same tokens, "
+            f"{show_tokens(encoder.tokenizer, clean)}, so every effect would be "
+            "0. Change the word that carries the behavior."
+        )
     if corrupted is not None and len(corrupted) != len(clean):
         raise UnalignedPromptsError(_unaligned(encoder, clean, corrupted))
     encoded = {
@@ -153,8 +160,12 @@ def _several_tokens(encoder: Encoder, metric: Metric, ids: Ids, answers: int) ->
         )
     return (
         f"{several}; the metric {metric.name} reads one token. "
-        'Choose an answer of one token, or metric="logprob", which follows several.'
+        'Choose an answer of one token, or metric="logprob", which follows several'
+        f"{_OWN_FUNCTION if isinstance(metric, FunctionMetric) else '.'}"
     )
+
+
+_OWN_FUNCTION = ", or hw.metric(function, needs=()) if the function reads no answers."
 
 
 def _warn_of_joined_words(pairs: Sequence[Pair], metric: Metric, encoder: Encoder) -> None:
@@ -183,10 +194,9 @@ def _joined_words(
                 pair.clean[-1].isalpha() and answer[0].isalpha()
             ):
                 continue
-            stem = len(encoder.bare(pair.clean))
-            blank = f" {answer}"
-            joined, spaced = encoder.bare(pair.clean + answer), encoder.bare(pair.clean + blank)
-            if joined[stem:] != spaced[stem:] and len(spaced) == stem + 1 == len(joined):
-                if encoder.answer(pair.clean, answer) == joined[stem:]:
-                    yield number, pair, answer, blank
-                    break
+            stem, blank = len(encoder.bare(pair.clean)), f" {answer}"
+            read = encoder.answer(pair.clean, answer)
+            spaced = encoder.bare(pair.clean + blank)[stem:]
+            if read != spaced and len(read) == len(spaced) == 1:
+                yield number, pair, answer, blank
+                break

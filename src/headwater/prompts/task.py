@@ -14,8 +14,10 @@ from headwater.errors import HeadwaterError, PromptError
 from headwater.metrics import Metric, cross_entropy, logit_diff, logprob, resolve_metric
 from headwater.prompts.batches import Batch, pack
 from headwater.prompts.encoding import Encoder, Tokenizer
+from headwater.prompts.formats import as_pair
 from headwater.prompts.pairs import Pair
-from headwater.prompts.rows import encode_rows, where
+from headwater.prompts.readers import read_pairs
+from headwater.prompts.rows import encode_rows
 
 
 class Task:
@@ -67,6 +69,33 @@ class Task:
         self.source = source
         self._metric_given = metric is not None
         self.metric = _default_metric(self.pairs) if metric is None else resolve_metric(metric)
+
+    @classmethod
+    def read(
+        cls,
+        path: str | Path,
+        metric: Any = None,
+        *,
+        corrupted: str | None = None,
+        name: str | None = None,
+    ) -> "Task":
+        """Read a file of pairs: JSON lines, a JSON list or CSV, told apart by content.
+
+        The fields are headwater's own (`clean`, `corrupted`, `answer`, `wrong`, `label`), those of
+        feature-circuits, or those of EAP-IG and MIB.
+
+        Args:
+            path: The file.
+            metric: As for `Task`; the year files of EAP-IG choose `prob_diff` of themselves.
+            corrupted: The field to take corrupted prompts from, for example `"corrupted_hard"`.
+            name: Shown in results; the file's name without its ending if left out.
+
+        Raises:
+            PairFileError: If there is no such file, or a line of it cannot be read.
+        """
+        path = Path(path)
+        pairs, usual = read_pairs(path, corrupted=corrupted)
+        return cls(pairs, metric or usual, name=name or path.stem, source=str(path))
 
     @property
     def has_corrupted(self) -> bool:
@@ -252,7 +281,7 @@ def _checked(pairs: Any) -> list[Pair]:
     checked = []
     for number, row in enumerate(pairs):
         try:
-            checked.append(Pair.of(row))
+            checked.append(as_pair(row))
         except HeadwaterError as error:
             raise type(error)(f"pair {number}: {error}") from None
     if not checked:
