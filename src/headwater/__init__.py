@@ -1,1 +1,87 @@
-"""headwater."""
+"""headwater: which parts of a transformer a behavior flows from, audited against the truth.
+
+Names are imported on first use, so that `import headwater` costs milliseconds and loads no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from headwater.attribution import Attribution as Attribution
+    from headwater.attribution import attribute as attribute
+    from headwater.audits import Audit as Audit
+    from headwater.audits.run import audit as audit
+    from headwater.components import attentions as attentions
+    from headwater.components import heads as heads
+    from headwater.components import keys as keys
+    from headwater.components import mixers as mixers
+    from headwater.components import mlps as mlps
+    from headwater.components import neurons as neurons
+    from headwater.components import nodes as nodes
+    from headwater.components import queries as queries
+    from headwater.components import residual as residual
+    from headwater.components import tokens as tokens
+    from headwater.components import values as values
+    from headwater.errors import HeadwaterError as HeadwaterError
+    from headwater.estimators import Estimator as Estimator
+    from headwater.estimators import Exact as Exact
+    from headwater.estimators import Gradient as Gradient
+    from headwater.gates import GatedFunction as GatedFunction
+    from headwater.loading import load as load
+    from headwater.loading import wrap as wrap
+    from headwater.metrics import cross_entropy as cross_entropy
+    from headwater.metrics import kl as kl
+    from headwater.metrics import logit_diff as logit_diff
+    from headwater.metrics import logprob as logprob
+    from headwater.metrics import metric as metric
+    from headwater.metrics import prob as prob
+    from headwater.metrics import prob_diff as prob_diff
+    from headwater.models import Model as Model
+    from headwater.prompts import Pair as Pair
+    from headwater.prompts import Task as Task
+    from headwater.references import Corrupted as Corrupted
+    from headwater.references import Mean as Mean
+    from headwater.references import PositionalMean as PositionalMean
+    from headwater.references import Resample as Resample
+    from headwater.references import Zero as Zero
+    from headwater.zoo import task as task
+
+_HOME = {
+    "attribution": "Attribution attribute",
+    "audits": "Audit",
+    "audits.run": "audit",
+    "components": "attentions heads keys mixers mlps neurons nodes queries residual tokens values",
+    "errors": "HeadwaterError",
+    "estimators": "Estimator Exact Gradient",
+    "gates": "GatedFunction",
+    "loading": "load wrap",
+    "metrics": "cross_entropy kl logit_diff logprob metric prob prob_diff",
+    "models": "Model",
+    "prompts": "Pair Task",
+    "references": "Corrupted Mean PositionalMean Resample Zero",
+    "zoo": "task",
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
+
+__all__ = [*sorted(_MODULE_OF), "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return version("headwater")
+    if name not in _MODULE_OF:
+        from headwater.errors import did_you_mean
+
+        raise AttributeError(
+            f"module 'headwater' has no attribute {name!r}.{did_you_mean(name, __all__)}"
+        )
+    value = getattr(import_module(f"headwater.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,8 +1,9 @@
 """What can be gated: components, how they are chosen, and how they are named.
 
-A *selection* (`heads() + mlps(layers=[0, 1])`) says which kinds of component to score; `Selection.expand` turns it
-into a `ComponentTable` for one model. A table is a list of *groups*: all components of one kind that
-live at one site, so that a site with 3,072 neurons is one entry and one tensor operation.
+A *selection* (`heads() + mlps(layers=[0, 1])`) says which kinds of component to score;
+`Selection.expand` turns it into a `ComponentTable` for one model. A table is a list of *groups*:
+all components of one kind that live at one site, so that a site with 3,072 neurons is one entry
+and one tensor operation.
 
 Names follow the field (EAP-IG, MIB) so that scores can be exchanged: `input`, `a3`, `a3.h5`,
 `a3.h5<q>`, `a3.kv1<k>`, `m3`; ours beyond: `m3.n128` (neuron), `r3` (residual after layer 3),
@@ -322,7 +323,7 @@ def _select(kind: Kind, layers: Iterable[int] | int | None, positions: Positions
 
 
 def tokens(*, positions: Positions = "each") -> Selection:
-    """Select the input of layer 0, one component a position (`input@3`) unless `positions="all"`."""
+    """Select the input of layer 0, one component a position (`input@3`) by default."""
     return _select("token", None, positions)
 
 
@@ -386,7 +387,7 @@ def mixers(*, layers: Iterable[int] | int | None = None, positions: Positions = 
 
 
 def nodes(*, layers: Iterable[int] | int | None = None, positions: Positions = "all") -> Selection:
-    """Select the nodes of a circuit: the input, every head and every MLP (`input`, `a3.h5`, `m3`)."""
+    """Select the nodes of a circuit: input, heads and MLPs (`input`, `a3.h5`, `m3`)."""
     return (
         tokens(positions=positions)
         + heads(layers=layers, positions=positions)

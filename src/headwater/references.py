@@ -10,13 +10,18 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headwater.errors import MissingFieldError, UnfitReferenceError
+from headwater.errors import (
+    MissingFieldError,
+    UnfitReferenceError,
+    UnknownOptionError,
+    did_you_mean,
+)
 from headwater.models import Model
 from headwater.prompts import Batch, Pair, Task
 from headwater.sites import Site
@@ -31,10 +36,15 @@ class OffValues:
 
     values: Values
     logits: Tensor | None = None
+    forwards: int = 0
+    """Prompts run to get them."""
 
 
 class Off(ABC):
     """A reference made ready for one model, task and set of sites."""
+
+    prepared: int = 0
+    """Prompts run to make it ready."""
 
     @abstractmethod
     def __call__(self, batch: Batch) -> OffValues:
@@ -48,7 +58,7 @@ def capture(
     """Run prompts once and keep the values at `sites`.
 
     Returns:
-        The values, in each site's canonical shape, and the logits at the positions the metric reads.
+        The values, in each site's canonical shape, and the logits the metric reads.
     """
     kept: dict[Site, Tensor] = {}
 
@@ -138,7 +148,8 @@ class _CorruptedRun(Off):
 
     def __call__(self, batch: Batch) -> OffValues:
         assert batch.corrupted is not None
-        return OffValues(*capture(self.model, batch.corrupted, batch, self.sites))
+        values, logits = capture(self.model, batch.corrupted, batch, self.sites)
+        return OffValues(values, logits, forwards=len(batch))
 
 
 @dataclass(frozen=True)
@@ -199,7 +210,7 @@ class _Donors(Off):
         for row, pair in enumerate(batch.pairs):
             ids[row][batch.mask[row]] = self.donors[pair].to(ids.device)
         values, _ = capture(self.model, ids, batch, self.sites)
-        return OffValues(values)
+        return OffValues(values, forwards=len(batch))
 
 
 Over = Literal["corrupted", "clean"] | Sequence[str] | Task
@@ -239,9 +250,10 @@ class Mean(Reference):
                 assert batch.corrupted is not None
                 ids = batch.corrupted
             values, _ = capture(model, ids, batch, sites)
+            moments.prompts += len(batch)
             for site, value in values.items():
                 moments.add(site, value, batch)
-        return _Means(moments.means(), self.positional, moments.seen)
+        return _Means(moments.means(), self.positional, moments.seen, moments.prompts)
 
     def _batches(self, model: Model, batches: Sequence[Batch]) -> Sequence[Batch]:
         if isinstance(self.over, str):
@@ -280,6 +292,7 @@ class _Moments:
     counts: dict[Site, Tensor] = field(default_factory=dict)
     seen: int = 0
     """Longest prompt averaged, in tokens."""
+    prompts: int = 0
 
     def add(self, site: Site, value: Float[Tensor, "batch pos ..."], batch: Batch) -> None:
         mask = batch.mask.to(value.device)
@@ -318,6 +331,7 @@ class _Means(Off):
     means: Mapping[Site, Tensor]
     positional: bool
     seen: int
+    prepared: int = 0
 
     def __call__(self, batch: Batch) -> OffValues:
         if not self.positional:
@@ -347,3 +361,19 @@ REFERENCES: dict[str, type[Reference]] = {
     kind.name: kind for kind in (Corrupted, Mean, PositionalMean, Resample, Zero)
 }
 """The command line's words."""
+
+
+def reference_from_dict(data: Mapping[str, Any]) -> Reference:
+    """Return the reference that `to_dict` described.
+
+    Raises:
+        UnknownOptionError: If there is no such reference.
+    """
+    options = dict(data)
+    name = str(options.pop("name"))
+    if name not in REFERENCES:
+        raise UnknownOptionError(
+            f"no reference {name!r}.{did_you_mean(name, REFERENCES)} "
+            f"References: {', '.join(REFERENCES)}."
+        )
+    return REFERENCES[name](**options)

@@ -137,13 +137,15 @@ def _score(
         with progress_bar(title, total, show=progress) as cost.listener:
             for batch, function in gated:
                 estimator.check(function)
+                function = function.at(estimator.end)
                 rows = list(batch.pairs)
                 scores[rows] = estimator.scores(function).detach().to(scores)
-                clean[rows] = _clean_value(function, estimator).to(scores)
+                clean[rows] = function.clean_value().to(scores)
                 sizes += function.relative_sizes().sum(0).to(scores) / count
-                if function.off.logits is not None:
+                value = function.corrupted_value()
+                if value is not None:
                     corrupted = scores.new_empty(count) if corrupted is None else corrupted
-                    corrupted[rows] = function.corrupted_value().to(scores)
+                    corrupted[rows] = value.to(scores)
     cost.listener, cost.seconds = None, time.perf_counter() - started
     _refuse_non_finite(scores, table.names)
     return Scores(
@@ -155,13 +157,6 @@ def _score(
         cost=cost,
         is_cut=table.is_cut(gated.length),
     )
-
-
-def _clean_value(function, estimator: Estimator) -> Tensor:
-    """The metric of the clean prompts, from a run the estimator already did where possible."""
-    if estimator.end == "clean":
-        return function.value()
-    return function.clean_value()
 
 
 def _of_function(function: GatedFunction, estimator: Estimator, seed: int) -> Attribution:
@@ -206,5 +201,3 @@ def _refuse_non_finite(scores: Tensor, names) -> None:
             f"{len(bad)} of {len(names)} scores are NaN or infinite: {listed}"
             f"{' and others' if len(bad) > 8 else ''}.\nRun in a wider dtype: dtype='float32'."
         )
-
-

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -94,13 +94,15 @@ class ModelGates(GatedFunction):
         self._base: BaseRun | None = None
         self._value: Tensor | None = None
         self._held = off.values
+        self._clean_logits: Tensor | None = None
         if end == "corrupted":
-            self._held, clean_logits = capture(model, batch.clean, batch, off.values)
+            self._held, self._clean_logits = capture(model, batch.clean, batch, off.values)
             self.cost.ran(self.batch)
-            self.rows = replace(batch, clean_logits=clean_logits)
-        elif "clean_logits" in metric.needs and batch.clean_logits is None:
-            self.rows = replace(batch, clean_logits=capture(model, batch.clean, batch, ())[1])
+        elif "clean_logits" in metric.needs:
+            _, self._clean_logits = capture(model, batch.clean, batch, ())
             self.cost.ran(self.batch)
+        if self._clean_logits is not None and "clean_logits" in metric.needs:
+            self.rows = batch.with_clean_logits(self._clean_logits)
 
     @property
     def ids(self) -> Tensor:
@@ -147,6 +149,17 @@ class ModelGates(GatedFunction):
     def value(self) -> Float[Tensor, " batch"]:
         """Return the metric with all gates at rest, cached from whatever resting run came first."""
         return self._at_rest().value if self._value is None else self._value
+
+    def clean_value(self) -> Float[Tensor, " batch"]:
+        """Return the metric of the clean prompts, whichever end the gates are at."""
+        if self.end == "clean":
+            return self.value()
+        assert self._clean_logits is not None
+        return self.metric(self._clean_logits, self.rows)
+
+    def corrupted_value(self) -> Float[Tensor, " batch"] | None:
+        """Return the metric of the corrupted prompts, if the reference ran them."""
+        return None if self.off.logits is None else self.metric(self.off.logits, self.rows)
 
     @torch.no_grad()
     def switched(self, columns: Sequence[int]) -> Float[Tensor, "index batch"]:

@@ -64,13 +64,13 @@ class GatedTask:
         sites = list(dict.fromkeys(group.site for group in self.table.groups))
         self.off = reference.prepare(model, task, self.batches, sites)
         self.cost.pairs += len(task.pairs)
+        self.cost.ran(self.off.prepared)
 
     def __iter__(self) -> Iterator[tuple[Batch, ModelGates]]:
         tokens = TOKENS.get(self.model.device.type, TOKENS["cpu"])
         for batch in self.batches:
             off = self.off(batch)
-            if off.logits is not None:
-                self.cost.ran(len(batch.pairs))
+            self.cost.ran(off.forwards)
             yield (
                 batch,
                 ModelGates(

@@ -1,0 +1,349 @@
+"""The result of `attribute()`: scores that keep their names, their pairs and their provenance."""
+
+from __future__ import annotations
+
+import html
+import json
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from headwater import page as pages
+from headwater.attribution.manifest import (
+    Manifest,
+    Provenance,
+    read_manifest,
+    refuse_other_run,
+    specification_hash,
+    write_atomically,
+)
+from headwater.attribution.rows import Row, rows_of
+from headwater.audits import Audit
+from headwater.components import Component, parse_component
+from headwater.errors import (
+    MissingExtraError,
+    ModelGoneError,
+    RunFolderError,
+    UnknownComponentError,
+    did_you_mean,
+)
+from headwater.gates import Cost, GatedFunction
+from headwater.models import Model
+from headwater.prompts import Task
+from headwater.references import Reference
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The numbers of one attribution."""
+
+    components: tuple[Component | str, ...]
+    """Components of a model, or the bare names of a gated function."""
+    values: Float[Tensor, "pair component"]
+    clean: Float[Tensor, " pair"]
+    """The metric of each clean prompt."""
+    corrupted: Float[Tensor, " pair"] | None
+    """The metric of each corrupted prompt, where the reference ran them."""
+    sizes: Float[Tensor, " component"] | None
+    """Mean over pairs of |x - reference| / |residual|."""
+    cost: Cost
+    is_cut: bool
+    """Whether every path from prompt to logits crosses exactly one component."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The components' names, in the order of the score columns."""
+        return tuple(c if isinstance(c, str) else c.name for c in self.components)
+
+
+class Attribution:
+    """One score a pair and component. Positive: the component supports the behavior.
+
+    Attributes:
+        scores: Scores, [pair, component], in the order of the task's pairs.
+        names: The components' names.
+        cost: Forwards, backwards and seconds spent.
+        provenance: Model, estimator, reference and components, as written to the manifest.
+        checked: The last audit, if there was one.
+    """
+
+    def __init__(
+        self,
+        *,
+        scores: Scores,
+        provenance: Provenance,
+        task: Task | None,
+        model: Model | GatedFunction | None = None,
+        owner: Model | GatedFunction | None = None,
+        reference: Reference | None = None,
+        manifest: Manifest | None = None,
+        checked: Audit | None = None,
+    ) -> None:
+        self.parts = scores
+        self.provenance = provenance
+        self.task = task
+        self.reference = reference
+        self.checked = checked
+        self._manifest = manifest
+        # The user's model is kept weakly, so that a saved result does not hold gigabytes; a copy
+        # made for this run (another dtype or device) belongs to the result.
+        self._model = None if model is None else weakref.ref(model)
+        self._owner = owner
+
+    @property
+    def scores(self) -> Float[Tensor, "pair component"]:
+        """One score a pair and component."""
+        return self.parts.values
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The components' names, in the order of the columns of `scores`."""
+        return self.parts.names
+
+    @property
+    def cost(self) -> Cost:
+        """Forwards, backwards and seconds spent."""
+        return self.parts.cost
+
+    @property
+    def model(self) -> Model | GatedFunction:
+        """The model the scores came from.
+
+        Raises:
+            ModelGoneError: If it is gone, or the scores were read from a folder.
+        """
+        model = None if self._model is None else self._model()
+        if model is None:
+            raise ModelGoneError(
+                f"these scores came from {self.provenance.model.get('name')!r}, which is no longer "
+                "loaded (results keep their model by weak reference).\n"
+                "Pass it: scores.audit(model=model), or hw.audit(scores, model=model)."
+            )
+        return model
+
+    def mean(self) -> Float[Tensor, " component"]:
+        """Return the mean score over pairs: the effect on the mean metric."""
+        return self.scores.mean(0)
+
+    def abs_mean(self) -> Float[Tensor, " component"]:
+        """Return the mean over pairs of |score|: effects of either sign do not cancel."""
+        return self.scores.abs().mean(0)
+
+    def __getitem__(self, name: str) -> Float[Tensor, " pair"]:
+        """Return one component's score for each pair.
+
+        Raises:
+            UnknownComponentError: If no component of that name was scored.
+        """
+        if name not in self.names:
+            raise UnknownComponentError(
+                f"no component {name!r} among the {len(self.names)} scored here."
+                f"{did_you_mean(name, self.names)}\nAll names: `scores.names`."
+            )
+        return self.scores[:, self.names.index(name)]
+
+    def rows(self, columns: Sequence[int] | None = None) -> list[Row]:
+        """Return score, spread, size, exact effect and flags of each component (or of `columns`)."""
+        return rows_of(self, columns)
+
+    def top(self, count: int = 10) -> list[Row]:
+        """Return the strongest components by |mean score over pairs|, strongest first."""
+        strength = self.mean().abs()
+        order = strength.argsort(descending=True, stable=True)[:count]
+        return rows_of(self, order.tolist())
+
+    def audit(self, sample: int = 32, **options: Any) -> Audit:
+        """Compare a sample of the scores with exact effects; see `hw.audit`."""
+        from headwater.audits.run import audit  # a peer on this floor that reads results
+
+        return audit(self, sample=sample, **options)
+
+    # --- looking at it ---------------------------------------------------------------------
+
+    def title(self) -> str:
+        """Return one line: task, model, estimator, reference."""
+        subject = "a gated function"
+        if self.task is not None:
+            subject = f"{self.task.name} on {self.provenance.model['name']}"
+        said = self.provenance
+        return f"{subject}: {said.estimator['name']}, reference {said.reference['name']}"
+
+    def __repr__(self) -> str:
+        pairs, count = self.scores.shape
+        lines = [
+            f"Attribution of {self.title()}",
+            f"{count:,} components x {pairs} pairs; clean metric {self.parts.clean.mean():+.4g}"
+            + (
+                ""
+                if self.parts.corrupted is None
+                else f", corrupted {self.parts.corrupted.mean():+.4g}"
+            ),
+            f"{'component':<16}{'score':>10}{'exact':>10}{'size':>8}",
+        ]
+        for row in self.top(10):
+            exact = "" if row.exact is None else f"{row.exact:+.4g}"
+            size = "" if row.size is None else f"{row.size:.3g}"
+            flags = f"  {', '.join(row.flags)}" if row.flags else ""
+            lines.append(f"{row.name:<16}{row.score:>+10.4g}{exact:>10}{size:>8}{flags}")
+        lines.append(
+            self.checked.sentence
+            if self.checked is not None
+            else "not audited: scores.audit() says how far these are from the truth"
+            if self.provenance.estimator["name"] != "exact"
+            else "exact effects, by intervention"
+        )
+        lines.append(f"cost: {self.cost}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        if self.task is None:
+            return f"<pre>{html.escape(repr(self))}</pre>"
+        return pages.fragment(self.page_data())
+
+    def page_data(self) -> dict[str, Any]:
+        """Return what the page shows, as plain data."""
+        from headwater.attribution.view import page_data
+
+        return page_data(self)
+
+    def page(self, path: str | Path) -> Path:
+        """Write one self-contained HTML page and return its path."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pages.write(self.page_data(), path)
+        return path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return scores by component and everything the manifest holds, as plain data."""
+        return {
+            "title": self.title(),
+            "provenance": self.provenance.model_dump(),
+            "cost": self._cost_dict(),
+            "components": [row.to_dict() for row in self.rows()],
+            "audit": None if self.checked is None else self.checked.to_dict(),
+        }
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Return one row a component as a pandas table.
+
+        Raises:
+            MissingExtraError: If pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise MissingExtraError(
+                "to_frame() needs pandas, which is not installed.\n"
+                "Install it: pip install 'headwater[pandas]'. Without it: scores.rows()."
+            ) from None
+        return pandas.DataFrame([row.to_dict() for row in self.rows()])
+
+    # --- saving ----------------------------------------------------------------------------
+
+    def manifest(self) -> Manifest:
+        """Return what is written to `run.json`."""
+        if self._manifest is None:
+            manifest = Manifest(
+                provenance=self.provenance,
+                task=None if self.task is None else self.task.to_dict(),
+                prompts_hash=None if self.task is None else self.task.prompts_hash(),
+                names=list(self.names),
+                is_cut=self.parts.is_cut,
+                cost=self._cost_dict(),
+                specification="",
+            )
+            digest = specification_hash(manifest.decisive())
+            self._manifest = manifest.model_copy(update={"specification": digest})
+        return self._manifest
+
+    def save(self, folder: str | Path) -> Path:
+        """Write scores (safetensors), manifest and audit (JSON) into a folder.
+
+        Raises:
+            RunFolderError: If the folder holds a run of another specification, or other files.
+        """
+        folder = Path(folder)
+        manifest = self.manifest()
+        refuse_other_run(folder, manifest)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {"scores": self.scores, "clean": self.parts.clean}
+        optional = {"corrupted": self.parts.corrupted, "sizes": self.parts.sizes}
+        tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        write_atomically(folder / "scores.safetensors", lambda path: save_file(tensors, path))
+        if self.checked is None:
+            (folder / "audit.json").unlink(missing_ok=True)  # it was of the scores just replaced
+        else:
+            self.save_audit(folder)
+        text = manifest.model_dump_json(indent=1)
+        write_atomically(folder / "run.json", lambda path: path.write_text(text, encoding="utf-8"))
+        return folder
+
+    def save_audit(self, folder: str | Path) -> None:
+        """Write the last audit into a run's folder."""
+        assert self.checked is not None
+        text = json.dumps(self.checked.to_dict(), indent=1)
+        write_atomically(
+            Path(folder) / "audit.json", lambda path: path.write_text(text, encoding="utf-8")
+        )
+
+    @staticmethod
+    def load(folder: str | Path) -> Attribution:
+        """Read a result back; the model is not needed.
+
+        Raises:
+            RunFolderError: If the folder holds no run, or a broken one.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        try:
+            tensors = load_file(folder / "scores.safetensors")
+            audit = folder / "audit.json"
+            checked = (
+                Audit.from_dict(json.loads(audit.read_text(encoding="utf-8")))
+                if audit.is_file()
+                else None
+            )
+            values, clean = tensors["scores"], tensors["clean"]
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise RunFolderError(
+                f"{folder} holds a manifest, but its scores cannot be read: {error}.\n"
+                "Run `headwater attribute` again into an empty folder."
+            ) from error
+        of_model = manifest.task is not None
+        return Attribution(
+            scores=Scores(
+                components=tuple(
+                    parse_component(name) if of_model else name for name in manifest.names
+                ),
+                values=values,
+                clean=clean,
+                corrupted=tensors.get("corrupted"),
+                sizes=tensors.get("sizes"),
+                cost=Cost(**manifest.cost),  # pyright: ignore[reportArgumentType]
+                is_cut=manifest.is_cut,
+            ),
+            provenance=manifest.provenance,
+            task=None if manifest.task is None else Task.from_dict(manifest.task),
+            manifest=manifest,
+            checked=checked,
+        )
+
+    def _cost_dict(self) -> dict[str, float]:
+        cost = self.cost
+        return {
+            "forwards": cost.forwards,
+            "backwards": cost.backwards,
+            "seconds": round(cost.seconds, 4),
+            "pairs": cost.pairs,
+        }

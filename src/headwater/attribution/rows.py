@@ -1,0 +1,89 @@
+"""One component of a result in a row: score, spread, size, exact effect, flags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from headwater.attribution.result import Attribution
+
+SMALL_CAUSE = 0.02
+"""A change below this share of the residual's norm is small ..."""
+LARGE_EFFECT = 0.10
+"""... and an effect above this share of the clean metric's change (or size) is large."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One component."""
+
+    name: str
+    kind: str
+    layer: int | None
+    index: int | None
+    position: int | None
+    score: float
+    """Mean over pairs."""
+    spread: float
+    """Standard deviation over pairs; 0 for one pair."""
+    size: float | None
+    """Mean over pairs of |x - reference| / |residual|."""
+    exact: float | None
+    """Exact effect, mean over pairs; only where audited, or where the score is exact itself."""
+    stratum: str | None
+    """Which part of the audit's sample it was drawn for."""
+    flags: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as plain data."""
+        return asdict(self) | {"flags": list(self.flags)}
+
+
+def rows_of(result: Attribution, columns: Sequence[int] | None) -> list[Row]:
+    """Return the rows of a result, in the order of `columns` (all by default)."""
+    parts = result.parts
+    columns = range(len(parts.components)) if columns is None else columns
+    mean = parts.values.mean(0).tolist()
+    spread = parts.values.std(0, correction=0).tolist()
+    sizes = None if parts.sizes is None else parts.sizes.tolist()
+    audited = {} if result.checked is None else {row.name: row for row in result.checked.rows}
+    scale = _scale(result)
+    is_exact = result.provenance.estimator["name"] == "exact"
+    rows = []
+    for column in columns:
+        component = parts.components[column]
+        bare = isinstance(component, str)
+        name = component if bare else component.name
+        checked = audited.get(name)
+        flags = () if checked is None else tuple(checked.flags)
+        size = None if sizes is None else sizes[column]
+        if size is not None and size < SMALL_CAUSE and abs(mean[column]) > LARGE_EFFECT * scale:
+            flags = (*flags, "small cause, large effect")
+        exact = mean[column] if is_exact else None if checked is None else checked.exact
+        rows.append(
+            Row(
+                name=name,
+                kind="gate" if bare else component.kind,
+                layer=None if bare else component.layer,
+                index=None if bare else component.index,
+                position=None if bare else component.position,
+                score=mean[column],
+                spread=spread[column],
+                size=size,
+                exact=exact,
+                stratum=None if checked is None else checked.stratum,
+                flags=flags,
+            )
+        )
+    return rows
+
+
+def _scale(result: Attribution) -> float:
+    """The size of a whole effect: how far corruption moves the metric, else the metric itself."""
+    parts = result.parts
+    whole = parts.clean if parts.corrupted is None else parts.clean - parts.corrupted
+    return float(torch.as_tensor(whole).abs().mean())

@@ -1,0 +1,99 @@
+"""A result as the plain data that the HTML page renders."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from headwater.attribution.rows import rows_of
+
+if TYPE_CHECKING:
+    from headwater.attribution.result import Attribution
+
+MOST_COMPONENTS = 3000
+"""Rows a page holds; beyond this the strongest and the audited ones are shown, and it says so."""
+MOST_PAIRS = 24
+"""Prompt pairs a page shows in full."""
+
+
+def page_data(result: Attribution) -> dict[str, Any]:
+    """Return title, headline, components, audit, prompts and provenance as plain data."""
+    parts, said, audit = result.parts, result.provenance, result.checked
+    shown = _shown(result)
+    corrupted = None if parts.corrupted is None else float(parts.corrupted.mean())
+    headline = [f"Cost: {result.cost}."]
+    if audit is not None:
+        headline = [audit.sentence, audit.verdict, *headline]
+    elif said.estimator["name"] == "exact":
+        headline = ["These are exact effects, by intervention.", *headline]
+    metric = result.task.metric if result.task is not None else None
+    return {
+        "kind": "attribution",
+        "title": result.title(),
+        "headline": headline,
+        "warnings": [],
+        "estimator": said.estimator["name"],
+        "reference": said.reference["name"],
+        "metric": {
+            "name": "f" if metric is None else metric.name,
+            "sense": "" if metric is None else metric.sense,
+            "clean": float(parts.clean.mean()),
+            "corrupted": corrupted,
+        },
+        "components": [row.to_dict() for row in rows_of(result, shown)],
+        "shown": {"components": len(shown), "of": len(parts.components)},
+        "statistics": [] if audit is None else list(audit.statistics),
+        "worst": [] if audit is None else list(audit.worst),
+        "pairs": _pairs(result),
+        "pairs_shown": {
+            "shown": min(MOST_PAIRS, len(parts.clean)),
+            "of": len(parts.clean),
+        },
+        "provenance": _provenance(result),
+    }
+
+
+def _shown(result: Attribution) -> list[int]:
+    count = len(result.parts.components)
+    if count <= MOST_COMPONENTS:
+        return list(range(count))
+    strength = result.mean().abs()
+    kept = set(strength.topk(MOST_COMPONENTS).indices.tolist())
+    if result.checked is not None:
+        column = {name: i for i, name in enumerate(result.names)}
+        kept |= {column[row.name] for row in result.checked.rows}
+    return sorted(kept)
+
+
+def _pairs(result: Attribution) -> list[dict[str, Any]]:
+    if result.task is None:
+        return []
+    parts = result.parts
+    rows = []
+    for i, pair in enumerate(result.task.pairs[:MOST_PAIRS]):
+        rows.append(
+            {
+                "clean": pair.clean.split(" "),
+                "corrupted": None if pair.corrupted is None else pair.corrupted.split(" "),
+                "answer": [str(answer) for answer in pair.answer],
+                "wrong": [str(answer) for answer in pair.wrong],
+                "label": pair.label,
+                "clean_value": float(parts.clean[i]),
+                "corrupted_value": None if parts.corrupted is None else float(parts.corrupted[i]),
+            }
+        )
+    return rows
+
+
+def _provenance(result: Attribution) -> dict[str, str]:
+    manifest = result.manifest()
+    said = manifest.provenance
+    lines = {f"model {key}": str(value) for key, value in said.model.items()}
+    lines |= {"estimator": _options(said.estimator), "reference": _options(said.reference)}
+    lines |= {"prompts": str(manifest.prompts_hash), "seed": str(said.seed)}
+    lines |= {"batch size": str(said.batch_size), "created": manifest.created}
+    return lines | {f"version of {name}": value for name, value in manifest.versions.items()}
+
+
+def _options(chosen: dict[str, Any]) -> str:
+    options = ", ".join(f"{key}={value}" for key, value in chosen.items() if key != "name")
+    return f"{chosen['name']}({options})"
