@@ -1,0 +1,260 @@
+"""The commands. torch is imported inside them, so that `--help` stays quick."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headwater.errors import HeadwaterError
+
+if TYPE_CHECKING:
+    from headwater.attribution import Attribution
+
+app = typer.Typer(
+    name="headwater",
+    help="Which parts of a transformer a behavior flows from - audited against the truth.",
+    epilog="Exit codes: 0 done, 1 unexpected failure, 2 refused (the message says why), "
+    "130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ModelName = Annotated[
+    str, typer.Option("--model", "-m", help="Embedded name (tiny), local folder, or hub id.")
+]
+TaskName = Annotated[
+    str, typer.Option("--task", "-t", help="Embedded task (ioi), or a .jsonl, .json or .csv file.")
+]
+Components = Annotated[
+    str,
+    typer.Option(
+        "--components",
+        "-c",
+        help="Comma-separated: tokens heads queries keys values attentions mlps neurons residual "
+        "mixers nodes.",
+    ),
+]
+Layers = Annotated[
+    str | None, typer.Option("--layers", help="Only these layers: 0,2 or 0-5; default all.")
+]
+Positions = Annotated[
+    str | None,
+    typer.Option(
+        "--positions",
+        help="all, each, or a list such as 0,-1 (from the first real token; -1 is the last).",
+    ),
+]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to save the run in.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default the model's.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16, float64 (true float64), ...")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Most pairs in one forward.")]
+Seed = Annotated[int, typer.Option(help="Seeds whatever draws random numbers.")]
+Progress = Annotated[
+    bool | None, typer.Option("--progress/--no-progress", help="Default: a bar on a terminal.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.command()
+def attribute(
+    model: ModelName,
+    task: TaskName,
+    components: Components = "heads,mlps",
+    estimator: Annotated[
+        str, typer.Option("--estimator", "-e", help="gradient (AtP) or exact.")
+    ] = "gradient",
+    at: Annotated[str, typer.Option(help="End of the path: clean or corrupted.")] = "clean",
+    reference: Annotated[
+        str,
+        typer.Option("--reference", "-r", help="corrupted, mean, positional-mean, resample, zero."),
+    ] = "corrupted",
+    over: Annotated[
+        str | None, typer.Option(help="Prompts a mean is taken over: corrupted or clean.")
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="logit-diff prob-diff prob logprob kl cross-entropy; default the task's."),
+    ] = None,
+    layers: Layers = None,
+    positions: Positions = None,
+    pairs: Annotated[
+        int | None, typer.Option(min=1, help="Only the first this many pairs.")
+    ] = None,
+    audit: Annotated[
+        int | None, typer.Option(min=1, help="Audit this many components right away.")
+    ] = None,
+    out: Out = None,
+    batch_size: BatchSize = 32,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Seed = 0,
+    progress: Progress = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score components: how much the metric falls when each is switched off."""
+    import headwater as hw
+    from headwater.cli import choices, show
+
+    loaded = hw.load(model, device=device, dtype=dtype)
+    scores = hw.attribute(
+        loaded,
+        choices.task(task, metric, pairs),
+        choices.components(components, layers, positions),
+        choices.estimator(estimator, at),
+        reference=choices.reference(reference, over, seed),
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+    )
+    if audit is not None:
+        scores.audit(sample=audit, seed=seed, progress=progress)
+    if out is not None:
+        scores.save(out)
+    _print(scores, as_json, show.attribution)
+    if out is not None and not as_json:
+        show.next_steps(out, audited=scores.checked is not None)
+
+
+@app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(help="Folder written by `headwater attribute --out`.")],
+    sample: Annotated[int, typer.Option(min=1, help="Components to check exactly.")] = 32,
+    seed: Seed = 0,
+    top: Annotated[int, typer.Option(min=1, help="How many count as the top.")] = 10,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Where the model is, if it has moved.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Default: as in the run.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    progress: Progress = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a sample of a run's scores with exact effects, and say how wrong they are."""
+    import headwater as hw
+    from headwater.cli import show
+
+    scores = hw.Attribution.load(run)
+    said = scores.provenance.model
+    loaded = hw.load(model or said["name"], device=device, dtype=said["dtype"])
+    scores.audit(
+        model=loaded,
+        sample=sample,
+        seed=seed,
+        top=top,
+        batch_size=batch_size,
+        dtype=dtype,
+        progress=progress,
+    )
+    scores.save_audit(run)
+    _print(scores, as_json, show.attribution)
+
+
+@app.command()
+def page(
+    run: Annotated[Path, typer.Argument(help="Folder written by `headwater attribute --out`.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write; default RUN/page.html.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run as one HTML file that opens anywhere and loads nothing from a network."""
+    import headwater as hw
+
+    path = hw.Attribution.load(run).page(out or run / "page.html")
+    typer.echo(json.dumps({"page": str(path)}) if as_json else f"wrote {path}")
+
+
+@app.command()
+def sites(
+    model: Annotated[str, typer.Argument(help="Embedded name, local folder, or hub id.")],
+    as_json: AsJson = False,
+) -> None:
+    """List the places of a model that can be read or gated, with their shapes."""
+    import headwater as hw
+    from headwater.cli import show
+
+    listed = hw.load(model).site_table()
+    if as_json:
+        typer.echo(json.dumps(listed, indent=1))
+    else:
+        show.sites(model, listed)
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the model families headwater runs, and what each one lacks."""
+    from headwater.architectures import models_table
+    from headwater.cli import show
+    from headwater.loading import EMBEDDED
+
+    table = models_table()
+    if as_json:
+        typer.echo(json.dumps({"embedded": list(EMBEDDED), "families": table}, indent=1))
+    else:
+        show.models(list(EMBEDDED), table)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the run and page.")] = Path(
+        "demo"
+    ),
+    progress: Progress = None,
+    as_json: AsJson = False,
+) -> None:
+    """Attribute and audit the embedded model's indirect-object behavior; no network needed."""
+    import headwater as hw
+    from headwater.cli import show
+
+    model, task = hw.load("tiny"), hw.task("ioi")
+    components = hw.heads() + hw.mlps()
+    scores = hw.attribute(model, task, components, hw.Gradient(), progress=progress)
+    scores.audit(sample=32, progress=progress)
+    scores.save(out, overwrite=True)
+    path = scores.page(out / "page.html")
+    _print(scores, as_json, show.attribution)
+    if not as_json:
+        typer.echo(f"\nThe page: {path}")
+
+
+def _print(scores: Attribution, as_json: bool, show_it: Any) -> None:
+    if as_json:
+        typer.echo(json.dumps(scores.to_dict()))
+    else:
+        show_it(scores)
+
+
+def main() -> None:
+    """Run the command line; refusals become one message and exit code 2."""
+    _quiet()
+    try:
+        app()
+    except HeadwaterError as error:
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _quiet() -> None:
+    """Show our own log lines and keep the libraries' chatter away from the result."""
+    import logging
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("headwater").setLevel(logging.INFO)

@@ -1,0 +1,92 @@
+"""Words typed on the command line, turned into objects; a misspelt word is answered."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from headwater.components import SELECTORS, Selection
+from headwater.errors import UnknownOptionError, did_you_mean
+from headwater.estimators import ESTIMATORS, Estimator
+from headwater.prompts import Task
+from headwater.references import REFERENCES, Mean, Reference, Resample
+from headwater.zoo import task as embedded_task
+
+
+def components(words: str, layers: str | None, positions: str | None) -> Selection:
+    """Return the selection that `heads,mlps` with `--layers` and `--positions` means."""
+    selection: Selection | None = None
+    for word in words.replace("+", ",").split(","):
+        word = word.strip()
+        make = _known(word, SELECTORS, "component kind")
+        options: dict[str, Any] = {}
+        if layers is not None and word != "tokens":
+            options["layers"] = _numbers(layers, "--layers")
+        if positions is not None:
+            every = positions in ("all", "each")
+            options["positions"] = positions if every else _numbers(positions, "--positions")
+        part = make(**options)
+        selection = part if selection is None else selection + part
+    assert selection is not None
+    return selection
+
+
+def estimator(word: str, at: str) -> Estimator:
+    """Return the estimator of a dashed name, at an end of the path."""
+    kind = _known(word, ESTIMATORS, "estimator")
+    if at not in ("clean", "corrupted"):
+        raise UnknownOptionError(
+            f"--at {at!r} is unknown.{did_you_mean(at, ('clean', 'corrupted'))}"
+        )
+    return kind(at=at) if any(field.name == "at" for field in fields(kind)) else kind()
+
+
+def reference(word: str, over: str | None, seed: int) -> Reference:
+    """Return the reference of a dashed name."""
+    kind = _known(word, REFERENCES, "reference")
+    if over is not None and not issubclass(kind, Mean):
+        raise UnknownOptionError(
+            f"--over goes with --reference mean or positional-mean, not with {word!r}."
+        )
+    if over is not None and over not in ("corrupted", "clean"):
+        raise UnknownOptionError(
+            f"--over {over!r} is unknown.{did_you_mean(over, ('corrupted', 'clean'))}"
+        )
+    if issubclass(kind, Resample):
+        return kind(seed=seed)
+    return kind(over=over) if over is not None else kind()
+
+
+def task(word: str, metric: str | None, pairs: int | None) -> Task:
+    """Return an embedded task, or the pairs of a file."""
+    looks_like_file = "/" in word or Path(word).suffix in (".jsonl", ".json", ".csv")
+    if looks_like_file or Path(word).is_file():
+        found = Task.read(word, metric=metric)
+    else:
+        found = embedded_task(word)
+        if metric is not None:
+            found = found.with_metric(metric)
+    return found if pairs is None else found[:pairs]
+
+
+def _known(word: str, known: dict[str, Any], what: str) -> Any:
+    if word not in known:
+        raise UnknownOptionError(
+            f"no {what} {word!r}.{did_you_mean(word, known)} Known: {', '.join(known)}."
+        )
+    return known[word]
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    """Return the integers of `0,2,5-7` (ranges only between numbers, so `-1` is minus one)."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-") if part.strip()[:1] != "-" else (part, "", "")
+        try:
+            numbers += range(int(first), int(last) + 1) if dash else [int(first)]
+        except ValueError:
+            raise UnknownOptionError(
+                f"{option} {text!r}: {part.strip()!r} is not a number. Write for example 0,2 or 0-5."
+            ) from None
+    return numbers

@@ -1,0 +1,100 @@
+"""What the terminal shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from headwater.attribution import Attribution
+
+
+def attribution(scores: Attribution) -> None:
+    """Show the ten strongest components, the audit in words, and the cost."""
+    console = Console(soft_wrap=True)
+    parts = scores.parts
+    console.print(f"[bold]{escape(scores.title())}[/]")
+    corrupted = ""
+    if parts.corrupted is not None:
+        corrupted = f", corrupted {float(parts.corrupted.mean()):+.3f}"
+    metric = "f" if scores.task is None else scores.task.metric.name
+    console.print(
+        f"{metric}: clean {float(parts.clean.mean()):+.3f}{corrupted}, "
+        f"mean over {len(parts.clean)} pairs\n",
+        highlight=False,
+    )
+    console.print(_strongest(scores))
+    console.print()
+    if scores.checked is not None:
+        console.print(escape(scores.checked.sentence), highlight=False)
+        console.print(f"[bold]{escape(scores.checked.verdict)}[/]", highlight=False)
+        if scores.checked.cost:
+            console.print(f"audit cost: {scores.checked.cost}", highlight=False, style="dim")
+    elif scores.provenance.estimator["name"] != "exact":
+        console.print("Not audited: how far these are from the truth is not known yet.")
+    console.print(f"cost: {scores.cost}", highlight=False, style="dim")
+
+
+def _strongest(scores: Attribution) -> Table:
+    rows = scores.top(10)
+    count = len(scores.names)
+    title = "components" if count <= 10 else f"strongest 10 of {count:,} components"
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(title, no_wrap=True)
+    for heading in ("score", "exact", "size"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("sign", no_wrap=True)
+    table.add_column("", style="yellow")
+    for row in rows:
+        table.add_row(
+            escape(row.name),
+            f"{row.score:+.3f}",
+            "" if row.exact is None else f"{row.exact:+.3f}",
+            "" if row.size is None else f"{row.size:.2f}",
+            "supports" if row.score > 0 else "opposes" if row.score < 0 else "none",
+            escape(", ".join(row.flags)),
+        )
+    return table
+
+
+def next_steps(folder: Path, *, audited: bool) -> None:
+    """Say what to type next."""
+    console = Console(soft_wrap=True)
+    console.print(f"\nsaved in {folder}", highlight=False)
+    if not audited:
+        console.print(f"next: headwater audit {folder}", highlight=False)
+    console.print(f"      headwater page {folder}", highlight=False)
+
+
+def sites(model: str, listed: Sequence[Mapping[str, Any]]) -> None:
+    """Show the sites of a model with their shapes."""
+    console = Console(soft_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("site", "shape", "what it is"):
+        table.add_column(heading, no_wrap=heading != "what it is")
+    for row in listed:
+        table.add_row(*(escape(str(row[key])) for key in ("site", "shape", "words")))
+    console.print(f"[bold]sites of {escape(model)}[/]")
+    console.print(table)
+
+
+def models(embedded: Sequence[str], families: Sequence[Mapping[str, Any]]) -> None:
+    """Show the table of model families."""
+    console = Console(soft_wrap=True)
+    console.print(f"embedded, no download: {', '.join(embedded)}\n", highlight=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("family", "class", "heads", "q/k/v", "neurons", "refused, and why"):
+        table.add_column(heading, overflow="fold")
+    for row in families:
+        table.add_row(
+            *(
+                escape("yes" if row[key] is True else "-" if row[key] is False else str(row[key]))
+                for key in ("family", "class", "heads", "qkv", "neurons", "refused")
+            )
+        )
+    console.print(table)
