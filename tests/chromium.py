@@ -32,6 +32,8 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--hide-scrollbars",
+    # Sandboxed frames stay in the page's process, where its session can look into them.
+    "--disable-features=IsolateSandboxedIframes",
     "--remote-debugging-pipe",
 )
 
@@ -133,7 +135,7 @@ class Browser:
         """Open a file in a new tab and wait until it has loaded and drawn."""
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         attached = self.send("Target.attachToTarget", targetId=target, flatten=True)
-        page = Page(self, attached["sessionId"], target)
+        page = Page(self, attached["sessionId"], target, scripts=scripts)
         for domain in ("Page", "Runtime", "Log", "Network", "DOM"):
             page.send(f"{domain}.enable")
         page.send(
@@ -155,8 +157,9 @@ class Browser:
 class Page:
     """One tab."""
 
-    def __init__(self, browser: Browser, session: str, target: str) -> None:
+    def __init__(self, browser: Browser, session: str, target: str, *, scripts: bool) -> None:
         self.browser, self.session, self.target = browser, session, target
+        self.scripts = scripts
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
         return self.browser.send(method, self.session, **params)
@@ -170,6 +173,8 @@ class Page:
 
     def settle(self) -> None:
         """Wait for two frames, so that observers have run and everything is drawn."""
+        if not self.scripts:
+            return  # no frame callbacks without scripts, and nothing that would draw in one
         frames = "new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))"
         self.send("Runtime.evaluate", expression=frames, awaitPromise=True)
 
@@ -181,6 +186,27 @@ class Page:
         if "exceptionDetails" in answer:
             raise RuntimeError(answer["exceptionDetails"]["exception"]["description"])
         return answer["result"].get("value")
+
+    def in_frames(self, expression: str) -> list[Any]:
+        """The value of an expression in every frame inside the page that is there now."""
+        self.settle()
+        created, gone = [], set()
+        for event in self.browser.events:
+            if self._is(event, "Runtime.executionContextCreated"):
+                created.append(event["params"]["context"])
+            elif self._is(event, "Runtime.executionContextDestroyed"):
+                gone.add(event["params"]["executionContextUniqueId"])
+        main = self.send("Page.getFrameTree")["frameTree"]["frame"]["id"]
+        return [
+            self.send(
+                "Runtime.evaluate",
+                expression=expression,
+                returnByValue=True,
+                uniqueContextId=context["uniqueId"],
+            )["result"].get("value")
+            for context in created
+            if context["auxData"]["frameId"] != main and context["uniqueId"] not in gone
+        ]
 
     def text(self, selector: str) -> str:
         """The visible text of the first element that matches."""

@@ -5,7 +5,23 @@ from __future__ import annotations
 import random
 from typing import Any
 
-CLEAN = "Then , Mary and John went to the store . John gave a drink to".split()
+CLEAN = [
+    "Then",
+    ",",
+    "Mary",
+    "and",
+    "John",
+    "went",
+    "to",
+    "the",
+    "store",
+    ".",
+    "John",
+    "gave",
+    "a",
+    "drink",
+    "to",
+]
 
 
 def component(name: str, kind: str, layer: int | None, index: int | None, score: float) -> dict:

@@ -6,8 +6,8 @@ for nothing, runs only the one script it was written with, and opens from disk.
 
 from __future__ import annotations
 
+from headwater.page.document import render, write
 from headwater.page.notebook import fragment
-from headwater.page.render import render, write
 from headwater.page.schema import ComponentRow, PageData, PairRow, StatisticRow
 
 __all__ = ["ComponentRow", "PageData", "PairRow", "StatisticRow", "fragment", "render", "write"]

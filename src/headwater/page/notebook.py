@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from headwater.page import static
-from headwater.page.render import render
+from headwater.page.document import render
 
 PAGE_LIMIT = 2_000_000
 """Above this many characters the page is not put into the notebook, which would carry it."""
@@ -40,12 +40,12 @@ def table(data: Mapping[str, Any], count: int) -> str:
     longest = max(sizes, default=0.0) or 1.0
     audited = any(row.get("exact") is not None for row in data["components"])
     body = "".join(line(row, longest, audited=audited) for row in rows)
-    exact = "<th style='text-align:right'>exact</th>" if audited else ""
+    exact = cell("th", "right", "exact") if audited else ""
+    head = cell("th", "left", "component") + cell("th", "right", "score") + exact
     _, scored = static.shown(data)
     return (
-        "<table style='border-collapse:collapse;font-variant-numeric:tabular-nums'><thead><tr>"
-        "<th style='text-align:left'>component</th><th style='text-align:right'>score</th>"
-        f"{exact}<th></th></tr></thead><tbody>{body}</tbody></table>"
+        "<table style='border-collapse:collapse;font-variant-numeric:tabular-nums'>"
+        f"<thead><tr>{head}<th></th></tr></thead><tbody>{body}</tbody></table>"
         f"<p style='margin:.2em 0;opacity:.75'>The {len(rows):,} strongest of {scored:,}.</p>"
     )
 
@@ -54,14 +54,19 @@ def line(row: Mapping[str, Any], longest: float, *, audited: bool) -> str:
     """Return one component's row; the bar is blue where it supports, orange where it opposes."""
     score = row.get("score")
     width = round(100 * abs(score) / longest) if score is not None and finite(score) else 0
-    color = "#e07b28" if score is not None and score < 0 else "#4a90d9"
-    exact = f"<td style='text-align:right'>{static.number(row.get('exact'))}</td>" if audited else ""
-    return (
-        f"<tr><td style='text-align:left'><code>{static.escape(row['name'])}</code></td>"
-        f"<td style='text-align:right'>{static.number(score)}</td>{exact}"
-        f"<td style='text-align:left'><div style='height:.7em;width:{width}px;background:{color}'>"
-        "</div></td></tr>"
-    )
+    color = "#e2812f" if score is not None and score < 0 else "#4a90d9"
+    cells = [
+        cell("td", "left", f"<code>{static.escape(row['name'])}</code>"),
+        cell("td", "right", static.number(score)),
+        cell("td", "right", static.number(row.get("exact"))) if audited else "",
+        cell("td", "left", f"<div style='height:.7em;width:{width}px;background:{color}'></div>"),
+    ]
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def cell(tag: str, side: str, content: str) -> str:
+    """Return a table cell with its style in place, because viewers strip style sheets."""
+    return f"<{tag} style='text-align:{side};padding:.1em .6em'>{content}</{tag}>"
 
 
 def folded(page: str) -> str:
@@ -78,6 +83,6 @@ def folded(page: str) -> str:
     )
 
 
-def finite(value: float | None) -> bool:
+def finite(value: float | int | None) -> bool:
     """Return whether `value` is a number that can be drawn."""
     return value is not None and math.isfinite(value)

@@ -45,7 +45,7 @@ def payload(data: Mapping[str, Any]) -> str:
     return UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def rounded(value: float | None) -> float | int | None:
+def rounded(value: float | int | None) -> float | int | None:
     """Return `value` to seven digits (what float32 holds), or None if it is None, NaN or inf."""
     if value is None or not math.isfinite(value):
         return None

@@ -65,7 +65,7 @@ class PageData(TypedDict, total=False):
     estimator: str
     reference: str
     metric: Mapping[str, Any]
-    """`name`, `sense` (words), `clean` and `corrupted` (means over pairs; corrupted may be None)."""
+    """`name`, `sense` (words), `clean` and `corrupted` (means over pairs; the latter or None)."""
     components: list[ComponentRow]
     shown: Mapping[str, int]
     """`components` of `of`: what was kept of the scored components."""

@@ -19,8 +19,8 @@ def escape(value: object) -> str:
     return html.escape(UNPRINTABLE.sub("\ufffd", str(value)), quote=True)
 
 
-def number(value: float | None, absent: str = "\u2013") -> str:
-    """Return `value` with four digits and a true minus sign; `absent` for None, else `n/a`."""
+def number(value: float | int | None, absent: str = "\u2013") -> str:
+    """Return `value` with three digits and a true minus sign; `absent` for None, else `n/a`."""
     if value is None:
         return absent
     if not math.isfinite(value):
@@ -28,7 +28,7 @@ def number(value: float | None, absent: str = "\u2013") -> str:
     if value == 0:
         return "0"
     size = math.floor(math.log10(abs(value)))
-    text = f"{value:.{3 - size}f}" if -4 <= size < 3 else f"{value:.4g}"
+    text = f"{value:.{max(0, 2 - size)}f}" if -4 <= size < 6 else f"{value:.2e}"
     return text.replace("-", "\u2212")
 
 
@@ -96,13 +96,16 @@ def warnings(data: Mapping[str, Any]) -> str:
     sentences = list(data.get("warnings") or [])
     broken = count_non_finite(data["components"])
     if broken:
-        verb = "component has a number that is" if broken == 1 else "components have numbers that are"
-        sentences.append(f"{broken:,} {verb} not finite, shown as n/a.")
+        who = "1 component has" if broken == 1 else f"{broken:,} components have"
+        sentences.append(f"{who} a number that is not finite, shown as n/a.")
     if not sentences:
         return ""
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
     heading = "Warning" if len(sentences) == 1 else "Warnings"
-    return f'<section class="warnings" aria-label="{heading}"><h2>{heading}</h2><ul>{items}</ul></section>'
+    return (
+        f'<section class="warnings" aria-label="{heading}">'
+        f"<h2>{heading}</h2><ul>{items}</ul></section>"
+    )
 
 
 def statistics(data: Mapping[str, Any]) -> str:

@@ -10,6 +10,9 @@ function choose(what, to) {
   for (const act of listeners[what]) act();
 }
 
+/** What the colors show, in words. */
+const shownWord = () => ({ score: scoreWord, exact: 'exact effect', error: 'error, estimate \u2212 exact' })[choice.value];
+
 /** Clicking the chosen component again lets go of it. */
 const pick = (id) => choose('id', choice.id === id ? null : id);
 

@@ -39,12 +39,12 @@ function spread(key) {
 
 const trueMinus = (text) => text.replace('-', '\u2212');
 
-/** Four digits, for one number on its own. */
+/** Three digits, for one number on its own. */
 function digits(value) {
   if (!isNumber(value)) return 'n/a';
   if (value === 0) return '0';
   const size = Math.floor(Math.log10(Math.abs(value)));
-  const text = size < -4 || size > 5 ? value.toExponential(2) : value.toFixed(Math.max(0, 3 - size));
+  const text = size < -4 || size > 5 ? value.toExponential(2) : value.toFixed(Math.max(0, 2 - size));
   return trueMinus(text);
 }
 

@@ -64,7 +64,7 @@ function drawMap(grid) {
   // A narrow empty track parts the groups.
   const tracks = grid.groups.map((group) => `repeat(${group.columns.length}, minmax(var(--least), var(--most)))`);
   body.style.gridTemplateColumns = `max-content ${tracks.join(' 0.6rem ')}`;
-  body.style.setProperty('--row', grid.rows.length > 16 ? '1.4rem' : grid.rows.length > 6 ? '2rem' : '2.75rem');
+  body.style.setProperty('--row', grid.rows.length > 16 ? '1.4rem' : grid.rows.length > 6 ? '2rem' : '3.1rem');
   body.append(...headers(grid, columns));
   const write = columnWriter([largest], 2);
   const matrix = grid.rows.map((row) => {
@@ -80,6 +80,8 @@ function drawMap(grid) {
     body.append(line);
     return cells;
   });
+  // In a large grid the many numbers near zero would only be noise.
+  body.classList.toggle('dense', body.querySelectorAll('.cell').length > 60);
   paint(matrix, write);
   on('value', () => paint(matrix, write));
   on('scale', () => paint(matrix, write));
@@ -124,6 +126,7 @@ function paint(matrix, write) {
     const value = components[cell.dataset.id][choice.value];
     cell.classList.toggle('negative', value < 0);
     cell.classList.toggle('unknown', !isNumber(value));
+    cell.classList.toggle('weak', Math.abs(value) < largest / 20);
     cell.style.setProperty('--share', `${isNumber(value) ? (100 * strength(value)).toFixed(1) : 0}%`);
     const absent = components[cell.dataset.id].checked || choice.value === 'score' ? 'n/a' : '';
     cell.textContent = isNumber(value) ? write(value) : absent;
@@ -175,11 +178,12 @@ function nextCell(matrix, row, column, across, down) {
 
 function mapFigure(grid, body) {
   const figure = html('figure', { class: 'mapped' }, html('h2', { text: grid.name }), html('div', { class: 'scroll' }, body), legend());
-  const words = [];
+  const words = [`A score is what ${metricName} loses when the component is switched off: positive supports the behavior${data.metric.sense ? ` (${data.metric.sense})` : ''}.`];
   if (grid.rows.length < grid.of) words.push(`Showing the strongest ${thousands(grid.rows.length)} of ${thousands(grid.of)} rows; the table has all.`);
   if (grid.tokens) words.push('Tokens are those of the first clean prompt.');
-  if (components.some((c) => c.flags.length && c.kind !== 'neuron')) words.push('A marked corner is a flag.');
-  if (words.length) figure.append(html('figcaption', { text: words.join(' ') }));
+  const flags = distinct(components.filter((c) => c.kind !== 'neuron').flatMap((c) => c.flags));
+  if (flags.length) words.push(`A marked corner means: ${flags.join(', or ')}.`);
+  figure.append(html('figcaption', { text: words.join(' ') }));
   return figure;
 }
 
@@ -189,10 +193,9 @@ function legend() {
   const write = columnWriter([largest], 2);
   const draw = () => {
     const half = largest * (choice.scale === 'root' ? 0.25 : 0.5);
-    const what = choice.value === 'score' ? scoreWord : choice.value === 'exact' ? 'exact effect' : 'error, estimate \u2212 exact';
     const ends = choice.value === 'error' ? ['too low', 'too high'] : ['opposes', 'supports'];
     bar.replaceChildren(
-      html('span', { class: 'title', text: `${what}, in ${metricName}` }),
+      html('span', { class: 'title', text: `${shownWord()}, in ${metricName}${choice.value === 'score' || components.every((c) => c.checked) ? '' : '; hatched: not checked'}` }),
       html('span', { class: 'end', text: ends[0] }), html('span', { class: 'ramp' }), html('span', { class: 'end', text: ends[1] }),
       html('span', { class: 'ticks' }, ...[-largest, -half, 0, half, largest].map((value) => html('span', { text: write(value) }))),
     );

@@ -46,12 +46,9 @@ function tickText(value) {
   return trueMinus(size && (size < 1e-3 || size >= 1e5) ? value.toExponential(0) : String(Number(value.toPrecision(3))));
 }
 
-/**
- * Let `marks` ({component, x, y, node}) be hovered, clicked and walked with arrows.
- *
- * The picture is one tab stop. The nearest point answers the pointer, so small and crowded points
- * stay reachable; `next(place, across, down)` names the point an arrow key leads to.
- */
+/** Let `marks` ({component, x, y, node}) be hovered, clicked and walked with arrows. */
+// The picture is one tab stop. The nearest point answers the pointer, so small and crowded points
+// stay reachable; `next(place, across, down)` names the point an arrow key leads to.
 function points(picture, marks, next) {
   const prefix = `point-${pointCount += 1}-`;
   const chosenRing = svg('circle', { r: 8, class: 'ring', visibility: 'hidden' });

@@ -19,8 +19,8 @@ function startPrompts() {
     list.replaceChildren(...pairs.slice(0, limit).map(drawPair));
     const of = data.pairs_shown?.of ?? pairs.length;
     const held = of > pairs.length ? ` This page holds ${thousands(pairs.length)} of the task\u2019s ${thousands(of)} pairs.` : '';
-    const marked = pairs.some((pair) => pair.corrupted) ? ' Tokens that differ are underlined.' : '';
-    section.querySelector('#prompt-count').textContent = `Showing ${thousands(Math.min(limit, pairs.length))} of ${thousands(pairs.length)} prompt pairs.${held}${marked}`;
+    const marked = pairs.some((pair) => pair.corrupted) ? '; tokens that differ are underlined' : '';
+    section.querySelector('#prompt-count').textContent = `Showing ${thousands(Math.min(limit, pairs.length))} of ${thousands(pairs.length)} prompt pairs.${held} Beside each prompt stands its ${metricName}${marked}.`;
     const rest = pairs.length - limit;
     document.getElementById('more-prompts').replaceChildren(...(rest > 0 ? [moreButton(Math.min(MORE_PAIRS, rest), () => { limit += MORE_PAIRS; draw(); })] : []));
   };
@@ -43,8 +43,8 @@ function chipLine(word, tokens, others, value) {
   const chips = tokens.map((token, place) => chip(token, others != null && token !== others[place], place));
   return html('div', { class: 'prompt' },
     html('span', { class: 'term', text: word }),
-    html('p', { class: 'chips' }, ...chips),
-    html('span', { class: 'number', text: value === undefined ? '' : digits(value), title: `${metricName} of the ${word} prompt` }));
+    html('span', { class: 'number', text: value === undefined ? '' : digits(value), title: `${metricName} of the ${word} prompt` }),
+    html('p', { class: 'chips' }, ...chips));
 }
 
 function chip(token, differs, place) {

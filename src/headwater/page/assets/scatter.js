@@ -30,7 +30,7 @@ function notAudited() {
 }
 
 function scatterSvg(drawn, slope, width) {
-  const [left, right, top, bottom] = [50, 12, 8, 42];
+  const [left, right, top, bottom] = [58, 12, 8, 42];
   const height = Math.round(Math.min(width, 500) - left - right + top + bottom);
   const values = drawn.flatMap((c) => [scaled(c.score), scaled(c.exact)]).concat(0);
   const [least, most] = [Math.min(...values), Math.max(...values)];
@@ -81,7 +81,7 @@ function nameWorst(picture, marks, width) {
     for (const [across, down] of [[9, 4], [-9 - wide, 4], [-wide / 2, -10], [-wide / 2, 18]]) {
       const box = [mark.x + across, mark.y + down - 10, mark.x + across + wide, mark.y + down + 2];
       const clear = taken.every((other) => box[0] > other[2] || box[2] < other[0] || box[1] > other[3] || box[3] < other[1]);
-      if (!clear || box[0] < 52 || box[2] > width - 8 || box[1] < 8) continue;
+      if (!clear || box[0] < 60 || box[2] > width - 8 || box[1] < 8) continue;
       picture.append(label(box[0], mark.y + down, mark.component.name, 'start', 'named'));
       taken.push(box);
       break;
@@ -100,7 +100,7 @@ function key(drawn, slope) {
   const kinds = distinct(drawn.map((c) => c.kind)).sort(byKind);
   const strata = Object.keys(SHAPES).filter((stratum) => drawn.some((c) => c.stratum === stratum));
   const items = kinds.map((kind) => item(sample(`point kind-${kind}`, SHAPES.top), plural(kind)));
-  if (strata.length) items.push(...strata.map((stratum) => item(sample('point', SHAPES[stratum]), `${stratum} of the ranking`)));
+  if (strata.length) items.push(html('span', { class: 'item', text: 'drawn from:' }), ...strata.map((stratum) => item(sample('point', SHAPES[stratum]), stratum)));
   items.push(item(sample('identity', { tilt: 6 }), 'equal'));
   if (isNumber(slope)) items.push(item(sample('slope', { tilt: 5 }), `slope ${digits(slope)}`));
   return [...items, html('span', { class: 'words', text: `${thousands(drawn.length)} of ${thousands(components.length)} shown components checked exactly. The largest errors are named.` })];

@@ -10,8 +10,8 @@ function drawStrip() {
     const drawn = neurons.filter((c) => isNumber(c[choice.value]));
     plot.replaceChildren(stripSvg(drawn, Math.max(280, plot.clientWidth)));
     const rest = neurons.length - drawn.length;
-    caption.textContent = `${thousands(drawn.length)} neurons, ${choice.value === 'score' ? scoreWord : choice.value} in ${metricName}; the strongest of each side are named.`
-      + (rest ? ` ${thousands(rest)} have no such value.` : '');
+    caption.textContent = `${thousands(drawn.length)} neurons, ${shownWord()}, in ${metricName}; the strongest of each side are named.`
+      + (rest ? ` ${thousands(rest)} ${choice.value === 'score' ? 'have no finite score' : 'were not checked'}.` : '');
   };
   redraw(plot, draw);
   on('value', draw);
@@ -23,22 +23,24 @@ function stripSvg(neurons, width) {
   const row = Math.max(16, Math.min(40, 480 / layers.length));
   const left = 34, right = 14, height = row * layers.length + 34;
   const half = (width - left - right) / 2;
-  const x = (value) => left + half + half * scaled(value) / scaled(largest);
+  // Neurons are small beside heads: the strip has its own scale.
+  const most = Math.max(...neurons.map((c) => Math.abs(c[choice.value])), 0) || largest;
+  const x = (value) => left + half + half * scaled(value) / scaled(most);
   const picture = pointPicture(width, height, 'Neurons by layer');
-  for (const value of ticks(-largest, largest, (v) => x(v), 52)) {
+  for (const value of ticks(-most, most, x, 52)) {
     picture.append(line(x(value), 4, x(value), height - 26, value ? 'grid' : 'axis'), label(x(value), height - 10, tickText(value), 'middle'));
   }
   const marks = layers.flatMap((layer, place) => {
     const middle = 4 + row * (place + 0.5);
     picture.append(label(left - 8, middle + 4, String(layer), 'end'));
-    return stripRow(picture, neurons.filter((c) => c.layer === layer), x, middle, row);
+    return stripRow(picture, neurons.filter((c) => c.layer === layer), x, middle, row, most / 8);
   });
   points(picture, marks, betweenLayers(marks));
   return picture;
 }
 
 /** Dots of one layer, pushed apart where they would cover each other. */
-function stripRow(picture, members, x, middle, row) {
+function stripRow(picture, members, x, middle, row, worthNaming) {
   const sorted = [...members].sort((a, b) => a[choice.value] - b[choice.value]);
   const filled = new Map();
   const marks = sorted.map((component) => {
@@ -54,8 +56,7 @@ function stripRow(picture, members, x, middle, row) {
   for (const mark of marks) picture.append(mark.node);
   if (row >= 24 && marks.length > 1) {
     for (const [mark, side] of [[marks[0], -1], [marks.at(-1), 1]]) {
-      const inside = side * (mark.component[choice.value]) > 0 && Math.abs(mark.component[choice.value]) > largest / 8;
-      if (!inside) continue;
+      if (side * mark.component[choice.value] < worthNaming) continue;
       const room = side < 0 ? mark.x > 90 : mark.x < picture.viewBox.baseVal.width - 60;
       const turned = room ? side : -side;
       picture.append(label(mark.x + 6 * turned, mark.y + 4, `n${mark.component.index ?? ''}`, turned < 0 ? 'end' : 'start', 'named'));

@@ -36,7 +36,9 @@ function usedColumns() {
 function startTable() {
   const section = document.getElementById('components');
   const columns = usedColumns();
-  for (const column of columns) column.write = columnWriter(components.map((c) => c[column.key]), column.key === 'size' ? 3 : 4);
+  // Scores and errors share their decimals, so that the columns can be read across.
+  const write = columnWriter([largest], 4);
+  for (const column of columns) column.write = column.key === 'size' ? columnWriter(components.map((c) => c.size), 3) : write;
   section.querySelector('thead').append(heading(columns));
   document.getElementById('filters').append(...filters());
   section.querySelector('tbody').addEventListener('click', (event) => {
@@ -142,13 +144,10 @@ function drawField(component, column) {
   if (column.key === 'flags') return html('td', { class: 'flags', text: value.join('; ') });
   if (!column.numeric) return html('td', { text: value });
   if (['rank', 'layer', 'position'].includes(column.key)) return html('td', { class: 'number', text: value ?? '\u2013' });
-  const cell = html('td', { class: 'number' });
-  if (column.bar && isNumber(value)) {
-    const bar = html('span', { class: value < 0 ? 'bar negative' : 'bar', 'aria-hidden': 'true' });
-    bar.style.setProperty('--share', `${(50 * Math.abs(value) / largest).toFixed(1)}%`);
-    cell.append(bar);
-  }
   const checkedOnly = column.key === 'exact' || column.key === 'error';
-  cell.append(checkedOnly && !component.checked ? '\u2013' : column.write(value));
-  return cell;
+  const text = checkedOnly && !component.checked ? '\u2013' : column.write(value);
+  if (!column.bar) return html('td', { class: 'number', text });
+  const bar = html('span', { class: value < 0 ? 'bar negative' : 'bar', 'aria-hidden': 'true' });
+  bar.style.setProperty('--share', `${(50 * Math.abs(value ?? 0) / largest).toFixed(1)}%`);
+  return html('td', { class: 'number' }, html('span', { class: 'barred' }, bar, html('span', { text })));
 }

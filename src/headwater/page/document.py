@@ -95,13 +95,24 @@ def write(data: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
 @cache
 def asset(name: str) -> str:
     """Return the text of one of the page's own files."""
-    return files("headwater.page").joinpath("assets", name).read_text(encoding="utf-8")
+    text = files("headwater.page").joinpath("assets", name).read_text(encoding="utf-8")
+    return squeeze(text)
+
+
+def squeeze(text: str) -> str:
+    """Return `text` without indentation, blank lines and lines that are only a comment.
+
+    The page carries what the browser needs. In these files a comment has a line of its own, and no
+    text spans lines.
+    """
+    lines = (line.strip() for line in text.splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith(("//", "/*")))
 
 
 @cache
 def bundle() -> str:
     """Return the page's script: every part inside one function, so no name is global."""
-    return "(() => {\n'use strict';\n" + "\n".join(map(asset, SCRIPTS)) + "})();\n"
+    return "(() => {\n'use strict';\n" + "\n".join(map(asset, SCRIPTS)) + "\n})();\n"
 
 
 def digest(text: str) -> str:
