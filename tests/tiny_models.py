@@ -51,7 +51,7 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "GPT-NeoX": _own(
         "GPTNeoXConfig",
         "GPTNeoXForCausalLM",
-        hidden_size=24,
+        hidden_size=32,
         num_hidden_layers=3,
         num_attention_heads=4,
         intermediate_size=40,
@@ -60,7 +60,7 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "GPT-NeoX sequential": _own(
         "GPTNeoXConfig",
         "GPTNeoXForCausalLM",
-        hidden_size=24,
+        hidden_size=32,
         num_hidden_layers=3,
         num_attention_heads=4,
         intermediate_size=40,
@@ -97,8 +97,10 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
         attention_multiplier=0.4,
     ),
     "Cohere": _llama_like("Cohere", logit_scale=0.25),
-    "StableLM": _llama_like("StableLm", use_qkv_bias=True),
-    "StableLM parallel": _llama_like("StableLm", use_parallel_residual=True, qk_layernorm=True),
+    "StableLM": _llama_like("StableLm", hidden_size=32, use_qkv_bias=True),
+    "StableLM parallel": _llama_like(
+        "StableLm", hidden_size=32, use_parallel_residual=True, qk_layernorm=True
+    ),
     "Mixtral": _llama_like("Mixtral", num_local_experts=4, num_experts_per_tok=2),
     "gpt-oss": _llama_like(
         "GptOss",

@@ -95,7 +95,7 @@ def fetch(
     source = str(folder) if name in embedded_names() else name
     common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     config = _config(name, source, common)
-    refuse_config(config)
+    refuse_config(config, (getattr(config, "architectures", None) or [name])[0])
     options = {**common, "config": config, "use_safetensors": True, "dtype": dtype or "auto"}
     if device_map is not None:
         options["device_map"] = device_map
@@ -107,16 +107,16 @@ def fetch(
     return module.eval(), _tokenizer(source, common)
 
 
-def refuse_config(config: Any) -> None:
+def refuse_config(config: Any, described: str) -> None:
     """Refuse models that are no causal language model of a known family.
 
     Args:
         config: The Hugging Face configuration.
+        described: The model's class, for the message.
 
     Raises:
         UnsupportedModelError: Names the class and what to do instead.
     """
-    described = (getattr(config, "architectures", None) or [type(config).__name__])[0]
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(
             f"{described} is an encoder-decoder; headwater attributes causal (decoder-only) "

@@ -7,8 +7,10 @@ Both let the adapter prove itself on random tokens: a few forward passes over a 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
@@ -19,10 +21,14 @@ from torch import Tensor, nn
 
 from headwater import states
 from headwater.architectures.adapter import Adapter, resolve
+from headwater.architectures.overview import site_rows
 from headwater.attention import switched_on
 from headwater.errors import UnknownOptionError, UnsupportedModelError
+from headwater.fingerprints import config_hash, tokenizer_hash, weights_hash
 from headwater.loading import fetch, refuse_config, to_dtype
-from headwater.precision import true_float64
+from headwater.precision import eager_experts, true_float64
+from headwater.proof import Proof
+from headwater.proof import prove as prove_adapter
 from headwater.sites import Site
 from headwater.taps import (
     Tap,
@@ -33,6 +39,11 @@ from headwater.taps import (
     tapped,
     uncompiled,
 )
+from headwater.unwrapping import unwrapped
+
+# one lock a module, not a wrapper: two wrappers of one module stub the same layers
+_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_locks_guard = threading.Lock()
 
 
 class Model:
@@ -44,7 +55,11 @@ class Model:
         name: What it is called in results.
         adapter: Where its parts are; None for a network that can only be looked at.
         refusal: Why there is no adapter.
+        notes: What a user should know, for example that `torch.compile` is bypassed.
     """
+
+    proof: Proof | None = None
+    """The self-proof's numbers; None if it was skipped."""
 
     def __init__(
         self,
@@ -54,13 +69,16 @@ class Model:
         name: str = "",
         adapter: Adapter | None = None,
         refusal: UnsupportedModelError | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         self.module = module
         self.tokenizer = tokenizer
         self.name = name or type(module).__name__
         self.adapter = adapter
         self.refusal = refusal
-        self.lock = threading.RLock()
+        self.notes = tuple(notes)
+        with _locks_guard:
+            self.lock = _locks.setdefault(module, threading.RLock())
         self._takes = frozenset(inspect.signature(module.forward).parameters)
 
     def __repr__(self) -> str:
@@ -125,8 +143,8 @@ class Model:
         with self.lock, ExitStack() as stack:
             stack.enter_context(uncompiled(self.module))
             if double:
+                stack.enter_context(eager_experts(self.module))
                 stack.enter_context(true_float64())
-                stack.enter_context(states.eager_experts(self.module))
             if adapter.interface and (double or needs_attention(adapter, taps)):
                 stack.enter_context(switched_on(self.module))
             if start is not None:
@@ -152,8 +170,61 @@ class Model:
         """Every site this model offers, in the order a forward pass computes them."""
         return self.anatomy().sites()
 
+    def describe(self) -> dict[str, Any]:
+        """What this model is and offers, in plain values for a manifest or the command line.
+
+        Returns:
+            Name, class, family, sizes, dtype, device, notes, proof, and one row a site name.
+        """
+        adapter = self.anatomy()
+        sizes = ("n_layers", "n_heads", "n_kv_heads", "d_model", "d_head", "d_mlp", "vocab")
+        return {
+            "name": self.name,
+            "class": type(self.module).__name__,
+            "family": adapter.family.name,
+            **{size: getattr(adapter, size) for size in sizes},
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "notes": list(self.notes),
+            "proof": None if self.proof is None else self.proof.to_dict(),
+            "sites": site_rows(adapter),
+        }
+
+    def fingerprint(self) -> dict[str, str]:
+        """Hashes that say whether two results came from the same model.
+
+        Large weights are sampled: another checkpoint is noticed, a changed single weight may not.
+
+        Returns:
+            `config_hash` and `weights_hash`, and `tokenizer_hash` if there is a tokenizer.
+        """
+        config = getattr(self.module, "config", None)
+        hashes = {
+            "config_hash": "" if config is None else config_hash(config),
+            "weights_hash": weights_hash(self.module),
+        }
+        if self.tokenizer is not None:
+            hashes["tokenizer_hash"] = tokenizer_hash(self.tokenizer)
+        return hashes
+
+    def prove(self) -> Proof | None:
+        """Let the adapter prove itself on random tokens; its numbers stay in `proof`.
+
+        Returns:
+            The proof; None for a model without adapter.
+
+        Raises:
+            FailedProofError: If the adapter does not fit.
+        """
+        if self.adapter is None:
+            return None
+        self.proof = prove_adapter(self)
+        if not self.proof.pads:
+            self.adapter = dataclasses.replace(self.adapter, pads=False)
+        return self.proof
+
     def to(
-        self, dtype: torch.dtype | None = None, device: str | torch.device | None = None
+        self, dtype: str | torch.dtype | None = None, device: str | torch.device | None = None
     ) -> Model:
         """A converted copy; this model stays as it is.
 
@@ -163,12 +234,24 @@ class Model:
 
         Returns:
             A model with its own weights.
+
+        Raises:
+            UnsupportedModelError: If the model is quantised and a dtype is asked for.
         """
+        if dtype is not None and getattr(self.module, "is_quantized", False):
+            raise UnsupportedModelError(
+                f"{self.name} is quantised: its weights cannot be converted to {dtype}.\n"
+                "Load the unquantised checkpoint with hw.load(name, dtype=...)."
+            )
         with self.lock:
             module = copy.deepcopy(self.module)
-        module = module.to(device=device, dtype=dtype)
-        adapter = None if self.adapter is None else resolve(module, self.adapter.family)
-        return Model(module, self.tokenizer, name=self.name, adapter=adapter, refusal=self.refusal)
+        module = module.to(device=device, dtype=to_dtype(dtype))
+        twin = Model(module, self.tokenizer, name=self.name, refusal=self.refusal, notes=self.notes)
+        if self.adapter is not None:
+            adapter = resolve(module, self.adapter.family)
+            twin.adapter = dataclasses.replace(adapter, pads=self.adapter.pads)
+            twin.proof = self.proof
+        return twin
 
     def _inputs(self, ids: Tensor, mask: Tensor | None, position_ids: Tensor | None) -> dict:
         inputs: dict[str, Any] = {"input_ids": ids.to(self.device), "use_cache": False}
@@ -227,7 +310,10 @@ def load(
         module = module.to(device)
     if frozen:
         module.requires_grad_(False)
-    return Model(module, tokenizer, name=name, adapter=resolve(module))
+    model = Model(module, tokenizer, name=name, adapter=resolve(module))
+    if prove:
+        model.prove()
+    return model
 
 
 def wrap(module: nn.Module, tokenizer: Any = None) -> Model:
@@ -239,10 +325,27 @@ def wrap(module: nn.Module, tokenizer: Any = None) -> Model:
         tokenizer: Its tokenizer.
 
     Returns:
-        The model; without an adapter, attribution is refused later and says why.
+        The model. If it cannot be attributed (no language model, unknown family, failed proof),
+        attribution is refused later with the reason, which `refusal` holds.
     """
+    notes: tuple[str, ...] = ()
     try:
-        refuse_config(module.config)
-        return Model(module, tokenizer, adapter=resolve(module))
+        module, notes = unwrapped(module)
+        adapter = _resolved(module)
+        model = Model(module, tokenizer, adapter=adapter, notes=notes)
+        model.prove()
     except UnsupportedModelError as refusal:
-        return Model(module, tokenizer, refusal=refusal)
+        return Model(module, tokenizer, refusal=refusal, notes=notes)
+    return model
+
+
+def _resolved(module: nn.Module) -> Adapter:
+    described = type(module).__name__
+    config = getattr(module, "config", None)
+    if not hasattr(config, "model_type"):
+        raise UnsupportedModelError(
+            f"{described} is no Hugging Face language model, so it has no sites to attribute to.\n"
+            "Traces work on any module; for attribution give hw.GatedFunction(fn, names)."
+        )
+    refuse_config(config, described)
+    return resolve(module)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import nn
 
@@ -73,21 +72,3 @@ def frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter in thawed:
             parameter.requires_grad_(True)
-
-
-@contextmanager
-def eager_experts(module: nn.Module) -> Iterator[None]:
-    """Route experts through transformers' plain code: the grouped kernels know no float64."""
-    configs: dict[int, Any] = {}
-    for part in module.modules():
-        config = getattr(part, "config", None)
-        if getattr(config, "_experts_implementation_internal", None) not in (None, "eager"):
-            configs[id(config)] = config
-    before = {key: config._experts_implementation_internal for key, config in configs.items()}
-    try:
-        for config in configs.values():
-            config._experts_implementation_internal = "eager"
-        yield
-    finally:
-        for key, config in configs.items():
-            config._experts_implementation_internal = before[key]

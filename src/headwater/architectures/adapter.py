@@ -58,6 +58,8 @@ class Adapter:
     d_head: int | None
     d_mlp: int | None
     """Neurons a layer; None where there is no fixed list of them."""
+    d_inner: int | None
+    """Channels of a state-space mixer; None for a family without one."""
     vocab: int
     layers: tuple[nn.Module, ...]
     final_norm: nn.Module | None
@@ -150,6 +152,34 @@ def no_family(described: str, config: Any) -> str:
     )
 
 
+def lacking(family: Family, *, parallel: bool) -> dict[str, str]:
+    """What a family does not offer.
+
+    Args:
+        family: The record.
+        parallel: Whether attention and MLP read the same residual in this model.
+
+    Returns:
+        Site name -> why there is no such site.
+    """
+    missing: dict[str, str] = {}
+    for group, reason in family.missing.items():
+        missing |= dict.fromkeys(_GROUPS[group], reason)
+    if family.mixer is not None:
+        reason = family.missing["attention"]
+        missing |= dict.fromkeys((*_GROUPS["attention"], *_GROUPS["mlp"], "resid_mid"), reason)
+        return missing
+    missing |= dict.fromkeys(_GROUPS["mixer"], "its layers hold attention and an MLP, no mixer")
+    if parallel:
+        missing["resid_mid"] = "attention and MLP read the same residual, nothing lies between"
+    if family.pre is None:
+        missing.setdefault("mlp.pre", "its MLP is gated: use mlp.gate and mlp.up")
+    if family.gate is None:
+        for name in ("mlp.gate", "mlp.up"):
+            missing.setdefault(name, "its MLP has no gate: use mlp.pre")
+    return missing
+
+
 def resolve(module: nn.Module, family: Family | None = None) -> Adapter:
     """Find the parts of a causal language model.
 
@@ -190,7 +220,7 @@ def _resolved(module: nn.Module, config: Any, family: Family) -> Adapter:
     parallel = any(bool(getattr(config, name, False)) for name in family.parallel_if)
     parallel = parallel or (family.mid is None and family.mixer is None)
     heads = None if family.mixer else int(config.num_attention_heads)
-    missing = _missing(family, parallel=parallel)
+    missing = lacking(family, parallel=parallel)
     points: dict[Site, Point] = {Site(None, "embed"): Point(layers[0], "input")}
     for number, layer in enumerate(layers):
         for name, point in _layer_points(layer, family, heads).items():
@@ -198,7 +228,9 @@ def _resolved(module: nn.Module, config: Any, family: Family) -> Adapter:
                 points[Site(number, name)] = point
     if final_norm is not None:
         points[Site(None, "final_norm")] = Point(final_norm, "output")
-    unembed = module.get_output_embeddings()
+    unembed = getattr(module, "get_output_embeddings", lambda: None)()
+    if unembed is None:
+        raise AttributeError("it has no unembedding, so it predicts no next token")
     points[Site(None, "logits")] = Point(unembed, "logits")
     return Adapter(
         family=family,
@@ -208,6 +240,7 @@ def _resolved(module: nn.Module, config: Any, family: Family) -> Adapter:
         n_kv_heads=None if heads is None else _kv_heads(config, heads),
         d_head=None if heads is None else _head_size(config, heads),
         d_mlp=None if family.down is None or family.mixer else _width(_at(layers[0], family.down)),
+        d_inner=_width(_at(layers[0], family.o_proj)) if family.mixer else None,
         vocab=int(getattr(unembed, "out_features", config.vocab_size)),
         layers=layers,
         final_norm=final_norm,
@@ -252,25 +285,6 @@ def _layer_points(layer: nn.Module, family: Family, heads: int | None) -> dict[s
     if family.down is not None:
         points["mlp.post"] = Point(_at(layer, family.down), "input")
     return points
-
-
-def _missing(family: Family, *, parallel: bool) -> dict[str, str]:
-    missing: dict[str, str] = {}
-    for group, reason in family.missing.items():
-        missing |= dict.fromkeys(_GROUPS[group], reason)
-    if family.mixer is not None:
-        reason = family.missing["attention"]
-        missing |= dict.fromkeys((*_GROUPS["attention"], *_GROUPS["mlp"], "resid_mid"), reason)
-        return missing
-    missing |= dict.fromkeys(_GROUPS["mixer"], "its layers hold attention and an MLP, no mixer")
-    if parallel:
-        missing["resid_mid"] = "attention and MLP read the same residual, nothing lies between"
-    if family.pre is None:
-        missing.setdefault("mlp.pre", "its MLP is gated: use mlp.gate and mlp.up")
-    if family.gate is None:
-        for name in ("mlp.gate", "mlp.up"):
-            missing.setdefault(name, "its MLP has no gate: use mlp.pre")
-    return missing
 
 
 def _text_config(config: Any) -> Any:
