@@ -72,7 +72,7 @@ def page(components: list[dict], **changes: Any) -> dict[str, Any]:
         "reference": "Corrupted()",
         "metric": {
             "name": "logit-diff",
-            "sense": "logit of the answer minus logit of the wrong answer",
+            "sense": "rises when the model prefers the answer to the wrong one",
             "clean": 7.12,
             "corrupted": -0.43,
         },

@@ -60,7 +60,7 @@ def render(data: Mapping[str, Any]) -> str:
         "facts": static.facts(data),
         "headline": static.headline(data),
         "warnings": static.warnings(data),
-        "sense": static.escape(data["metric"].get("sense", "")),
+        "sense": static.sense(data),
         "strongest": rows,
         "strongest_caption": sentence,
         "plain_pairs": static.plain_pairs(data.get("pairs") or [], 20),

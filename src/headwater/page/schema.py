@@ -65,7 +65,7 @@ class PageData(TypedDict, total=False):
     estimator: str
     reference: str
     metric: Mapping[str, Any]
-    """`name`, `sense` (words), `clean` and `corrupted` (means over pairs; the latter or None)."""
+    """`name`; `sense`, to follow "the metric"; `clean` and `corrupted`, means over pairs."""
     components: list[ComponentRow]
     shown: Mapping[str, int]
     """`components` of `of`: what was kept of the scored components."""

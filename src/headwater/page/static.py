@@ -71,6 +71,12 @@ def facts(data: Mapping[str, Any]) -> str:
     )
 
 
+def sense(data: Mapping[str, Any]) -> str:
+    """Return what the metric's sign means, to follow a clause; nothing if it does not say."""
+    words = data["metric"].get("sense")
+    return f": the metric {escape(words)}" if words else ""
+
+
 def shown(data: Mapping[str, Any]) -> tuple[int, int]:
     """Return how many components the page holds, of how many that were scored."""
     count = len(data["components"])

@@ -16,7 +16,7 @@ const metricName = data.metric.name ?? 'metric';
 const audited = components.some((component) => component.checked);
 const isExactRun = /^exact\b/i.test(data.estimator);
 const scoreWord = isExactRun ? 'exact score' : 'estimate';
-const largest = Math.max(...[0, ...spread('score'), ...spread('exact')].map(Math.abs)) || 1;
+const largest = furthest([...spread('score'), ...spread('exact')]) || 1;
 
 /** One object a component, from columns; `rank` 1 is the largest |score|. */
 function unpack(columns) {
@@ -31,6 +31,16 @@ function unpack(columns) {
   const strength = (row) => (isNumber(row.score) ? Math.abs(row.score) : -1);
   [...rows].sort((a, b) => strength(b) - strength(a)).forEach((row, place) => { row.rank = place + 1; });
   return rows;
+}
+
+/** The lowest and highest of some values and zero. */
+function ends(values) {
+  return values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [0, 0]);
+}
+
+/** The largest size; a fold, because a call cannot take a hundred thousand arguments. */
+function furthest(values) {
+  return values.filter(isNumber).reduce((most, value) => Math.max(most, Math.abs(value)), 0);
 }
 
 function spread(key) {
@@ -50,7 +60,7 @@ function digits(value) {
 
 /** A writer for a column: the same number of decimals for all, `count` digits for the largest. */
 function columnWriter(values, count) {
-  const size = Math.floor(Math.log10(Math.max(...values.filter(isNumber).map(Math.abs), 1e-300)));
+  const size = Math.floor(Math.log10(furthest(values) || 1e-300));
   if (size < -5 || size > 6) return (value) => (isNumber(value) ? trueMinus(value.toExponential(count - 1)) : 'n/a');
   const decimals = Math.min(8, Math.max(0, count - 1 - size));
   const zero = (0).toFixed(decimals);

@@ -178,7 +178,8 @@ function nextCell(matrix, row, column, across, down) {
 
 function mapFigure(grid, body) {
   const figure = html('figure', { class: 'mapped' }, html('h2', { text: grid.name }), html('div', { class: 'scroll' }, body), legend());
-  const words = [`A score is what ${metricName} loses when the component is switched off: positive supports the behavior${data.metric.sense ? ` (${data.metric.sense})` : ''}.`];
+  const words = [`A score is what ${metricName} loses when the component is switched off; positive supports the behavior.`];
+  if (data.metric.sense) words.push(`The metric ${data.metric.sense}.`);
   if (grid.rows.length < grid.of) words.push(`Showing the strongest ${thousands(grid.rows.length)} of ${thousands(grid.of)} rows; the table has all.`);
   if (grid.tokens) words.push('Tokens are those of the first clean prompt.');
   const flags = distinct(components.filter((c) => c.kind !== 'neuron').flatMap((c) => c.flags));

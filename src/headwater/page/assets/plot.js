@@ -25,7 +25,7 @@ const label = (x, y, text, anchor, name) => svg('text', { x, y, 'text-anchor': a
 function ticks(low, high, to, gap) {
   const accepted = [0];
   const reach = Math.max(Math.abs(low), Math.abs(high));
-  const top = Math.floor(Math.log10(reach));
+  const top = Math.floor(Math.log10(reach || 1));
   const candidates = [];
   if (choice.scale === 'root') {
     for (let power = top; power > top - 5; power -= 1) for (const digit of [5, 2, 1]) candidates.push(digit * 10 ** power);

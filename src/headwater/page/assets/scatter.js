@@ -32,8 +32,7 @@ function notAudited() {
 function scatterSvg(drawn, slope, width) {
   const [left, right, top, bottom] = [58, 12, 8, 42];
   const height = Math.round(Math.min(width, 500) - left - right + top + bottom);
-  const values = drawn.flatMap((c) => [scaled(c.score), scaled(c.exact)]).concat(0);
-  const [least, most] = [Math.min(...values), Math.max(...values)];
+  const [least, most] = ends(drawn.flatMap((c) => [scaled(c.score), scaled(c.exact)]));
   const pad = (most - least || 1) * 0.06;
   const share = (value) => (scaled(value) - least + pad) / (most - least + 2 * pad);
   const x = (value) => left + share(value) * (width - left - right);

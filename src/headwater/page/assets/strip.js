@@ -10,7 +10,7 @@ function drawStrip() {
     const drawn = neurons.filter((c) => isNumber(c[choice.value]));
     plot.replaceChildren(stripSvg(drawn, Math.max(280, plot.clientWidth)));
     const rest = neurons.length - drawn.length;
-    caption.textContent = `${thousands(drawn.length)} neurons, ${shownWord()}, in ${metricName}; the strongest of each side are named.`
+    caption.textContent = `${thousands(drawn.length)} neurons: ${shownWord()}, in ${metricName}. The strongest of each side are named.`
       + (rest ? ` ${thousands(rest)} ${choice.value === 'score' ? 'have no finite score' : 'were not checked'}.` : '');
   };
   redraw(plot, draw);
@@ -21,19 +21,19 @@ function drawStrip() {
 function stripSvg(neurons, width) {
   const layers = distinct(neurons.map((c) => c.layer)).sort(ascending);
   const row = Math.max(16, Math.min(40, 480 / layers.length));
-  const left = 34, right = 14, height = row * layers.length + 34;
-  const half = (width - left - right) / 2;
+  const left = 40, right = 48, height = row * layers.length + 34;
   // Neurons are small beside heads: the strip has its own scale.
-  const most = Math.max(...neurons.map((c) => Math.abs(c[choice.value])), 0) || largest;
-  const x = (value) => left + half + half * scaled(value) / scaled(most);
+  const [low, high] = ends(neurons.map((c) => c[choice.value]));
+  const reach = scaled(high) - scaled(low) || 1;
+  const x = (value) => left + (width - left - right) * (scaled(value) - scaled(low)) / reach;
   const picture = pointPicture(width, height, 'Neurons by layer');
-  for (const value of ticks(-most, most, x, 52)) {
+  for (const value of ticks(low, high, x, 52)) {
     picture.append(line(x(value), 4, x(value), height - 26, value ? 'grid' : 'axis'), label(x(value), height - 10, tickText(value), 'middle'));
   }
   const marks = layers.flatMap((layer, place) => {
     const middle = 4 + row * (place + 0.5);
     picture.append(label(left - 8, middle + 4, String(layer), 'end'));
-    return stripRow(picture, neurons.filter((c) => c.layer === layer), x, middle, row, most / 8);
+    return stripRow(picture, neurons.filter((c) => c.layer === layer), x, middle, row, Math.max(high, -low) / 8);
   });
   points(picture, marks, betweenLayers(marks));
   return picture;
@@ -57,7 +57,7 @@ function stripRow(picture, members, x, middle, row, worthNaming) {
   if (row >= 24 && marks.length > 1) {
     for (const [mark, side] of [[marks[0], -1], [marks.at(-1), 1]]) {
       if (side * mark.component[choice.value] < worthNaming) continue;
-      const room = side < 0 ? mark.x > 90 : mark.x < picture.viewBox.baseVal.width - 60;
+      const room = side < 0 ? mark.x > 86 : mark.x < picture.viewBox.baseVal.width - 44;
       const turned = room ? side : -side;
       picture.append(label(mark.x + 6 * turned, mark.y + 4, `n${mark.component.index ?? ''}`, turned < 0 ? 'end' : 'start', 'named'));
     }

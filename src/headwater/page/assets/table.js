@@ -38,7 +38,7 @@ function startTable() {
   const columns = usedColumns();
   // Scores and errors share their decimals, so that the columns can be read across.
   const write = columnWriter([largest], 4);
-  for (const column of columns) column.write = column.key === 'size' ? columnWriter(components.map((c) => c.size), 3) : write;
+  for (const column of columns) column.write = column.key === 'size' ? columnWriter(components.map((c) => c.size), 4) : write;
   section.querySelector('thead').append(heading(columns));
   document.getElementById('filters').append(...filters());
   section.querySelector('tbody').addEventListener('click', (event) => {
