@@ -319,10 +319,11 @@ def test_unicode_and_right_to_left_tokens_keep_their_order(show):
 
 
 @pytest.mark.parametrize("width", [400, 900, 1400])
-@pytest.mark.parametrize("kind", ["heads", "positions", "neurons"])
+@pytest.mark.parametrize("kind", ["heads", "many heads", "positions", "neurons"])
 def test_nothing_is_wider_than_the_window(show, width, kind):
     rows = {
         "heads": lambda: cases.transformer(12, 12),
+        "many heads": lambda: cases.transformer(32, 32),
         "positions": lambda: cases.by_position(4, 4, 15),
         "neurons": lambda: cases.transformer(2, 2) + cases.neurons(2, 100),
     }[kind]()
