@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from headwater.estimators import Exact as Exact
     from headwater.estimators import Gradient as Gradient
     from headwater.gates import GatedFunction as GatedFunction
-    from headwater.loading import load as load
-    from headwater.loading import wrap as wrap
     from headwater.metrics import cross_entropy as cross_entropy
     from headwater.metrics import kl as kl
     from headwater.metrics import logit_diff as logit_diff
@@ -40,6 +38,8 @@ if TYPE_CHECKING:
     from headwater.metrics import prob as prob
     from headwater.metrics import prob_diff as prob_diff
     from headwater.models import Model as Model
+    from headwater.models import load as load
+    from headwater.models import wrap as wrap
     from headwater.prompts import Pair as Pair
     from headwater.prompts import Task as Task
     from headwater.references import Corrupted as Corrupted
@@ -57,9 +57,8 @@ _HOME = {
     "errors": "HeadwaterError",
     "estimators": "Estimator Exact Gradient",
     "gates": "GatedFunction",
-    "loading": "load wrap",
     "metrics": "cross_entropy kl logit_diff logprob metric prob prob_diff",
-    "models": "Model",
+    "models": "Model load wrap",
     "prompts": "Pair Task",
     "references": "Corrupted Mean PositionalMean Resample Zero",
     "zoo": "task",

@@ -13,8 +13,10 @@ Names follow the field (EAP-IG, MIB) so that scores can be exchanged: `input`, `
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 from jaxtyping import Bool
@@ -112,6 +114,17 @@ class Group:
         """The group's columns in a gate tensor."""
         return slice(self.start, self.start + self.size)
 
+    def names(self) -> list[str]:
+        """Return the names of the group's components."""
+        rule, layer = KINDS[self.kind], self.site.layer
+        units = [
+            rule.written.format(layer=layer, index=index, h=self.short)
+            for index in range(self.count)
+        ]
+        if self.positions is None:
+            return units
+        return [f"{unit}@{position}" for position in self.positions for unit in units]
+
     def component(self, offset: int) -> Component:
         """Return the group's component number `offset`."""
         slot, index = divmod(offset, self.count)
@@ -135,24 +148,41 @@ class ComponentTable(Sequence[Component]):
         self.groups = tuple(groups)
         self.repeats = repeats
         """Query heads a key-value head serves; relates queries to keys and values."""
-        self.components = tuple(
-            group.component(offset) for group in self.groups for offset in range(group.size)
-        )
-        self.names = tuple(component.name for component in self.components)
-        self._index = {name: i for i, name in enumerate(self.names)}
-        if len(self._index) < len(self.names):
-            seen: set[str] = set()
-            twice = next(name for name in self.names if name in seen or seen.add(name))
-            raise GateError(
-                f"component {twice!r} is selected twice.\n"
-                "Select each kind once: hw.nodes() already holds tokens, heads and MLPs."
-            )
+        self._refuse_twice()
 
     def __len__(self) -> int:
-        return len(self.components)
+        return self.groups[-1].columns.stop if self.groups else 0
 
     def __getitem__(self, index: int) -> Component:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.components[index]
+        group = self.group_of(range(len(self))[index])
+        return group.component(range(len(self))[index] - group.start)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The components' names, in gate order."""
+        return tuple(name for group in self.groups for name in group.names())
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [group.start for group in self.groups]
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {name: column for column, name in enumerate(self.names)}
+
+    def _refuse_twice(self) -> None:
+        """Refuse a component that is there twice: groups of one kind and site may share one."""
+        seen: dict[tuple[Kind, Site], set[int | None]] = {}
+        for group in self.groups:
+            places = seen.setdefault((group.kind, group.site), set())
+            for slot, position in enumerate(group.positions or (None,)):
+                if position in places:
+                    name = group.component(slot * group.count).name
+                    raise GateError(
+                        f"component {name!r} is selected twice.\n"
+                        "Select each kind once: hw.nodes() already holds tokens, heads and MLPs."
+                    )
+                places.add(position)
 
     def index_of(self, name: str) -> int:
         """Return the column of the component called `name`.
@@ -169,7 +199,7 @@ class ComponentTable(Sequence[Component]):
 
     def group_of(self, column: int) -> Group:
         """Return the group that holds a gate column."""
-        return next(g for g in self.groups if g.start <= column < g.start + g.size)
+        return self.groups[bisect_right(self._starts, column) - 1]
 
     def is_cut(self, length: int | None) -> bool:
         """Whether every path from the prompt to the logits crosses exactly one component.
@@ -308,6 +338,10 @@ def _select(kind: Kind, layers: Iterable[int] | int | None, positions: Positions
             f"positions={positions!r} is unknown.{did_you_mean(positions, ('all', 'each'))}\n"
             'Write positions="all" (one component over all positions), "each" (one a position), '
             "or a list such as [0, -1]."
+        )
+    if not isinstance(positions, str) and not len(positions):
+        raise UnknownOptionError(
+            'positions=[] selects nothing. Write positions="all", "each", or a list such as [0, -1].'
         )
     if isinstance(layers, int):
         layers = (layers,)

@@ -108,7 +108,8 @@ def reading(adapter: Adapter, read: int | Sequence[int] | None) -> Iterator[None
     def slice_positions(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         hidden = _input(args, kwargs)
         kept = hidden[:, -read:] if isinstance(read, int) else hidden[:, list(read)]
-        return _with_input(args, kwargs, kept)
+        # a strided slice would be multiplied row by row, at twice the cost
+        return _with_input(args, kwargs, kept.contiguous())
 
     handle = adapter.unembed.register_forward_pre_hook(slice_positions, with_kwargs=True)
     try:
@@ -118,17 +119,30 @@ def reading(adapter: Adapter, read: int | Sequence[int] | None) -> Iterator[None
 
 
 @contextmanager
-def uncompiled(module: nn.Module) -> Iterator[None]:
-    """Run the Python code of parts on which `.compile()` was called: compiled code skips hooks."""
-    compiled = [m for m in module.modules() if getattr(m, "_compiled_call_impl", None) is not None]
-    kept = [m._compiled_call_impl for m in compiled]
+def plainly(module: nn.Module) -> Iterator[None]:
+    """Run a model's own Python code once a forward pass.
+
+    Compiled parts skip hooks, and gradient checkpointing runs layers again in the backward pass,
+    when the taps are gone.
+
+    Args:
+        module: The model.
+
+    Yields:
+        Nothing.
+    """
+    before: list[tuple[nn.Module, str, Any]] = []
     try:
-        for part in compiled:
-            part._compiled_call_impl = None
+        for part in module.modules():
+            for name in ("_compiled_call_impl", "gradient_checkpointing"):
+                value = part.__dict__.get(name)
+                if value:
+                    before.append((part, name, value))
+                    part.__dict__[name] = None if name == "_compiled_call_impl" else False
         yield
     finally:
-        for part, call in zip(compiled, kept, strict=True):
-            part._compiled_call_impl = call
+        for part, name, value in before:
+            part.__dict__[name] = value
 
 
 def refuse_skipped(taps: Mapping[Site, Tap], layer: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from headwater.attribution.manifest import Provenance, describe_model
-from headwater.attribution.result import Attribution, Scores
+from headwater.attribution.result import SHOWN_PAIRS, Attribution, Scores, ShownPrompt
 from headwater.components import Selection
 from headwater.errors import GateError, NonFiniteError, UnsupportedModelError
 from headwater.estimators import Estimator, Gradient
@@ -16,7 +16,7 @@ from headwater.gates import Cost, GatedFunction, GatedTask
 from headwater.metrics import Metric, resolve_metric
 from headwater.models import Model
 from headwater.progress import progress_bar
-from headwater.prompts import Task
+from headwater.prompts import Batch, Task
 from headwater.references import Corrupted, Reference
 
 
@@ -132,6 +132,7 @@ def _score(
         scores = torch.empty(count, len(table), dtype=torch.promote_types(model.dtype, torch.float))
         clean, sizes = scores.new_empty(count), scores.new_zeros(len(table))
         corrupted: Tensor | None = None
+        tokens: dict[int, ShownPrompt] = {}
         total = count * (1 + estimator.forwards(gated.shares()))
         title = f"{estimator.name} over {len(table):,} components"
         with progress_bar(title, total, show=progress) as cost.listener:
@@ -139,6 +140,7 @@ def _score(
                 estimator.check(function)
                 function = function.at(estimator.end)
                 rows = list(batch.pairs)
+                tokens |= _shown_tokens(model, batch)
                 scores[rows] = estimator.scores(function).detach().to(scores)
                 clean[rows] = function.clean_value().to(scores)
                 sizes += function.relative_sizes().sum(0).to(scores) / count
@@ -149,14 +151,26 @@ def _score(
     cost.listener, cost.seconds = None, time.perf_counter() - started
     _refuse_non_finite(scores, table.names)
     return Scores(
-        components=table.components,
+        components=table,
         values=scores,
         clean=clean,
         corrupted=corrupted,
         sizes=sizes,
         cost=cost,
         is_cut=table.is_cut(gated.length),
+        tokens=tuple(tokens[pair] for pair in sorted(tokens)),
     )
+
+
+def _shown_tokens(model: Model, batch: Batch) -> dict[int, ShownPrompt]:
+    """The tokens of the pairs a page shows, kept so that it can be written without a tokenizer."""
+    clean = batch.tokens(model.tokenizer)
+    corrupted = None if batch.corrupted is None else batch.tokens(model.tokenizer, "corrupted")
+    return {
+        pair: {"clean": clean[row], "corrupted": None if corrupted is None else corrupted[row]}
+        for row, pair in enumerate(batch.pairs)
+        if pair < SHOWN_PAIRS
+    }
 
 
 def _of_function(function: GatedFunction, estimator: Estimator, seed: int) -> Attribution:
@@ -184,6 +198,7 @@ def _of_function(function: GatedFunction, estimator: Estimator, seed: int) -> At
             sizes=None,
             cost=function.cost,
             is_cut=False,
+            tokens=(),
         ),
         provenance=provenance,
         task=None,

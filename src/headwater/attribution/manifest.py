@@ -46,6 +46,7 @@ class Manifest(BaseModel):
     prompts_hash: str | None
     names: list[str]
     is_cut: bool
+    tokens: list[dict[str, list[str] | None]]
     cost: dict[str, float]
     specification: str
     """Hash of what decides the numbers; two runs of one folder must agree in it."""
@@ -56,9 +57,9 @@ class Manifest(BaseModel):
         fields.pop("batch_size")
         model = fields.pop("model")
         metric = None if self.task is None else self.task.get("metric")
-        decides = ("name", "weights", "config", "dtype")
+        decides = ("weights_hash", "config_hash", "tokenizer_hash", "dtype")
         return {
-            **{f"model {key}": model.get(key) for key in decides},
+            **{key: model.get(key) for key in decides},
             **fields,
             "prompts": self.prompts_hash,
             "metric": metric,

@@ -26,7 +26,7 @@ from headwater.attribution.manifest import (
 )
 from headwater.attribution.rows import Row, rows_of
 from headwater.audits import Audit
-from headwater.components import Component, parse_component
+from headwater.components import Component, ComponentTable, parse_component
 from headwater.errors import (
     MissingExtraError,
     ModelGoneError,
@@ -43,11 +43,18 @@ if TYPE_CHECKING:
     import pandas
 
 
+SHOWN_PAIRS = 24
+"""Prompt pairs kept as tokens, to be shown in full."""
+
+ShownPrompt = dict[str, list[str] | None]
+"""The tokens of a pair: `clean` and `corrupted`."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """The numbers of one attribution."""
 
-    components: tuple[Component | str, ...]
+    components: Sequence[Component | str]
     """Components of a model, or the bare names of a gated function."""
     values: Float[Tensor, "pair component"]
     clean: Float[Tensor, " pair"]
@@ -59,10 +66,14 @@ class Scores:
     cost: Cost
     is_cut: bool
     """Whether every path from prompt to logits crosses exactly one component."""
+    tokens: tuple[ShownPrompt, ...]
+    """Tokens of the first pairs."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """The components' names, in the order of the score columns."""
+        if isinstance(self.components, ComponentTable):
+            return self.components.names
         return tuple(c if isinstance(c, str) else c.name for c in self.components)
 
 
@@ -153,7 +164,7 @@ class Attribution:
         return self.scores[:, self.names.index(name)]
 
     def rows(self, columns: Sequence[int] | None = None) -> list[Row]:
-        """Return score, spread, size, exact effect and flags of each component (or of `columns`)."""
+        """Return score, spread, size, exact effect and flags of components, all by default."""
         return rows_of(self, columns)
 
     def top(self, count: int = 10) -> list[Row]:
@@ -259,6 +270,7 @@ class Attribution:
                 prompts_hash=None if self.task is None else self.task.prompts_hash(),
                 names=list(self.names),
                 is_cut=self.parts.is_cut,
+                tokens=list(self.parts.tokens),
                 cost=self._cost_dict(),
                 specification="",
             )
@@ -266,15 +278,20 @@ class Attribution:
             self._manifest = manifest.model_copy(update={"specification": digest})
         return self._manifest
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write scores (safetensors), manifest and audit (JSON) into a folder.
+
+        Args:
+            folder: Made if it does not exist.
+            overwrite: Replace a run of another specification instead of refusing.
 
         Raises:
             RunFolderError: If the folder holds a run of another specification, or other files.
         """
         folder = Path(folder)
         manifest = self.manifest()
-        refuse_other_run(folder, manifest)
+        if not overwrite:
+            refuse_other_run(folder, manifest)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {"scores": self.scores, "clean": self.parts.clean}
         optional = {"corrupted": self.parts.corrupted, "sizes": self.parts.sizes}
@@ -332,6 +349,7 @@ class Attribution:
                 sizes=tensors.get("sizes"),
                 cost=Cost(**manifest.cost),  # pyright: ignore[reportArgumentType]
                 is_cut=manifest.is_cut,
+                tokens=tuple(manifest.tokens),
             ),
             provenance=manifest.provenance,
             task=None if manifest.task is None else Task.from_dict(manifest.task),

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
 MOST_COMPONENTS = 3000
 """Rows a page holds; beyond this the strongest and the audited ones are shown, and it says so."""
-MOST_PAIRS = 24
-"""Prompt pairs a page shows in full."""
 
 
 def page_data(result: Attribution) -> dict[str, Any]:
@@ -45,7 +43,7 @@ def page_data(result: Attribution) -> dict[str, Any]:
         "worst": [] if audit is None else list(audit.worst),
         "pairs": _pairs(result),
         "pairs_shown": {
-            "shown": min(MOST_PAIRS, len(parts.clean)),
+            "shown": len(parts.tokens),
             "of": len(parts.clean),
         },
         "provenance": _provenance(result),
@@ -69,11 +67,11 @@ def _pairs(result: Attribution) -> list[dict[str, Any]]:
         return []
     parts = result.parts
     rows = []
-    for i, pair in enumerate(result.task.pairs[:MOST_PAIRS]):
+    for i, (pair, tokens) in enumerate(zip(result.task.pairs, parts.tokens, strict=False)):
         rows.append(
             {
-                "clean": pair.clean.split(" "),
-                "corrupted": None if pair.corrupted is None else pair.corrupted.split(" "),
+                "clean": tokens["clean"],
+                "corrupted": tokens["corrupted"],
                 "answer": [str(answer) for answer in pair.answer],
                 "wrong": [str(answer) for answer in pair.wrong],
                 "label": pair.label,

@@ -53,9 +53,7 @@ Positions = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to save the run in.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default the model's.")]
-Dtype = Annotated[
-    str | None, typer.Option(help="float32, bfloat16, float64 (true float64), ...")
-]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float64 (true float64), ...")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Most pairs in one forward.")]
 Seed = Annotated[int, typer.Option(help="Seeds whatever draws random numbers.")]
 Progress = Annotated[
@@ -82,7 +80,9 @@ def attribute(
     ] = None,
     metric: Annotated[
         str | None,
-        typer.Option(help="logit-diff prob-diff prob logprob kl cross-entropy; default the task's."),
+        typer.Option(
+            help="logit-diff prob-diff prob logprob kl cross-entropy; default the task's."
+        ),
     ] = None,
     layers: Layers = None,
     positions: Positions = None,
@@ -181,9 +181,10 @@ def sites(
 ) -> None:
     """List the places of a model that can be read or gated, with their shapes."""
     import headwater as hw
+    from headwater.architectures.overview import site_rows
     from headwater.cli import show
 
-    listed = hw.load(model).site_table()
+    listed = site_rows(hw.load(model).anatomy())
     if as_json:
         typer.echo(json.dumps(listed, indent=1))
     else:
@@ -193,15 +194,15 @@ def sites(
 @app.command()
 def models(as_json: AsJson = False) -> None:
     """List the model families headwater runs, and what each one lacks."""
-    from headwater.architectures import models_table
+    from headwater.architectures.overview import models_table
     from headwater.cli import show
-    from headwater.loading import EMBEDDED
+    from headwater.loading import embedded_names
 
     table = models_table()
     if as_json:
-        typer.echo(json.dumps({"embedded": list(EMBEDDED), "families": table}, indent=1))
+        typer.echo(json.dumps({"embedded": embedded_names(), "families": table}, indent=1))
     else:
-        show.models(list(EMBEDDED), table)
+        show.models(embedded_names(), table)
 
 
 @app.command()

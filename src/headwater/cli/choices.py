@@ -82,11 +82,14 @@ def _numbers(text: str, option: str) -> list[int]:
     """Return the integers of `0,2,5-7` (ranges only between numbers, so `-1` is minus one)."""
     numbers: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-") if part.strip()[:1] != "-" else (part, "", "")
+        first, dash, last = (
+            part.strip().partition("-") if part.strip()[:1] != "-" else (part, "", "")
+        )
         try:
             numbers += range(int(first), int(last) + 1) if dash else [int(first)]
         except ValueError:
             raise UnknownOptionError(
-                f"{option} {text!r}: {part.strip()!r} is not a number. Write for example 0,2 or 0-5."
+                f"{option} {text!r}: {part.strip()!r} is not a number.\n"
+                "Write for example 0,2 or 0-5."
             ) from None
     return numbers

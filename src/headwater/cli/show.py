@@ -75,26 +75,29 @@ def sites(model: str, listed: Sequence[Mapping[str, Any]]) -> None:
     """Show the sites of a model with their shapes."""
     console = Console(soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("site", "shape", "what it is"):
-        table.add_column(heading, no_wrap=heading != "what it is")
+    for heading in ("site", "shape", "meaning"):
+        table.add_column(heading, no_wrap=heading != "meaning")
     for row in listed:
-        table.add_row(*(escape(str(row[key])) for key in ("site", "shape", "words")))
+        table.add_row(*(escape(str(row[key])) for key in ("site", "shape", "meaning")))
     console.print(f"[bold]sites of {escape(model)}[/]")
     console.print(table)
 
 
-def models(embedded: Sequence[str], families: Sequence[Mapping[str, Any]]) -> None:
-    """Show the table of model families."""
+def models(embedded: Sequence[str], families: Sequence[Mapping[str, str]]) -> None:
+    """Show the table of model families; what is refused, and why, as numbered notes below it."""
     console = Console(soft_wrap=True)
     console.print(f"embedded, no download: {', '.join(embedded)}\n", highlight=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("family", "class", "heads", "q/k/v", "neurons", "refused, and why"):
-        table.add_column(heading, overflow="fold")
+    short = {"queries, keys, values": "q/k/v"}
+    kinds = [key for key in families[0] if key != "refused"]
+    for heading in (*kinds, "note"):
+        table.add_column(short.get(heading, heading), no_wrap=True)
+    notes: dict[str, int] = {}
     for row in families:
-        table.add_row(
-            *(
-                escape("yes" if row[key] is True else "-" if row[key] is False else str(row[key]))
-                for key in ("family", "class", "heads", "qkv", "neurons", "refused")
-            )
-        )
+        reasons = [reason for reason in row["refused"].split("; ") if reason]
+        numbers = [str(notes.setdefault(reason, len(notes) + 1)) for reason in reasons]
+        table.add_row(*(escape(row[kind]) for kind in kinds), ", ".join(numbers))
     console.print(table)
+    console.print()
+    for reason, number in notes.items():
+        console.print(f"{number}  {escape(reason)}", highlight=False)
