@@ -39,4 +39,4 @@ class Exact(Estimator):
 
     def forwards(self, shares: Sequence[float]) -> float:
         """One run at rest, then one from its layer on for each component."""
-        return 1 + (self.at == "corrupted") + sum(shares)
+        return 1.0 + (self.at == "corrupted") + sum(shares)

@@ -59,4 +59,4 @@ class Gradient(Estimator):
 
     def forwards(self, shares: Sequence[float]) -> float:
         """One run, differentiated; at the corrupted end one more for the clean values."""
-        return 1 + (self.at == "corrupted")
+        return 1.0 + (self.at == "corrupted")

@@ -33,12 +33,12 @@ class Cost:
     listener: Callable[[float], None] | None = field(default=None, repr=False, compare=False)
     """Called with the forwards just run; drives progress bars."""
 
-    def ran(self, forwards: float, *, backward: bool = False) -> None:
+    def ran(self, forwards: float | int, *, backward: bool = False) -> None:
         """Count forwards over one prompt each, and as many backwards if a gradient is due."""
         self.forwards += forwards
         self.backwards += forwards if backward else 0.0
         if self.listener is not None:
-            self.listener(forwards)
+            self.listener(float(forwards))
 
     def __str__(self) -> str:
         pairs = max(self.pairs, 1)

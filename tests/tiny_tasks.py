@@ -1,0 +1,76 @@
+"""Random prompt pairs over the tiny models' vocabulary, and a tokenizer that spells it.
+
+Token id 17 is the word `w17`; the three special tokens have no word, so that what the tests feed a
+model is exactly the ids they name.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+import headwater as hw
+from headwater.gates import GatedTask, ModelGates
+from headwater.models import Model
+from tiny_models import VOCAB, build
+
+FIRST_WORD = 3
+"""Ids below it are special tokens."""
+
+
+@functools.cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One word a token, separated by blanks."""
+    vocab = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(FIRST_WORD, VOCAB)}
+    words = Tokenizer(models.WordLevel(vocab, unk_token="</s>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", bos_token="<s>")
+
+
+@functools.cache
+def model(family: str, dtype: torch.dtype = torch.float64) -> Model:
+    """The tiny model of a family, ready to be attributed; tests must leave it as it is."""
+    return hw.wrap(build(family, dtype=dtype), tokenizer())
+
+
+def text(ids: Sequence[int]) -> str:
+    """The prompt that the tokenizer turns into `ids`."""
+    return " ".join(f"w{i}" for i in ids)
+
+
+def pair(length: int, *, seed: int, changed: Sequence[int] = (0, -1)) -> hw.Pair:
+    """A random prompt and its twin, which differ at the positions `changed`."""
+    draw = random.Random(seed)
+    clean = [draw.randrange(FIRST_WORD, VOCAB) for _ in range(length)]
+    corrupted = list(clean)
+    for place in changed:
+        corrupted[place] = draw.choice([i for i in range(FIRST_WORD, VOCAB) if i != clean[place]])
+    answer, wrong = draw.sample(range(FIRST_WORD, VOCAB), 2)
+    return hw.Pair(text(clean), text(corrupted), answer=answer, wrong=wrong)
+
+
+def task(*lengths: int, seed: int = 0, metric: object = None) -> hw.Task:
+    """One random pair a length, in this order."""
+    pairs = [pair(length, seed=100 * seed + i) for i, length in enumerate(lengths)]
+    return hw.Task(pairs, metric)
+
+
+def gated(
+    model: Model,
+    task: hw.Task,
+    components: Any,
+    reference: Any = None,
+    *,
+    end: str = "clean",
+    batch_size: int = 32,
+) -> ModelGates:
+    """The gated function of a task that fits in one batch."""
+    reference = hw.Corrupted() if reference is None else reference
+    ((_, function),) = GatedTask(model, task, components, reference, batch_size=batch_size)
+    return function.at(end)
