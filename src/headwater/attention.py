@@ -78,9 +78,10 @@ def listening(taps: Mapping[nn.Module, AttentionTaps]) -> Iterator[None]:
 
 
 def can_switch(module: nn.Module) -> bool:
-    """Return whether any part of `module` lets its attention be chosen, as transformers sees it.
+    """Return whether transformers lets the attention of any part of `module` be chosen.
 
-    False for families with an attention of their own (Falcon, BLOOM, GPT-J, GPT-Neo, Mamba).
+    False for families with an attention of their own (Falcon, BLOOM, GPT-J, GPT-Neo). True is no
+    promise: a family without attention (Mamba) accepts any choice. `AttentionTaps.calls` tells.
     """
     return any(_honors_choice(part) for part in hugging_face_parts(module))
 
@@ -97,8 +98,8 @@ def switched_on(module: nn.Module) -> Iterator[bool]:
         module: A transformers model, or a wrapper around one.
 
     Yields:
-        Whether anything was switched. A family with an attention of its own is left as it is:
-        False here, and its `AttentionTaps.calls` stay 0.
+        `can_switch(module)`. A family with an attention of its own is left as it is: False here,
+        and its `AttentionTaps.calls` stay 0.
 
     Raises:
         UnsupportedModelError: If there is no transformers model inside `module`.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ _NOT_CASTS = {Tensor.view}
 class _KeepFloat64(TorchFunctionMode):
     """Answers a float64 tensor's request for a lower floating dtype with float64."""
 
+    @no_type_check  # runs at every torch call: checking shapes here would double each test
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -76,18 +77,18 @@ def _example_spelled_out(
     return args, kwargs
 
 
+@no_type_check
 def _raised(argument: Any) -> Any:
     return _RAISED.get(argument, argument) if isinstance(argument, torch.dtype) else argument
 
 
 def _raised_type_name(argument: Any) -> Any:
     """Return the float64 twin of a legacy type such as `"torch.cuda.FloatTensor"`."""
-    if not isinstance(argument, str | type):
+    if isinstance(argument, type):  # torch.FloatTensor itself
+        argument = f"{argument.__module__}.{argument.__name__}"
+    if not isinstance(argument, str):
         return argument
-    spelled = (
-        argument if isinstance(argument, str) else f"{argument.__module__}.{argument.__name__}"
-    )
-    package, _, name = spelled.rpartition(".")
+    package, _, name = argument.rpartition(".")
     return f"{package}.DoubleTensor" if name in _LOWER_TYPE_NAMES else argument
 
 
