@@ -1,6 +1,6 @@
-"""One tiny random model of every family: two or three layers, dimensions of a dozen.
+"""One tiny random model of every family: two layers, dimensions of a dozen.
 
-Norm weights and biases are randomised: at their initial ones and zeros many mistakes are invisible.
+Norm weights and biases are randomized: at their initial ones and zeros many mistakes are invisible.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _llama_like(name: str, config_name: str = "", **fields: object) -> Callable[
                 "vocab_size": VOCAB,
                 "hidden_size": 24,
                 "intermediate_size": 40,
-                "num_hidden_layers": 3,
+                "num_hidden_layers": 2,
                 "num_attention_heads": 4,
                 "num_key_value_heads": 2,
                 "max_position_embeddings": 64,
@@ -47,12 +47,12 @@ def _own(config: str, model: str, **fields: object) -> Callable[[], nn.Module]:
 
 
 BUILDERS: dict[str, Callable[[], nn.Module]] = {
-    "GPT-2": _own("GPT2Config", "GPT2LMHeadModel", n_embd=24, n_layer=3, n_head=4, n_positions=64),
+    "GPT-2": _own("GPT2Config", "GPT2LMHeadModel", n_embd=24, n_layer=2, n_head=4, n_positions=64),
     "GPT-NeoX": _own(
         "GPTNeoXConfig",
         "GPTNeoXForCausalLM",
         hidden_size=32,
-        num_hidden_layers=3,
+        num_hidden_layers=2,
         num_attention_heads=4,
         intermediate_size=40,
         max_position_embeddings=64,
@@ -61,7 +61,7 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
         "GPTNeoXConfig",
         "GPTNeoXForCausalLM",
         hidden_size=32,
-        num_hidden_layers=3,
+        num_hidden_layers=2,
         num_attention_heads=4,
         intermediate_size=40,
         max_position_embeddings=64,
@@ -74,7 +74,12 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "Gemma": _llama_like("Gemma", head_dim=8),
     "Gemma 2": _llama_like("Gemma2", head_dim=8, sliding_window=4, query_pre_attn_scalar=8),
     "Gemma 3": _llama_like(
-        "Gemma3", "Gemma3TextConfig", head_dim=8, sliding_window=4, query_pre_attn_scalar=8
+        "Gemma3",
+        "Gemma3TextConfig",
+        head_dim=8,
+        sliding_window=4,
+        query_pre_attn_scalar=8,
+        layer_types=["sliding_attention", "full_attention"],
     ),
     "OLMo 2": _llama_like("Olmo2"),
     "Phi-3": _llama_like("Phi3"),
@@ -85,7 +90,7 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
         hidden_size=24,
         word_embed_proj_dim=24,
         ffn_dim=40,
-        num_hidden_layers=3,
+        num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=64,
     ),
@@ -104,7 +109,6 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "Mixtral": _llama_like("Mixtral", num_local_experts=4, num_experts_per_tok=2),
     "gpt-oss": _llama_like(
         "GptOss",
-        num_hidden_layers=2,
         head_dim=8,
         num_local_experts=4,
         num_experts_per_tok=2,
@@ -114,18 +118,18 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
         "GPTJConfig",
         "GPTJForCausalLM",
         n_embd=24,
-        n_layer=3,
+        n_layer=2,
         n_head=4,
         rotary_dim=4,
         n_positions=64,
         tie_word_embeddings=False,
     ),
-    "BLOOM": _own("BloomConfig", "BloomForCausalLM", hidden_size=24, n_layer=3, n_head=4),
+    "BLOOM": _own("BloomConfig", "BloomForCausalLM", hidden_size=24, n_layer=2, n_head=4),
     "Falcon": _own(
         "FalconConfig",
         "FalconForCausalLM",
         hidden_size=24,
-        num_hidden_layers=3,
+        num_hidden_layers=2,
         num_attention_heads=4,
         bias=True,
     ),
@@ -133,7 +137,7 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
         "FalconConfig",
         "FalconForCausalLM",
         hidden_size=24,
-        num_hidden_layers=3,
+        num_hidden_layers=2,
         num_attention_heads=4,
         alibi=True,
         bias=True,
@@ -144,7 +148,7 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
         "FalconConfig",
         "FalconForCausalLM",
         hidden_size=24,
-        num_hidden_layers=3,
+        num_hidden_layers=2,
         num_attention_heads=4,
         num_kv_heads=2,
         new_decoder_architecture=True,
@@ -153,9 +157,9 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
         "GPTNeoConfig",
         "GPTNeoForCausalLM",
         hidden_size=24,
-        num_layers=3,
+        num_layers=2,
         num_heads=4,
-        attention_types=[[["global", "local", "global"], 1]],
+        attention_types=[[["global", "local"], 1]],
         window_size=4,
         max_position_embeddings=64,
     ),
@@ -163,7 +167,7 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
         "MambaConfig",
         "MambaForCausalLM",
         hidden_size=24,
-        num_hidden_layers=3,
+        num_hidden_layers=2,
         state_size=4,
         time_step_rank=2,
     ),
@@ -171,7 +175,7 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
         "Mamba2Config",
         "Mamba2ForCausalLM",
         hidden_size=24,
-        num_hidden_layers=3,
+        num_hidden_layers=2,
         state_size=4,
         num_heads=6,
         head_dim=8,
@@ -182,13 +186,20 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
 """Every family of the table, some in two variants: builder of an untouched model."""
 
 
-def build(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
+def build(
+    name: str,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    attention: str | None = None,
+) -> nn.Module:
     """Build the tiny model `name` in evaluation mode, with every parameter away from its default.
 
     Args:
         name: A key of `BUILDERS`.
         seed: Of the weights.
         dtype: Of the weights.
+        attention: The implementation, for example `"eager"`; by default transformers' choice.
 
     Returns:
         The Hugging Face causal language model.
@@ -204,6 +215,8 @@ def build(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn
                     parameter.copy_(noise * 0.35)
                 else:
                     parameter.add_(noise * 0.2)
+    if attention is not None:
+        module.config._attn_implementation = attention
     return module.to(dtype).eval()
 
 

@@ -79,5 +79,5 @@ def _bytes(values: Tensor) -> bytes:
             flat = flat[:: flat.numel() // SAMPLED]
         return flat.contiguous().cpu().view(torch.uint8).numpy().tobytes()
     except (RuntimeError, TypeError, NotImplementedError):
-        # quantised tensor subclasses need not support views: their type and shape must do
+        # quantized tensor subclasses need not support views: their type and shape must do
         return type(values).__name__.encode()

@@ -33,11 +33,11 @@ from headwater.sites import Site
 from headwater.taps import (
     Tap,
     needs_attention,
+    plainly,
     reading,
     refuse_skipped,
     starting_at,
     tapped,
-    uncompiled,
 )
 from headwater.unwrapping import unwrapped
 
@@ -141,7 +141,7 @@ class Model:
         taps = taps or {}
         double = self.dtype == torch.float64
         with self.lock, ExitStack() as stack:
-            stack.enter_context(uncompiled(self.module))
+            stack.enter_context(plainly(self.module))
             if double:
                 stack.enter_context(eager_experts(self.module))
                 stack.enter_context(true_float64())
@@ -153,7 +153,7 @@ class Model:
             stack.enter_context(tapped(adapter, taps, ids.shape))
             stack.enter_context(reading(adapter, read))
             output = self.module(**self._inputs(ids, mask, position_ids))
-        logits = output.logits
+        logits = output.logits if hasattr(output, "logits") else output[0]
         tap = taps.get(Site(None, "logits"))
         replaced = tap(logits) if tap is not None else None
         return logits if replaced is None else replaced
@@ -236,12 +236,12 @@ class Model:
             A model with its own weights.
 
         Raises:
-            UnsupportedModelError: If the model is quantised and a dtype is asked for.
+            UnsupportedModelError: If the model is quantized and a dtype is asked for.
         """
         if dtype is not None and getattr(self.module, "is_quantized", False):
             raise UnsupportedModelError(
-                f"{self.name} is quantised: its weights cannot be converted to {dtype}.\n"
-                "Load the unquantised checkpoint with hw.load(name, dtype=...)."
+                f"{self.name} is quantized: its weights cannot be converted to {dtype}.\n"
+                "Load the unquantized checkpoint with hw.load(name, dtype=...)."
             )
         with self.lock:
             module = copy.deepcopy(self.module)

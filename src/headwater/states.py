@@ -9,12 +9,13 @@ from torch import nn
 
 from headwater.errors import ModelStateError
 
-_ATTENTION_DROPOUTS = (
+_RATES = (
     "attention_dropout",
     "attn_dropout",
     "dropout",
     "hidden_dropout",
     "layerdrop",
+    "jitter_noise",
 )
 
 
@@ -36,7 +37,7 @@ def active_dropouts(module: nn.Module) -> list[str]:
             if part.p > 0:
                 found.append(f"{name} (p={part.p:g})")
             continue
-        for field in _ATTENTION_DROPOUTS:
+        for field in _RATES:
             # families that call F.dropout keep the probability in a plain number
             rate = getattr(part, field, None)
             if isinstance(rate, float) and rate > 0:

@@ -324,7 +324,7 @@ def _head_size(config: Any, heads: int) -> int:
 
 
 def _width(projection: nn.Module) -> int:
-    # transformers' Conv1D calls its input width nx; quantised and LoRA layers keep in_features
+    # transformers' Conv1D calls its input width nx; quantized and LoRA layers keep in_features
     width = getattr(projection, "in_features", None) or getattr(projection, "nx", None)
     if width is None:
         raise AttributeError(f"{type(projection).__name__} has no in_features")

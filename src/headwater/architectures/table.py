@@ -8,6 +8,7 @@ random tokens and refuses a record that does not fit.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 NO_INTERFACE = "its attention never calls transformers' attention interface, so they have no hook"
 ROUTED = "its MLP routes each token to a few experts, so there is no fixed list of neurons"
@@ -62,6 +63,8 @@ class Family:
     """Attention and MLP read the same residual if any of these config fields is true."""
     write_scale: str | None = None
     """The config field by which writes are multiplied when they are added (Granite)."""
+    post_norm: bool = False
+    """True if the writes are the outputs of norms after attention and MLP."""
     mutates: tuple[str, ...] = ()
     """Sites whose tensor the model changes in place afterwards."""
     refuses: dict[str, tuple[object, str]] = field(default_factory=dict)
@@ -75,18 +78,24 @@ class Family:
 _LLAMA = Family("Llama", ("llama",), "LlamaForCausalLM")
 
 
-def _like_llama(name: str, model_types: tuple[str, ...], example: str, **changes: object) -> Family:
-    return replace(_LLAMA, name=name, model_types=model_types, example=example, **changes)  # type: ignore[arg-type]
+def _like_llama(name: str, model_types: tuple[str, ...], example: str, **changes: Any) -> Family:
+    return replace(_LLAMA, name=name, model_types=model_types, example=example, **changes)
 
 
-_POST_NORM = {
+_POST_NORM: dict[str, Any] = {
     "attn_write": "post_attention_layernorm",
     "mlp_write": "post_feedforward_layernorm",
+    "post_norm": True,
 }
-_PRE_AND_POST_NORM = {**_POST_NORM, "mid": "pre_feedforward_layernorm"}
-_ROUTED_MLP = {"gate": None, "up": None, "down": None, "missing": {"neurons": ROUTED}}
-_UNGATED = {"gate": None, "up": None}
-_NO_INTERFACE = {
+_PRE_AND_POST_NORM: dict[str, Any] = {**_POST_NORM, "mid": "pre_feedforward_layernorm"}
+_ROUTED_MLP: dict[str, Any] = {
+    "gate": None,
+    "up": None,
+    "down": None,
+    "missing": {"neurons": ROUTED},
+}
+_UNGATED: dict[str, Any] = {"gate": None, "up": None}
+_NO_INTERFACE: dict[str, Any] = {
     "interface": False,
     "returns_tuple": True,
     "missing": {"q/k/v/pattern": NO_INTERFACE},
@@ -163,7 +172,7 @@ FAMILIES: tuple[Family, ...] = (
         pre="fc1",
         down="fc2",
         refuses={
-            "do_layer_norm_before": (False, "its layers normalise the residual stream itself")
+            "do_layer_norm_before": (False, "its layers normalize the residual stream itself")
         },
     ),
     _like_llama("Granite", ("granite",), "GraniteForCausalLM", write_scale="residual_multiplier"),
