@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from headwater.precision import true_float64
 from tiny_models import build
 
 Place = tuple[str, int]
@@ -122,6 +122,26 @@ class Part:
         return bare if self.position is None else f"{bare}@{self.position}"
 
 
+class Float64(TorchFunctionMode):
+    """Asked for float32, a float64 tensor stays as it is."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
+            if func is Tensor.float:
+                return args[0]
+            args = tuple(torch.float64 if one is torch.float32 else one for one in args)
+            if kwargs.get("dtype") is torch.float32:
+                kwargs = {**kwargs, "dtype": torch.float64}
+        return func(*args, **kwargs)
+
+
 class Twin:
     """A tiny model of one family, run by plain hooks with at most one part changed."""
 
@@ -163,7 +183,7 @@ class Twin:
         Every run starts at the first token and ends at the last, without cache or mask.
         """
         with ExitStack() as stack:
-            stack.enter_context(true_float64())
+            stack.enter_context(Float64())
             for place, change in changes.items():
                 stack.enter_context(self._changed(place, change, ids.shape))
             return self.module(ids, use_cache=False).logits
@@ -175,8 +195,7 @@ class Twin:
         def keeping(place: Place) -> Callable[[Tensor], Tensor]:
             return lambda value: kept.setdefault(place, value.clone())
 
-        for place in places:  # one run each: the places can't disturb each other
-            self.run(ids, {place: keeping(place)})
+        self.run(ids, {place: keeping(place) for place in places})
         return kept
 
     def mixed(self, ids: Tensor, part: Part, reference: Tensor, m: float) -> Tensor:
@@ -223,7 +242,8 @@ class Twin:
         if kind in ("query", "key", "value"):
             attention = layer.get_submodule(names.calls)
             self.module.set_attn_implementation("oracle")
-            _inside[attention] = (kind, lambda v: shown(v.transpose(1, 2)).transpose(1, 2))
+            inside = _inside.setdefault(attention, {})
+            inside[kind] = lambda value: shown(value.transpose(1, 2)).transpose(1, 2)
             try:
                 yield
             finally:
@@ -243,8 +263,8 @@ class Twin:
             handle.remove()
 
 
-_inside: dict[nn.Module, tuple[str, Callable[[Tensor], Tensor]]] = {}
-"""What the oracle's attention changes, by the attention module that calls it."""
+_inside: dict[nn.Module, dict[str, Callable[[Tensor], Tensor]]] = {}
+"""What the oracle's attention changes: by the module that calls it, then query, key or value."""
 
 
 def plain_attention(
@@ -257,11 +277,10 @@ def plain_attention(
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
     """Attend head by head, as the formula says; queries and keys come after rotary."""
-    kind, change = _inside.get(module, (None, None))
-    if change is not None:
-        query = change(query) if kind == "query" else query
-        key = change(key) if kind == "key" else key
-        value = change(value) if kind == "value" else value
+    changes = _inside.get(module, {})
+    query = changes["query"](query) if "query" in changes else query
+    key = changes["key"](key) if "key" in changes else key
+    value = changes["value"](value) if "value" in changes else value
     heads, size = query.shape[1], query.shape[-1]
     group = heads // key.shape[1]
     scaling = size**-0.5 if scaling is None else scaling
