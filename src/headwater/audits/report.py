@@ -1,0 +1,201 @@
+"""The result of an audit: what was checked, how well it agrees, and the worst cases by name."""
+
+import html
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from headwater.audits.words import Counts, Statistic, effect, figure, name_list
+from headwater.errors import MissingExtraError, ResultError
+
+if TYPE_CHECKING:
+    import pandas
+
+SHOWN_ROWS = 10
+"""Rows of a printed audit."""
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """One checked component; estimate and exact effect are means over pairs."""
+
+    name: str
+    stratum: str
+    """`top` `middle` `tail`: where the estimate put it."""
+    weight: float
+    """How many components it stands for."""
+    estimate: float
+    exact: float
+    error: float
+    """Estimate minus exact effect."""
+    flags: tuple[str, ...] = ()
+    """`wrong sign` `off by > 2x` `within noise`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as plain data."""
+        return asdict(self) | {"flags": list(self.flags)}
+
+
+@dataclass(frozen=True, repr=False)
+class Audit:
+    """How far an estimate is from the exact effects, on the components that were checked."""
+
+    sentence: str
+    """The audit in one line of plain words."""
+    verdict: str
+    """What to trust, by the thresholds in `headwater.audits.words`."""
+    figures: tuple[Statistic, ...]
+    counts: Counts
+    rows: tuple[AuditRow, ...]
+    """The checked components, the strongest estimate first."""
+    worst: tuple[str, ...]
+    """The components with the largest |estimate - exact|, worst first."""
+    wrong_signs: tuple[str, ...]
+    """Components among the top whose estimate has the wrong sign."""
+    seed: int
+    confidence: float
+    cost: str = ""
+    """What the exact runs cost, in words."""
+    pair_estimates: Float[Tensor, "pair index"] | None = field(default=None, compare=False)
+    """Estimates of the checked components by pair, in the order of `rows`; not saved."""
+    pair_effects: Float[Tensor, "pair index"] | None = field(default=None, compare=False)
+    """Exact effects of the checked components by pair, in the order of `rows`; not saved."""
+
+    @property
+    def statistics(self) -> list[dict[str, Any]]:
+        """The figures as plain data: name, value, low, high, words."""
+        return [statistic.to_dict() for statistic in self.figures]
+
+    @property
+    def recall(self) -> Statistic:
+        """Which share of the truly strongest are among the estimated strongest."""
+        return next(s for s in self.figures if s.name.startswith("recall"))
+
+    def statistic(self, name: str) -> Statistic:
+        """Return one figure by name.
+
+        Raises:
+            ResultError: If the audit has no figure of that name.
+        """
+        for statistic in self.figures:
+            if statistic.name == name:
+                return statistic
+        known = ", ".join(repr(statistic.name) for statistic in self.figures)
+        raise ResultError(f"the audit has no statistic {name!r}.\nIt has {known}.")
+
+    def with_cost(self, cost: str) -> "Audit":
+        """Return the same audit with what it cost, in words."""
+        return replace(self, cost=cost)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the audit as plain data; `from_dict` reads it back, without the pair values."""
+        return {
+            "sentence": self.sentence,
+            "verdict": self.verdict,
+            "statistics": self.statistics,
+            "counts": asdict(self.counts) | {"by_stratum": dict(self.counts.by_stratum)},
+            "rows": [row.to_dict() for row in self.rows],
+            "worst": list(self.worst),
+            "wrong_signs": list(self.wrong_signs),
+            "seed": self.seed,
+            "confidence": self.confidence,
+            "cost": self.cost,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Audit":
+        """Read an audit back from plain data.
+
+        Raises:
+            ResultError: If the data lack something or are no audit at all.
+        """
+        try:
+            rows = tuple(AuditRow(**{**row, "flags": tuple(row["flags"])}) for row in data["rows"])
+            return cls(
+                sentence=data["sentence"],
+                verdict=data["verdict"],
+                figures=tuple(Statistic(**row) for row in data["statistics"]),
+                counts=Counts(**data["counts"]),
+                rows=rows,
+                worst=tuple(data["worst"]),
+                wrong_signs=tuple(data["wrong_signs"]),
+                seed=data["seed"],
+                confidence=data["confidence"],
+                cost=data["cost"],
+            )
+        except (KeyError, TypeError) as error:
+            raise ResultError(
+                f"these data are not an audit: {type(error).__name__}: {error}.\n"
+                "Audit again: scores.audit()."
+            ) from None
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """Return one row a checked component as a pandas table.
+
+        Raises:
+            MissingExtraError: If pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise MissingExtraError(
+                "to_frame() needs pandas, which is not installed.\n"
+                "Install it: pip install 'headwater[pandas]'. Without it: audit.rows."
+            ) from None
+        table = [row.to_dict() | {"flags": ", ".join(row.flags)} for row in self.rows]
+        return pandas.DataFrame(table)
+
+    def __repr__(self) -> str:
+        lines = [self.sentence, self.verdict, ""]
+        for statistic in self.figures:
+            value = "" if statistic.value is None else figure(statistic.value)
+            lines.append(f"{statistic.name:<20}{value:>8}  {_span(statistic):<16}{statistic.words}")
+        lines += ["", f"{'component':<16}{'estimate':>11}{'exact':>11}{'error':>11}  stratum"]
+        lines += [
+            f"{row.name:<16}{effect(row.estimate):>11}{effect(row.exact):>11}"
+            f"{effect(row.error):>11}  {', '.join([row.stratum, *row.flags])}"
+            for row in self.rows[:SHOWN_ROWS]
+        ]
+        if len(self.rows) > SHOWN_ROWS:
+            lines.append(f"... {len(self.rows) - SHOWN_ROWS:,} more in audit.rows")
+        if self.worst:
+            lines.append(f"largest errors: {name_list(self.worst)}")
+        if self.cost:
+            lines.append(f"cost of the audit: {self.cost}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        figures = "".join(
+            _html_row(s.name, "" if s.value is None else figure(s.value), _span(s), s.words)
+            for s in self.figures
+        )
+        rows = "".join(
+            _html_row(
+                r.name,
+                effect(r.estimate),
+                effect(r.exact),
+                effect(r.error),
+                ", ".join([r.stratum, *r.flags]),
+            )
+            for r in self.rows[:SHOWN_ROWS]
+        )
+        more = len(self.rows) - SHOWN_ROWS
+        rest = f"<p>{more:,} more in <code>audit.rows</code></p>" if more > 0 else ""
+        head = _html_row("component", "estimate", "exact", "error", "stratum", cell="th")
+        return (
+            f"<p>{html.escape(self.sentence)}<br><b>{html.escape(self.verdict)}</b></p>"
+            f"<table>{figures}</table><table>{head}{rows}</table>{rest}"
+        )
+
+
+def _span(statistic: Statistic) -> str:
+    if statistic.low is None or statistic.high is None:
+        return ""
+    return f"[{figure(statistic.low)}, {figure(statistic.high)}]"
+
+
+def _html_row(*values: str, cell: str = "td") -> str:
+    return "<tr>" + "".join(f"<{cell}>{html.escape(v)}</{cell}>" for v in values) + "</tr>"

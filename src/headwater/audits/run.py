@@ -1,0 +1,205 @@
+"""Audit a result: exact effects for a sample of its components, on the same gates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headwater.audits.compare import audit_scores
+from headwater.audits.report import Audit
+from headwater.components import Selection
+from headwater.errors import ModelGoneError, ResultError
+from headwater.estimators import ESTIMATORS
+from headwater.gates import Cost, GatedFunction, GatedTask
+from headwater.models import Model
+from headwater.progress import progress_bar
+from headwater.references import reference_from_dict
+
+if TYPE_CHECKING:
+    from headwater.attribution.result import Attribution
+
+NOISE_COMPONENTS = 3
+"""Components, the strongest ones, on which the noise floor is measured."""
+
+
+def audit(
+    scores: Attribution,
+    *,
+    model: Model | GatedFunction | None = None,
+    sample: int = 32,
+    seed: int = 0,
+    top: int = 10,
+    confidence: float = 0.95,
+    batch_size: int | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    progress: bool | None = None,
+) -> Audit:
+    """Compare a sample of the scores with the exact effects they estimate.
+
+    The sample is stratified over the top, middle and tail of the estimate. Each sampled component
+    is switched off alone (or added alone, for estimates at the corrupted end) on every pair, with
+    the reference of the estimate.
+
+    Args:
+        scores: The result of `hw.attribute`, or one read back from a folder.
+        model: Needed when the result no longer has its model.
+        sample: Components to check; at least as many as there are checks all of them.
+        seed: The same seed draws the same sample.
+        top: How many of the strongest count as "the top" for signs and recall.
+        confidence: Of the intervals.
+        batch_size: Most pairs in a forward; by default as in the estimate.
+        dtype: Dtype of the exact effects, on a converted copy; `"float64"` is true float64.
+        device: Where to compute, on a copy.
+        progress: True, False, or None to show a bar only on a terminal.
+
+    Returns:
+        The audit; it also becomes `scores.checked`.
+
+    Raises:
+        ModelGoneError: If the model is gone and none was given.
+        ResultError: If the model given is not the one the scores came from.
+    """
+    model = scores.model if model is None else model
+    if isinstance(model, GatedFunction):
+        checked = _audit_function(scores, model, sample, seed, top, confidence)
+    elif scores.task is None:
+        raise ModelGoneError(
+            "these scores came from a gated function; pass it: hw.audit(scores, model=function)."
+        )
+    else:
+        if model is not scores._owner:
+            refuse_other_model(scores, model)
+        if dtype is not None or device is not None:
+            model = model.to(dtype=dtype, device=device)
+        checked = _audit_model(scores, model, sample, seed, top, confidence, batch_size, progress)
+    scores.checked = checked
+    return checked
+
+
+def refuse_other_model(scores: Attribution, model: Model) -> None:
+    """Refuse a model whose weights or configuration are not those the scores came from.
+
+    Raises:
+        ResultError: Naming what differs.
+    """
+    there, now = scores.provenance.model, model.fingerprint()
+    differing = [key for key, value in now.items() if key in there and there[key] != value]
+    if differing:
+        raise ResultError(
+            f"the scores came from {there['name']!r}; {model.name!r} differs from it in "
+            f"{', '.join(differing)}.\nLoad the model the scores came from, or attribute again."
+        )
+
+
+def _audit_function(
+    scores: Attribution,
+    function: GatedFunction,
+    sample: int,
+    seed: int,
+    top: int,
+    confidence: float,
+) -> Audit:
+    end = _end(scores)
+    moved = function.at(end)
+    return audit_scores(
+        scores.names,
+        scores.scores,
+        lambda columns: moved.effects(columns).T.to(scores.scores),
+        sample=sample,
+        seed=seed,
+        top=top,
+        confidence=confidence,
+    )
+
+
+def _audit_model(
+    scores: Attribution,
+    model: Model,
+    sample: int,
+    seed: int,
+    top: int,
+    confidence: float,
+    batch_size: int | None,
+    progress: bool | None,
+) -> Audit:
+    assert scores.task is not None
+    reference = scores.reference or reference_from_dict(scores.provenance.reference)
+    selection = Selection.from_list(scores.provenance.components)
+    cost = Cost()
+    started = time.perf_counter()
+    with model.frozen():
+        gated = GatedTask(
+            model,
+            scores.task,
+            selection,
+            reference,
+            batch_size=batch_size or scores.provenance.batch_size,
+            cost=cost,
+        )
+        runner = _ExactRuns(gated, _end(scores), progress)
+        strongest = scores.mean().abs().argsort(descending=True)[:NOISE_COMPONENTS].tolist()
+        checked = audit_scores(
+            scores.names,
+            scores.scores,
+            runner.effects,
+            sample=sample,
+            seed=seed,
+            top=top,
+            confidence=confidence,
+            noise_floor=runner.noise_floor(strongest),
+            total=runner.total() if scores.parts.is_cut else None,
+        )
+    cost.seconds = time.perf_counter() - started
+    return checked.with_cost(str(cost))
+
+
+class _ExactRuns:
+    """Exact effects over a whole task, in the order of its pairs."""
+
+    def __init__(self, gated: GatedTask, end, progress: bool | None) -> None:
+        self.gated, self.end, self.progress = gated, end, progress
+
+    def effects(self, columns: Sequence[int]) -> Float[Tensor, "pair index"]:
+        """Return the exact effect of each column on each pair."""
+        pairs = len(self.gated.task.pairs)
+        shares = self.gated.shares()
+        total = pairs * (2 + sum(shares[column] for column in columns))
+        effects: Tensor | None = None
+        title = f"exact effects of {len(columns):,} components"
+        with progress_bar(title, total, show=self.progress) as self.gated.cost.listener:
+            for batch, function in self.gated:
+                part = function.at(self.end).effects(columns).T
+                if effects is None:
+                    effects = part.new_empty(pairs, len(columns)).cpu()
+                effects[list(batch.pairs)] = part.to(effects)
+        self.gated.cost.listener = None
+        assert effects is not None
+        return effects
+
+    def noise_floor(self, columns: Sequence[int]) -> float:
+        """Return how far rounding moves the metric's mean over the first batch's pairs."""
+        _, function = next(iter(self.gated))
+        return float(function.at(self.end).noise(columns).mean())
+
+    def total(self) -> Float[Tensor, " pair"]:
+        """Return f(1) - f(0) on each pair: every gate closed at once."""
+        total: Tensor | None = None
+        for batch, function in self.gated:
+            closed = torch.zeros_like(function.gates())
+            change = function.value() - function(closed)[0]
+            if total is None:
+                total = change.new_empty(len(self.gated.task.pairs)).cpu()
+            total[list(batch.pairs)] = change.detach().to(total)
+        assert total is not None
+        return total
+
+
+def _end(scores: Attribution):
+    options = dict(scores.provenance.estimator)
+    return ESTIMATORS[str(options.pop("name"))](**options).end

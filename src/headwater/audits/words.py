@@ -1,0 +1,227 @@
+"""What an audit says: the figures as sentences, and the verdict by fixed thresholds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+GOOD_CORRELATION = 0.8
+"""From this r on the ranking of the strong components is trusted ..."""
+GOOD_RECALL = 0.7
+"""... if at least this share of the truly strongest is among the estimated strongest."""
+WEAK_CORRELATION = 0.5
+"""Below this r the estimate is not trusted at all."""
+GOOD_ERROR = 0.2
+"""Up to this relative error sizes are trusted."""
+GOOD_SIGNS = 0.9
+"""From this sign agreement on signs are trusted, if none is wrong among the top."""
+RIGHT_SIZE = 0.02
+"""A slope this near to 1 is the right size."""
+TIMES = 1.5
+"""From this factor on sizes are said in times, below in per cent."""
+NAMED = 5
+"""Components named in a sentence; the rest are counted."""
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One figure of an audit."""
+
+    name: str
+    value: float | None
+    """None where the figure is unknown or undefined; `words` says why."""
+    low: float | None
+    high: float | None
+    """Ends of the interval for the full run; None where everything was checked, or none can be
+    given."""
+    words: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figure as plain data."""
+        return {
+            "name": self.name,
+            "value": self.value,
+            "low": self.low,
+            "high": self.high,
+            "words": self.words,
+        }
+
+    @property
+    def brief(self) -> str:
+        """Name, value and interval, as in `slope 0.41 [0.35, 0.50]`."""
+        if self.value is None:
+            return f"{self.name} {self.words.partition(':')[0]}"
+        if self.low is None or self.high is None:
+            return f"{self.name} {figure(self.value)}"
+        return f"{self.name} {figure(self.value)} [{figure(self.low)}, {figure(self.high)}]"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How much of what was checked."""
+
+    components: int
+    checked: int
+    by_stratum: Mapping[str, int]
+    covers: bool
+    """Whether every component could have been drawn."""
+    top: int
+    """How many of the strongest were all checked."""
+    within_noise: int
+    noise_floor: float | None
+    intervals: bool
+    """Whether the sample is large enough for intervals."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every component was checked."""
+        return self.checked == self.components
+
+
+def figure(value: float) -> str:
+    """Return a figure in two decimals, or as many as it takes not to read as 0 or 1 when it is not.
+
+    From 10 on three significant digits, from 1,000 on no fraction.
+    """
+    size = abs(value)
+    if size >= 1e6 or 0 < size < 0.0005:
+        return f"{value:.1e}"
+    if size >= 10:
+        return f"{value:,.0f}" if size >= 1000 else f"{value:.3g}"
+    if 0.995 <= size < 1:
+        return f"{math.copysign(math.floor(size * 1000) / 1000, value):.3f}"
+    return f"{value:.3f}" if 0 < size < 0.005 else f"{value:.2f}"
+
+
+def effect(value: float) -> str:
+    """Return an effect with its sign and three significant digits."""
+    return f"{value:+.3g}"
+
+
+def size_words(slope: float) -> str:
+    """Return what a slope says of the size of the estimates."""
+    if slope <= 0:
+        return "the estimate points the wrong way" if slope < 0 else "the estimate sees no effect"
+    if abs(slope - 1) <= RIGHT_SIZE:
+        return "the estimate has the right size"
+    large = slope > 1
+    factor = slope if large else 1 / slope
+    direction = "large" if large else "small"
+    if factor > 100:
+        return f"the estimate is more than 100 times too {direction}"
+    if factor >= TIMES:
+        return f"the estimate is about {factor:.2g} times too {direction}"
+    return f"the estimate is {abs(slope - 1) * 100:.0f} % too {direction}"
+
+
+def wrong_sign_words(names: Sequence[str], counts: Counts) -> str:
+    """Return the wrong signs among the strongest, by name."""
+    among = f"the top {counts.top}"
+    if not names:
+        return f"no wrong sign among {among}"
+    signs = "1 wrong sign" if len(names) == 1 else f"{len(names)} wrong signs"
+    return f"{signs} among {among}: {name_list(names)}"
+
+
+def name_list(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = len(names) - NAMED
+    shown = ", ".join(names[:NAMED])
+    return f"{shown} and {more:,} more" if more > 0 else shown
+
+
+def sentence(counts: Counts, statistics: Sequence[Statistic], wrong: Sequence[str]) -> str:
+    """Return the audit in one sentence: what was checked, then how well it agrees."""
+    by_name = {statistic.name: statistic for statistic in statistics}
+    size = by_name["slope"]
+    noise = ""
+    if counts.within_noise:
+        floor = f"noise floor {counts.noise_floor:.2g}" if counts.noise_floor else "noise floor"
+        noise = f"{counts.within_noise:,} of {counts.checked:,} checked are within the {floor}"
+    recall = [s.brief for s in statistics if s.name.startswith("recall")]
+    parts = [
+        by_name["r"].brief,
+        by_name["rho"].brief,
+        size.brief if size.value is None else f"{size.brief} ({size_words(size.value)})",
+        by_name["relative error"].brief,
+        *recall,
+    ]
+    ending = "; ".join(filter(None, [wrong_sign_words(wrong, counts), noise]))
+    return f"{checked_words(counts)}: {', '.join(parts)}; {ending}."
+
+
+def checked_words(counts: Counts) -> str:
+    """Return what was checked, with the sample's make-up where not everything was."""
+    noun = "component" if counts.components == 1 else "components"
+    start = f"{counts.checked:,} of {counts.components:,} {noun} checked exactly"
+    if counts.complete:
+        return start
+    if not counts.covers:
+        return f"{start} (the strongest; nothing is known of the others)"
+    words = {"top": "strongest", "middle": "middle", "tail": "tail"}
+    parts = [
+        f"{counts.by_stratum[name]:,} {word}"
+        for name, word in words.items()
+        if counts.by_stratum.get(name)
+    ]
+    few = "" if counts.intervals else "; too few for intervals"
+    return f"{start} ({', '.join(parts)}{few})"
+
+
+def verdict(counts: Counts, statistics: Sequence[Statistic], wrong: Sequence[str]) -> str:
+    """Return what to trust, by the thresholds of this module.
+
+    The ranking is trusted from r 0.8 on (and recall 0.7, where known), sizes up to a relative
+    error of 0.2, signs if none is wrong among the top and 90 % agree. Below r 0.5, nothing.
+    """
+    by_name = {statistic.name: statistic for statistic in statistics}
+    error, r = by_name["relative error"], by_name["r"]
+    if error.value is None:
+        return f"Nothing to judge: {error.words.partition(': ')[2]}."
+    if counts.within_noise == counts.checked:
+        return "Nothing to judge: every exact effect checked is within the noise floor."
+    if not counts.complete and not counts.intervals:
+        return "Too few checks for a verdict: raise sample=."
+    recall = next((s for s in statistics if s.name.startswith("recall")), None)
+    size = error.value <= GOOD_ERROR
+    judged = _trust(r.value, None if recall is None else recall.value, error.value)
+    agreement = by_name["sign agreement"].value
+    distrusted = bool(wrong) or (agreement is not None and agreement < GOOD_SIGNS)
+    useful = judged.startswith("Trust") or judged.startswith("The estimate finds")
+    if useful and distrusted:
+        judged += "; do not trust single signs"
+    return f"{judged}.{_open(counts, r, error, size)}"
+
+
+def _trust(r: float | None, recall: float | None, error: float) -> str:
+    about = f"the size (to {'about' if error >= 0.01 else 'within'} {max(1, round(100 * error))} %)"
+    size = error <= GOOD_ERROR
+    if r is None:
+        if size:
+            return f"Trust {about}"
+        guess = "it is no better than zero everywhere" if error >= 1 else "the sizes are off"
+        return f"Do not trust this estimate: {guess}"
+    ranked = r >= GOOD_CORRELATION and (recall is None or recall >= GOOD_RECALL)
+    if ranked:
+        return f"Trust the ranking and {about}" if size else "Trust the ranking, not the size"
+    if size:
+        return f"Trust {about}, not the ranking"
+    if r >= WEAK_CORRELATION:
+        return "The estimate finds strong components but misorders some: check them by hw.Exact()"
+    return "Do not trust this estimate: use hw.Exact(), or another estimator or reference"
+
+
+def _open(counts: Counts, r: Statistic, error: Statistic, size: bool) -> str:
+    """Return what the intervals leave open of a favorable verdict."""
+    if counts.complete:
+        return ""
+    doubts = []
+    if r.value is not None and r.value >= GOOD_CORRELATION and (r.low or 0) < GOOD_CORRELATION:
+        doubts.append(f"r may be as low as {figure(r.low or 0)}")
+    if size and error.high is not None and error.high > GOOD_ERROR:
+        doubts.append(f"the relative error as high as {figure(error.high)}")
+    if not doubts:
+        return ""
+    return f" The sample leaves this open ({' and '.join(doubts)}): a larger sample= decides."
