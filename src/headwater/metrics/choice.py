@@ -1,7 +1,7 @@
 """Which metric a name, class, function or saved mapping stands for."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -9,11 +9,11 @@ from headwater.errors import MetricError, UnknownOptionError, did_you_mean
 from headwater.metrics.base import Metric
 from headwater.metrics.builtin import METRICS
 from headwater.metrics.function import metric
+from headwater.prompts.batches import Batch
+from headwater.prompts.pairs import described
 
 
-def resolve_metric(
-    choice: "str | Metric | type[Metric] | Callable[..., Tensor] | Mapping[str, Any]",
-) -> Metric:
+def resolve_metric(choice: Any) -> Metric:
     """Return the metric that a name, class, function or saved mapping stands for.
 
     Args:
@@ -33,9 +33,9 @@ def resolve_metric(
     if isinstance(choice, Mapping):
         return _from_dict(choice)
     if callable(choice):
-        return metric(choice)
+        return metric(cast("Callable[[Tensor, Batch], Tensor]", choice))
     raise MetricError(
-        f"a metric is a name, an hw metric or a function, not {_described(choice)}. "
+        f"a metric is a name, an hw metric or a function, not {described(choice)}. "
         f"Names: {', '.join(METRICS)}."
     )
 

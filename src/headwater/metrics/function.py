@@ -10,6 +10,7 @@ from torch import Tensor
 from headwater.errors import MetricError, UnknownOptionError, did_you_mean
 from headwater.metrics.base import HOW_TO_CARRY, Metric
 from headwater.prompts.batches import Batch, Read
+from headwater.prompts.pairs import described
 
 Positions: TypeAlias = int | Sequence[int] | Literal["all"]
 """The last `k` positions, these counted from the end (`[-3, -1]`), or all of them."""
@@ -67,8 +68,10 @@ class FunctionMetric(Metric):
         values = self.function(logits[:, -1] if self.positions is None else logits, batch)
         rows = logits.shape[0]
         if not isinstance(values, Tensor) or not values.is_floating_point():
+            is_tensor = isinstance(values, Tensor)
+            returned = f"a tensor of {values.dtype}" if is_tensor else described(values)
             raise MetricError(
-                f"the metric {self.name} returned {_described(values)}; it must return a "
+                f"the metric {self.name} returned {returned}; it must return a "
                 f"floating-point tensor of shape [{rows}], one number a row."
             )
         if values.shape != (rows,):
@@ -141,9 +144,3 @@ def _checked_positions(
             "the end such as [-3, -1], or 'all'."
         )
     return checked
-
-
-def _described(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor of {str(value.dtype).removeprefix('torch.')}"
-    return f"{value!r:.60} ({type(value).__name__})"

@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from headwater.errors import AnswerError, PromptError, UnknownWordError, did_you_mean
 from headwater.prompts.pairs import Answer
 
+Ids: TypeAlias = tuple[int, ...]
+
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
 """A Hugging Face tokenizer, fast or slow."""
 
@@ -32,8 +34,8 @@ class Encoder:
                 "Give it one: hw.wrap(module, tokenizer=...)."
             )
         self.tokenizer = tokenizer
-        self._bare: dict[str, tuple[int, ...]] = {}
-        self._full: dict[str, tuple[int, ...]] = {}
+        self._bare: dict[str, Ids] = {}
+        self._full: dict[str, Ids] = {}
 
     def prime(self, texts: Iterable[str], *, special: bool = False) -> None:
         """Encode all the texts not known yet in one call."""
@@ -50,12 +52,12 @@ class Encoder:
             )["input_ids"]
             known.update(zip(unknown, map(tuple, ids), strict=True))
 
-    def bare(self, text: str) -> tuple[int, ...]:
+    def bare(self, text: str) -> Ids:
         """Return the ids of `text` without special tokens."""
         self.prime([text])
         return self._bare[text]
 
-    def prompt(self, text: str) -> tuple[int, ...]:
+    def prompt(self, text: str) -> Ids:
         """Return the ids of a prompt as the model is used to it: special tokens in front only.
 
         Raises:
@@ -70,10 +72,11 @@ class Encoder:
             raise PromptError(f"the tokenizer turns {text!r} into no tokens at all.")
         return ids
 
-    def answer(self, prompt: str, answer: Answer) -> tuple[int, ...]:
+    def answer(self, prompt: str, answer: Answer) -> Ids:
         """Return the ids that continue `prompt` to `prompt + answer`.
 
-        Where that join changes the prompt's own tokens or is unknown, a blank is put between.
+        Where that join changes the prompt's own tokens or is unknown, a blank is put between; a
+        number that goes on the prompt's last number keeps its own tokens instead.
 
         Raises:
             AnswerError: If both ways of joining fail, or a token id is out of range.
@@ -85,9 +88,13 @@ class Encoder:
         unknown = self._has_unknown(joined[len(stem) :] or joined, answer)
         if _continues(joined, stem) and not unknown:
             return joined[len(stem) :]
-        # "13" + "52" is one number: a blank would quietly ask about another token.
-        one_number = prompt[-1].isdigit() and answer[0].isdigit() and not unknown
-        if not answer[0].isspace() and not one_number:
+        if not unknown and prompt[-1].isdigit() and answer[0].isdigit():
+            # " 19" + "00" may be one token, but what is asked is how likely "00" follows " 19";
+            # a blank between would quietly ask about another number.
+            alone = self.bare(answer)
+            if self._text((*stem, *alone)) == prompt + answer:
+                return alone
+        elif not (answer[0].isspace() or prompt[-1].isspace()):
             spaced = self.bare(f"{prompt} {answer}")
             if _continues(spaced, stem) and not self._has_unknown(spaced[len(stem) :], answer):
                 return spaced[len(stem) :]
@@ -128,7 +135,7 @@ class Encoder:
         # GPT-2's unknown token is also its end-of-text token, which a text may spell out.
         return str(self.tokenizer.convert_ids_to_tokens(unknown)) not in text
 
-    def _without_ending(self, full: tuple[int, ...], bare: tuple[int, ...]) -> tuple[int, ...]:
+    def _without_ending(self, full: Ids, bare: Ids) -> Ids:
         # Some tokenizers close every text with an end token, after which nothing is predicted.
         for start in range(len(full) - len(bare) + 1):
             if bare and full[start : start + len(bare)] == bare:
@@ -137,6 +144,9 @@ class Encoder:
         while full and full[-1] == self.tokenizer.eos_token_id and not ends_on_purpose:
             full = full[:-1]
         return full
+
+    def _text(self, ids: Ids) -> str:
+        return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def _checked_id(self, token_id: int) -> int:
         size = len(self.tokenizer)

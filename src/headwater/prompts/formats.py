@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headwater.errors import AnswerError, PromptError
-from headwater.prompts.pairs import PAIR_FIELDS, Pair, refuse_unknown_fields
+from headwater.prompts.pairs import PAIR_FIELDS, Pair, checked_fields, refuse_unknown_fields
 
 Fields = Mapping[str, Any]
 
@@ -161,7 +161,7 @@ def to_pair(row: Fields, format: Format, *, corrupted: str | None = None, origin
         raise PromptError(
             f"the field {format.fields[0]!r} is missing or empty. Give the prompt there."
         )
-    return Pair(**given, origin=origin)
+    return Pair(**checked_fields(given), origin=origin)
 
 
 def as_pair(row: Any) -> Pair:

@@ -55,32 +55,10 @@ class Pair:
             PromptError: If a text is no text, is empty, or the two prompts are the same.
             AnswerError: If an answer is neither text nor token id, or also stands under `wrong`.
         """
-        _check_prompt("clean", clean)
-        if corrupted is not None:
-            _check_prompt("corrupted", corrupted)
-        if clean == corrupted:
-            raise PromptError(
-                f"clean and corrupted are the same text, {clean!r}, so every effect would be 0. "
-                "Change the word that carries the behavior, or leave corrupted out."
-            )
-        if not isinstance(label, str):
-            raise PromptError(f"label is {_described(label)}, not a text.")
-        values = {
-            "clean": clean,
-            "corrupted": corrupted,
-            "answer": as_answers(answer, "answer"),
-            "wrong": as_answers(wrong, "wrong"),
-            "label": label,
-            "origin": origin,
-        }
-        for name, value in values.items():
+        given = {"clean": clean, "corrupted": corrupted, "answer": answer, "wrong": wrong}
+        for name, value in checked_fields({**given, "label": label}).items():
             object.__setattr__(self, name, value)
-        if not set(self.answer).isdisjoint(self.wrong):
-            shared = [repr(value) for value in self.answer if value in self.wrong]
-            raise AnswerError(
-                f"{', '.join(shared)} is both an answer and wrong, so the two cancel. "
-                "Give it on one side only."
-            )
+        object.__setattr__(self, "origin", origin)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain data, those left out omitted."""
@@ -99,7 +77,41 @@ PAIR_FIELDS = tuple(one.name for one in fields(Pair) if one.name != "origin")
 """The names a row of pairs may have."""
 
 
-def as_answers(value: Answers | None, name: str = "answer") -> tuple[Answer, ...]:
+def checked_fields(row: Mapping[str, object]) -> dict[str, Any]:
+    """Return the fields of a pair, checked, with its answers as tuples.
+
+    Args:
+        row: Values of any type under names of `PAIR_FIELDS`, `clean` among them.
+
+    Raises:
+        PromptError: If a text is no text, is blank, or the two prompts are the same.
+        AnswerError: If an answer is neither text nor token id, or also stands under `wrong`.
+    """
+    checked: dict[str, Any] = dict(row)
+    for name in ("clean", "corrupted"):
+        if name == "clean" or row.get(name) is not None:
+            _check_prompt(name, row[name])
+    if row["clean"] == row.get("corrupted"):
+        raise PromptError(
+            f"clean and corrupted are the same text, {row['clean']!r}, so every effect would be 0. "
+            "Change the word that carries the behavior, or leave corrupted out."
+        )
+    label = row.get("label", "")
+    if not isinstance(label, str):
+        raise PromptError(f"label is {described(label)}, not a text.")
+    for name in ("answer", "wrong"):
+        checked[name] = as_answers(row.get(name), name)
+    wrong = set(checked["wrong"])
+    shared = [repr(value) for value in checked["answer"] if value in wrong]
+    if shared:
+        raise AnswerError(
+            f"{', '.join(shared)} is both an answer and wrong, so the two cancel. "
+            "Give it on one side only."
+        )
+    return checked
+
+
+def as_answers(value: object, name: str = "answer") -> tuple[Answer, ...]:
     """Return one answer or several as a tuple of texts and token ids.
 
     Args:
@@ -135,23 +147,22 @@ def _as_answer(value: object, name: str) -> Answer:
             raise AnswerError(f"{name} is an empty text. Give the text that follows the prompt.")
         return value
     if isinstance(value, bool):
-        raise AnswerError(f"{name} is {value!r}, neither a text nor a token id.")
+        raise AnswerError(f"{name} is {described(value)}, neither a text nor a token id.")
     try:
         return index(value)  # pyright: ignore[reportArgumentType] # accepts NumPy integers too
     except TypeError:
-        raise AnswerError(
-            f"{name} is {_described(value)}, neither a text nor a token id."
-        ) from None
+        raise AnswerError(f"{name} is {described(value)}, neither a text nor a token id.") from None
 
 
 def _check_prompt(name: str, value: object) -> None:
     if not isinstance(value, str):
-        raise PromptError(f"{name} is {_described(value)}, not a text.")
+        raise PromptError(f"{name} is {described(value)}, not a text.")
     if not value.strip():
         raise PromptError(f"{name} is blank ({value!r}). Give the text of the prompt.")
 
 
-def _described(value: object) -> str:
+def described(value: object) -> str:
+    """Return a value and its type as error messages show them: `3 (int)`."""
     shown = repr(value)
     return f"{shown if len(shown) <= 60 else shown[:57] + '...'} ({type(value).__name__})"
 

@@ -2,20 +2,16 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from headwater.errors import (
-    AnswerError,
-    HeadwaterError,
-    MissingFieldError,
-    PromptError,
-    UnalignedPromptsError,
-)
+from headwater.errors import AnswerError, HeadwaterError, MissingFieldError
 from headwater.metrics import METRICS, FunctionMetric, Metric
+from headwater.prompts.alignment import refuse_unaligned
 from headwater.prompts.batches import Row
-from headwater.prompts.encoding import Encoder, show_tokens, token_texts
+from headwater.prompts.encoding import Encoder, Ids, show_tokens
 from headwater.prompts.pairs import Answer, Pair
 
-Ids = tuple[int, ...]
+SIDES = ("answer", "wrong")
 
 
 def encode_rows(
@@ -35,17 +31,20 @@ def encode_rows(
     Raises:
         HeadwaterError: For the first pair that cannot be used, by number and file line.
     """
-    sides = _sides(pairs, metric)
-    twins = align and all(pair.corrupted is not None for pair in pairs)
-    _prime(pairs, metric, encoder, sides, twins=twins)
+    rows_encoder = _RowEncoder(
+        encoder,
+        metric,
+        sides=tuple(side for side in SIDES if _is_used(side, pairs, metric)),
+        twins=align and all(pair.corrupted is not None for pair in pairs),
+    )
+    rows_encoder.prime(pairs)
     rows = []
     for number, pair in enumerate(pairs):
         try:
-            rows.append(_encode_row(number, pair, metric, encoder, sides, twins=twins))
+            rows.append(rows_encoder.row(number, pair))
         except HeadwaterError as error:
             raise type(error)(f"{where(number, pair)}: {error}") from None
-    if "answer" in sides:
-        _warn_of_joined_words(pairs, metric, encoder)
+    rows_encoder.warn_of_joined_words(pairs)
     return rows
 
 
@@ -54,149 +53,125 @@ def where(number: int, pair: Pair) -> str:
     return f"pair {number} ({pair.origin})" if pair.origin else f"pair {number}"
 
 
-def _sides(pairs: Sequence[Pair], metric: Metric) -> set[str]:
-    """Return which of `answer` and `wrong` to encode: what is needed, or wanted and there."""
-    required = metric.needs
-    return {
-        side
-        for side in ("answer", "wrong")
-        if side in required or (side in metric.wants and all(getattr(pair, side) for pair in pairs))
-    }
-
-
-def _encode_row(
-    number: int, pair: Pair, metric: Metric, encoder: Encoder, sides: set[str], *, twins: bool
-) -> Row:
-    clean = encoder.prompt(pair.clean)
-    corrupted = encoder.prompt(pair.corrupted) if twins and pair.corrupted is not None else None
-    if corrupted == clean:
-        raise PromptError(
-            "clean and corrupted have the same tokens, "
-            f"{show_tokens(encoder.tokenizer, clean)}, so every effect would be "
-            "0. Change the word that carries the behavior."
-        )
-    if corrupted is not None and len(corrupted) != len(clean):
-        raise UnalignedPromptsError(_unaligned(encoder, clean, corrupted))
-    encoded = {
-        side: [encoder.answer(pair.clean, one) for one in _present(pair, side, metric, sides)]
-        for side in ("answer", "wrong")
-    }
-    answer, wrong = encoded["answer"], encoded["wrong"]
-    for ids in (*answer, *wrong):
-        if len(ids) > 1 and not (metric.several_tokens and len(answer) == 1):
-            raise AnswerError(_several_tokens(encoder, metric, ids, len(answer)))
-    shared = {ids for ids in answer if ids in wrong}
-    if shared:
-        raise AnswerError(
-            f"{show_tokens(encoder.tokenizer, shared.pop())} is the token of both an answer and "
-            "a wrong one, so the two cancel. Give it on one side only."
-        )
-    if answer and len(answer[0]) > 1:
-        target = answer[0]
-        # The last token is only predicted, never read by the model.
-        ending = target[:-1]
-        twin = None if corrupted is None else corrupted + ending
-        return Row(number, clean + ending, twin, target=target)
-    # Two texts may share a token; it counts once.
-    right, others = (tuple(dict.fromkeys(ids[0] for ids in one)) for one in (answer, wrong))
-    return Row(number, clean, corrupted, right, others)
-
-
-def _present(pair: Pair, side: str, metric: Metric, sides: set[str]) -> tuple[Answer, ...]:
-    if side not in sides:
-        return ()
-    given = (metric.fixed_answer if side == "answer" else ()) or getattr(pair, side)
-    if not given:
-        free = [name for name, kind in METRICS.items() if not kind().needs & {"answer", "wrong"}]
-        one_sided = [name for name, kind in METRICS.items() if "wrong" not in kind().needs]
-        others = free if side == "answer" else one_sided
-        raise MissingFieldError(
-            f"no `{side}`, which the metric {metric.name} needs. "
-            f"Give the pair a `{side}`, or use a metric that needs none: {', '.join(others)}."
-        )
-    return given
-
-
-def _prime(
-    pairs: Sequence[Pair], metric: Metric, encoder: Encoder, sides: set[str], *, twins: bool
-) -> None:
-    prompts = [pair.clean for pair in pairs]
-    prompts += [pair.corrupted for pair in pairs if twins and pair.corrupted is not None]
-    encoder.prime(prompts)
-    encoder.prime(prompts, special=True)
-    fixed = metric.fixed_answer
-    encoder.prime(
-        pair.clean + one
-        for pair in pairs
-        for side in sorted(sides)
-        for one in (fixed if side == "answer" and fixed else getattr(pair, side))
-        if isinstance(one, str)
+def _is_used(side: str, pairs: Sequence[Pair], metric: Metric) -> bool:
+    return side in metric.needs or (
+        side in metric.wants and all(getattr(pair, side) for pair in pairs)
     )
 
 
-def _unaligned(encoder: Encoder, clean: Ids, corrupted: Ids) -> str:
-    texts = [token_texts(encoder.tokenizer, ids) for ids in (clean, corrupted)]
-    same = (one == other for one, other in zip(clean, corrupted, strict=False))
-    part = next((position for position, equal in enumerate(same) if not equal), -1)
-    if part < 0:
-        part = min(len(clean), len(corrupted))
-    there = [repr(text[part]) if part < len(text) else "the end" for text in texts]
-    return (
-        f"clean has {len(clean)} tokens, corrupted {len(corrupted)}; they part at position {part} "
-        f"({' / '.join(there)}).\n"
-        f"  clean:     {show_tokens(encoder.tokenizer, clean)}\n"
-        f"  corrupted: {show_tokens(encoder.tokenizer, corrupted)}\n"
-        "Rewrite one of them, or use a reference that needs no corrupted prompt: "
-        "reference=hw.Mean()."
-    )
+@dataclass(frozen=True)
+class _RowEncoder:
+    """Encodes pairs one by one, all in the same way."""
 
+    encoder: Encoder
+    metric: Metric
+    sides: tuple[str, ...]
+    """Which answers are encoded: those needed, and those wanted that every pair has."""
+    twins: bool
+    """Whether corrupted prompts are encoded."""
 
-def _several_tokens(encoder: Encoder, metric: Metric, ids: Ids, answers: int) -> str:
-    several = f"the answer is {len(ids)} tokens, {show_tokens(encoder.tokenizer, ids)}"
-    if metric.several_tokens:
+    def prime(self, pairs: Sequence[Pair]) -> None:
+        """Encode all texts at once, which is several times faster than one by one."""
+        prompts = [pair.clean for pair in pairs]
+        prompts += [pair.corrupted for pair in pairs if self.twins and pair.corrupted is not None]
+        self.encoder.prime(prompts)
+        self.encoder.prime(prompts, special=True)
+        self.encoder.prime(
+            pair.clean + one
+            for pair in pairs
+            for side in self.sides
+            for one in self.given(pair, side)
+            if isinstance(one, str)
+        )
+
+    def given(self, pair: Pair, side: str) -> tuple[Answer, ...]:
+        """Return a pair's answers, or the metric's own where it has one."""
+        fixed = self.metric.fixed_answer if side == "answer" else ()
+        return fixed or getattr(pair, side)
+
+    def row(self, number: int, pair: Pair) -> Row:
+        """Encode one pair."""
+        clean = self.encoder.prompt(pair.clean)
+        corrupted = None
+        if self.twins and pair.corrupted is not None:
+            corrupted = self.encoder.prompt(pair.corrupted)
+            refuse_unaligned(self.encoder.tokenizer, clean, corrupted)
+        answer, wrong = (self._answers(pair, side) for side in SIDES)
+        for ids in (*answer, *wrong):
+            if len(ids) > 1 and not (self.metric.several_tokens and len(answer) == 1):
+                raise AnswerError(self._several_tokens(ids, len(answer)))
+        shared = next((ids for ids in answer if ids in wrong), None)
+        if shared is not None:
+            raise AnswerError(
+                f"{show_tokens(self.encoder.tokenizer, shared)} is the token of an answer and of "
+                "a wrong one, so the two cancel. Give it on one side only."
+            )
+        if answer and len(answer[0]) > 1:
+            # The last token is only predicted, never read by the model.
+            ending = answer[0][:-1]
+            twin = None if corrupted is None else corrupted + ending
+            return Row(number, clean + ending, twin, target=answer[0])
+        # Two texts may share a token; it counts once.
+        right, others = (tuple(dict.fromkeys(ids[0] for ids in one)) for one in (answer, wrong))
+        return Row(number, clean, corrupted, right, others)
+
+    def warn_of_joined_words(self, pairs: Sequence[Pair]) -> None:
+        """Warn once if answers go on the prompt's last word but could be words of their own."""
+        found = list(self._joined_words(pairs))
+        if found:
+            number, pair, answer = found[0]
+            last_word = pair.clean.split()[-1]
+            warnings.warn(
+                f"{where(number, pair)}: the answer {answer!r} was read as the end of "
+                f"{last_word + answer!r}, for {len(found)} of {len(pairs)} pairs. "
+                f"If it is a word of its own, write {' ' + answer!r}.",
+                stacklevel=4,
+            )
+
+    def _joined_words(self, pairs: Sequence[Pair]) -> Iterator[tuple[int, Pair, str]]:
+        # "...a drink to" with "John" asks for the word "toJohn", which is rarely what is meant.
+        for number, pair in enumerate(pairs):
+            for answer in self.given(pair, "answer") if "answer" in self.sides else ():
+                if not isinstance(answer, str):
+                    continue
+                if not (pair.clean[-1].isalpha() and answer[0].isalpha()):
+                    continue
+                read = self.encoder.answer(pair.clean, answer)
+                stem = len(self.encoder.bare(pair.clean))
+                blank = self.encoder.bare(f"{pair.clean} {answer}")[stem:]
+                if read != blank and len(read) == len(blank) == 1:
+                    yield number, pair, answer
+                    break
+
+    def _answers(self, pair: Pair, side: str) -> list[Ids]:
+        if side not in self.sides:
+            return []
+        given = self.given(pair, side)
+        if not given:
+            raise MissingFieldError(self._missing(side))
+        return [self.encoder.answer(pair.clean, one) for one in given]
+
+    def _missing(self, side: str) -> str:
+        lighter = [name for name, kind in METRICS.items() if side not in kind().needs]
         return (
-            f"{several}, and one of {answers} answers; {metric.name} follows several tokens only "
-            "for a pair with one answer. Keep one, or give answers of one token each."
-        )
-    return (
-        f"{several}; the metric {metric.name} reads one token. "
-        'Choose an answer of one token, or metric="logprob", which follows several'
-        f"{_OWN_FUNCTION if isinstance(metric, FunctionMetric) else '.'}"
-    )
-
-
-_OWN_FUNCTION = ", or hw.metric(function, needs=()) if the function reads no answers."
-
-
-def _warn_of_joined_words(pairs: Sequence[Pair], metric: Metric, encoder: Encoder) -> None:
-    found = list(_joined_words(pairs, metric, encoder))
-    if found:
-        number, pair, answer, blank = found[0]
-        last_word = pair.clean.split()[-1]
-        warnings.warn(
-            f"{where(number, pair)}: the answer {answer!r} was read as the end of "
-            f"{last_word + answer!r}, for {len(found)} of {len(pairs)} pairs. "
-            f"If it is a word of its own, write {blank!r}.",
-            stacklevel=4,
+            f"the pair has no `{side}`, which the metric {self.metric.name} needs. "
+            f"Give it one, or choose a metric that needs none: {', '.join(lighter)}."
         )
 
-
-def _joined_words(
-    pairs: Sequence[Pair], metric: Metric, encoder: Encoder
-) -> Iterator[tuple[int, Pair, str, str]]:
-    """Yield the pairs whose answer goes on the prompt's last word but is a token with a blank too.
-
-    `"...a drink to"` with `"John"` asks for the word "toJohn", which is rarely what is meant.
-    """
-    for number, pair in enumerate(pairs):
-        for answer in metric.fixed_answer or pair.answer:
-            if not isinstance(answer, str) or not (
-                pair.clean[-1].isalpha() and answer[0].isalpha()
-            ):
-                continue
-            stem, blank = len(encoder.bare(pair.clean)), f" {answer}"
-            read = encoder.answer(pair.clean, answer)
-            spaced = encoder.bare(pair.clean + blank)[stem:]
-            if read != spaced and len(read) == len(spaced) == 1:
-                yield number, pair, answer, blank
-                break
+    def _several_tokens(self, ids: Ids, answers: int) -> str:
+        shown = show_tokens(self.encoder.tokenizer, ids)
+        several = f"an answer is {len(ids)} tokens, {shown}"
+        if self.metric.several_tokens:
+            return (
+                f"{several}, and one of {answers} answers; {self.metric.name} follows several "
+                "tokens only for a pair with one answer. Keep one, or give answers of one token."
+            )
+        own = (
+            ", or hw.metric(function, needs=()) if the function reads no answers"
+            if isinstance(self.metric, FunctionMetric)
+            else ""
+        )
+        return (
+            f"{several}; the metric {self.metric.name} reads one token. Choose answers of one "
+            f'token, or metric="logprob", which follows several{own}.'
+        )

@@ -45,7 +45,7 @@ class Task:
 
     def __init__(
         self,
-        pairs: Iterable[Pair | Mapping[str, Any]],
+        pairs: Iterable[Any],
         metric: Any = None,
         *,
         name: str = "task",
