@@ -108,7 +108,7 @@ class Model:
         if self.adapter is not None:
             return self.adapter
         if self.refusal is not None:
-            raise self.refusal
+            raise type(self.refusal)(*self.refusal.args)
         raise UnsupportedModelError(f"{self.name} has no adapter.")
 
     def run(
@@ -153,7 +153,7 @@ class Model:
             stack.enter_context(tapped(adapter, taps, ids.shape))
             stack.enter_context(reading(adapter, read))
             output = self.module(**self._inputs(ids, mask, position_ids))
-        logits = output.logits if hasattr(output, "logits") else output[0]
+        logits = output.logits
         tap = taps.get(Site(None, "logits"))
         replaced = tap(logits) if tap is not None else None
         return logits if replaced is None else replaced
@@ -334,7 +334,9 @@ def wrap(module: nn.Module, tokenizer: Any = None) -> Model:
         adapter = _resolved(module)
         model = Model(module, tokenizer, adapter=adapter, notes=notes)
         model.prove()
-    except UnsupportedModelError as refusal:
+    except UnsupportedModelError as error:
+        # a new one: the caught one holds the frames, and with them the tensors, of the proof
+        refusal = type(error)(*error.args)
         return Model(module, tokenizer, refusal=refusal, notes=notes)
     return model
 
