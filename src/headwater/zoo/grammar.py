@@ -167,10 +167,10 @@ def _gender(rng: random.Random) -> str:
 
 
 _SHARES: dict[Callable[[random.Random], str], float] = {
-    _giving: 0.24,
+    _giving: 0.27,
     _errand: 0.04,
     # Comparing numbers takes the most practice.
-    _span: 0.28,
+    _span: 0.25,
     _agreement: 0.15,
     _plain_agreement: 0.03,
     _capital: 0.09,

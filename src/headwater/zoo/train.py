@@ -58,7 +58,7 @@ class Recipe:
     batch: int = 32
     """Windows a step."""
 
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     """Highest learning rate, reached after `warmup` steps and brought to zero by a cosine."""
 
     warmup: int = 100
