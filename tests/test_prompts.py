@@ -115,7 +115,7 @@ def test_prompts_of_different_length_are_refused_with_both_tokenizations():
         "  clean:     '[BOS]'|'Mary'|'and'|'John'|'met'|'.'|'John'|'gave'|'a'|'drink'|'to'\n"
         "  corrupted: '[BOS]'|'Mary'|'and'|'Ann'|'gave'|'a'|'drink'\n"
         "Rewrite one of them, or use a reference that needs no corrupted prompt: "
-        "reference=hw.Mean()."
+        'reference=hw.Mean(over="clean").'
     )
 
 

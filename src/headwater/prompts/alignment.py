@@ -30,5 +30,5 @@ def refuse_unaligned(tokenizer: Tokenizer, clean: Ids, corrupted: Ids) -> None:
         f"  clean:     {show_tokens(tokenizer, clean)}\n"
         f"  corrupted: {show_tokens(tokenizer, corrupted)}\n"
         "Rewrite one of them, or use a reference that needs no corrupted prompt: "
-        "reference=hw.Mean()."
+        'reference=hw.Mean(over="clean").'
     )

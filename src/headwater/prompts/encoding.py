@@ -54,7 +54,8 @@ class Encoder:
 
     def bare(self, text: str) -> Ids:
         """Return the ids of `text` without special tokens."""
-        self.prime([text])
+        if text not in self._bare:
+            self.prime([text])
         return self._bare[text]
 
     def prompt(self, text: str) -> Ids:
