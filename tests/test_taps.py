@@ -8,7 +8,7 @@ from torch import nn
 
 import tiny_models
 from headwater.architectures.adapter import resolve
-from headwater.errors import UnavailableSiteError
+from headwater.errors import GateError, UnavailableSiteError
 from headwater.models import Model
 from headwater.sites import Site
 
@@ -350,3 +350,13 @@ def test_activation_checkpointing_is_left_out_of_tapped_runs():
     logits.sum().backward()
     assert calls == [1]
     assert module.is_activation_checkpointing
+
+
+def test_a_replacement_of_another_shape_is_refused():
+    model = model_of("GPT-2")
+    with pytest.raises(GateError) as caught:
+        model.run(tiny_models.tokens(), taps={Site(1, "attn.z"): lambda z: z[:, :, :1]})
+    assert str(caught.value) == (
+        "a tap at the input of Conv1D returned shape (2, 7, 1, 6) for a value of shape "
+        "(2, 7, 4, 6).\nReturn a tensor of the same shape, or None to leave the value as it is."
+    )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from headwater.architectures.adapter import Adapter, Point
 from headwater.attention import AttentionTaps, listening
-from headwater.errors import UnavailableSiteError
+from headwater.errors import GateError, UnavailableSiteError
 from headwater.sites import Site
 
 Tap = Callable[[Tensor], Tensor | None]
@@ -198,6 +198,12 @@ def _tap(point: Point, tap: Tap, value: Tensor, shape: Sequence[int]) -> Tensor:
         seen = seen.unflatten(-1, (point.heads, -1))
     replacement = tap(seen)
     result = seen if replacement is None else replacement
+    if result.shape != seen.shape:
+        raise GateError(
+            f"a tap at the {point.side} of {type(point.module).__name__} returned shape "
+            f"{tuple(result.shape)} for a value of shape {tuple(seen.shape)}.\n"
+            "Return a tensor of the same shape, or None to leave the value as it is."
+        )
     if point.heads is not None:
         result = result.flatten(-2)
     if value.ndim == 2:
