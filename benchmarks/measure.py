@@ -35,7 +35,10 @@ def interleaved(works: dict[str, Callable[[], object]], repeats: int = 5) -> dic
 def peak_mebibytes(what: str) -> dict[str, float]:
     """Run `benchmarks.memory WHAT` in its own process; its memory before and at the peak."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory", what], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "benchmarks.memory", what],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return json.loads(done.stdout.splitlines()[-1])
 

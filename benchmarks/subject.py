@@ -30,7 +30,9 @@ def task() -> hw.Task:
         clean, corrupted = words[:LENGTH], list(words[:LENGTH])
         corrupted[4], corrupted[9] = words[LENGTH], words[LENGTH + 1]
         pairs.append(
-            hw.Pair(" ".join(clean), " ".join(corrupted), answer=" " + words[0], wrong=" " + words[-1])
+            hw.Pair(
+                " ".join(clean), " ".join(corrupted), answer=" " + words[0], wrong=" " + words[-1]
+            )
         )
     return hw.Task(pairs, metric=hw.logit_diff(), name="random words")
 

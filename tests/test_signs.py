@@ -19,7 +19,7 @@ def logits(x):
 
 
 def metric(x):
-    """headwater's f: answer logit minus wrong logit."""
+    """Headwater's f: answer logit minus wrong logit."""
     right, wrong = logits(x).unbind(-1)
     return right - wrong
 

@@ -299,9 +299,7 @@ class Selection:
                 Choice(
                     kind=entry["kind"],
                     layers=None if entry["layers"] is None else tuple(entry["layers"]),
-                    positions=entry["positions"]
-                    if isinstance(entry["positions"], str)
-                    else tuple(entry["positions"]),
+                    positions=_as_positions(entry["positions"]),
                 )
                 for entry in data
             )
@@ -341,19 +339,19 @@ def _select(kind: Kind, layers: Iterable[int] | int | None, positions: Positions
         )
     if not isinstance(positions, str) and not len(positions):
         raise UnknownOptionError(
-            'positions=[] selects nothing. Write positions="all", "each", or a list such as [0, -1].'
+            "positions=[] selects nothing.\n"
+            'Write positions="all", "each", or a list such as [0, -1].'
         )
     if isinstance(layers, int):
         layers = (layers,)
-    return Selection(
-        (
-            Choice(
-                kind=kind,
-                layers=None if layers is None else tuple(layers),
-                positions=positions if isinstance(positions, str) else tuple(positions),  # type: ignore[arg-type]
-            ),
-        )
-    )
+    chosen = None if layers is None else tuple(layers)
+    return Selection((Choice(kind, chosen, _as_positions(positions)),))
+
+
+def _as_positions(positions: Positions) -> Literal["all", "each"] | tuple[int, ...]:
+    if isinstance(positions, str):
+        return "each" if positions == "each" else "all"
+    return tuple(int(one) for one in positions)
 
 
 def tokens(*, positions: Positions = "each") -> Selection:

@@ -79,6 +79,7 @@ class Model:
         self.notes = tuple(notes)
         with _locks_guard:
             self.lock = _locks.setdefault(module, threading.RLock())
+        self._hashes: tuple[tuple[tuple[int, int], ...] | None, dict[str, str]] | None = None
         self._takes = frozenset(inspect.signature(module.forward).parameters)
 
     def __repr__(self) -> str:
@@ -194,10 +195,17 @@ class Model:
         """Hashes that say whether two results came from the same model.
 
         Large weights are sampled: another checkpoint is noticed, a changed single weight may not.
+        Computed again only after a weight was written to (edits through `.data` go unnoticed).
 
         Returns:
             `config_hash` and `weights_hash`, and `tokenizer_hash` if there is a tokenizer.
         """
+        state = _written_to(self.module)
+        if self._hashes is None or self._hashes[0] != state or state is None:
+            self._hashes = (state, self._hash())
+        return dict(self._hashes[1])
+
+    def _hash(self) -> dict[str, str]:
         config = getattr(self.module, "config", None)
         hashes = {
             "config_hash": "" if config is None else config_hash(config),
@@ -262,6 +270,14 @@ class Model:
         if position_ids is not None and "position_ids" in self._takes:
             inputs["position_ids"] = position_ids.to(self.device)
         return inputs
+
+
+def _written_to(module: nn.Module) -> tuple[tuple[int, int], ...] | None:
+    """Address and write counter of every weight; None for inference tensors, which count none."""
+    try:
+        return tuple((weight.data_ptr(), weight._version) for weight in module.parameters())
+    except RuntimeError:
+        return None
 
 
 def _size_in_words(adapter: Adapter) -> str:

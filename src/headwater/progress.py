@@ -72,6 +72,7 @@ def _bar(title: str, total: float) -> Iterator[Advance]:
 
 
 def _logger(title: str, total: float) -> Advance:
+    log.info("%s: %s forwards to run", title, f"{total:,.0f}")
     started = last = time.perf_counter()
     done = 0.0
 

@@ -23,7 +23,7 @@ from headwater.errors import (
     did_you_mean,
 )
 from headwater.models import Model
-from headwater.prompts import Batch, Pair, Task
+from headwater.prompts import Batch, Task, prompt_batches
 from headwater.sites import Site
 
 Values = Mapping[Site, Tensor]
@@ -86,6 +86,8 @@ class Reference(ABC):
     """The command line's word."""
     corrupted_run: ClassVar[bool] = False
     """Whether closing a gate puts the value of the pair's own corrupted prompt there."""
+    aligned: ClassVar[bool] = False
+    """Whether each pair's two prompts must have the same length."""
 
     @abstractmethod
     def prepare(
@@ -128,6 +130,7 @@ class Corrupted(Reference):
 
     name: ClassVar[str] = "corrupted"
     corrupted_run: ClassVar[bool] = True
+    aligned: ClassVar[bool] = True
 
     def prepare(
         self, model: Model, task: Task, batches: Sequence[Batch], sites: Sequence[Site]
@@ -137,7 +140,8 @@ class Corrupted(Reference):
         Raises:
             MissingFieldError: If the task has no corrupted prompts.
         """
-        _require_corrupted(batches, "hw.Corrupted()")
+        if any(batch.corrupted is None for batch in batches):
+            raise MissingFieldError(_NO_CORRUPTED.format(who="hw.Corrupted()"))
         return _CorruptedRun(model, tuple(sites))
 
 
@@ -163,6 +167,7 @@ class Resample(Reference):
     seed: int = 0
     """Seed of the draw."""
     name: ClassVar[str] = "resample"
+    aligned: ClassVar[bool] = True
 
     def prepare(
         self, model: Model, task: Task, batches: Sequence[Batch], sites: Sequence[Site]
@@ -244,30 +249,33 @@ class Mean(Reference):
                 "Use reference=hw.PositionalMean()."
             )
         moments = _Moments(positional=self.positional)
-        for batch in self._batches(model, batches):
-            ids = batch.clean
-            if self.over == "corrupted":
-                assert batch.corrupted is not None
-                ids = batch.corrupted
-            values, _ = capture(model, ids, batch, sites)
+        for batch in self._batches(model, task, batches):
+            values, _ = capture(model, batch.clean, batch, sites)
             moments.prompts += len(batch)
             for site, value in values.items():
                 moments.add(site, value, batch)
         return _Means(moments.means(), self.positional, moments.seen, moments.prompts)
 
-    def _batches(self, model: Model, batches: Sequence[Batch]) -> Sequence[Batch]:
-        if isinstance(self.over, str):
-            if self.over == "corrupted":
-                _require_corrupted(batches, f"hw.{type(self).__name__}()")
+    def _batches(self, model: Model, task: Task, batches: Sequence[Batch]) -> Sequence[Batch]:
+        if self.over == "clean":
             return batches
-        prompts = [p.clean for p in self.over.pairs] if isinstance(self.over, Task) else self.over
-        task = Task([Pair(clean=prompt) for prompt in prompts])
-        return task.batches(
+        return prompt_batches(
+            self._prompts(task),
             model.tokenizer,
-            batch_size=max(len(batch.pairs) for batch in batches),
+            batch_size=max(len(batch) for batch in batches),
             device=model.device,
-            pad=model.adapter is None or model.adapter.pads,
+            pad=model.anatomy().pads,
         )
+
+    def _prompts(self, task: Task) -> list[str]:
+        if isinstance(self.over, Task):
+            return [pair.clean for pair in self.over.pairs]
+        if not isinstance(self.over, str):
+            return list(self.over)
+        corrupted = [pair.corrupted for pair in task.pairs if pair.corrupted is not None]
+        if len(corrupted) < len(task.pairs):
+            raise MissingFieldError(_NO_CORRUPTED.format(who=f"hw.{type(self).__name__}()"))
+        return corrupted
 
     def to_dict(self) -> dict[str, object]:
         """Return the name and what is averaged over."""
@@ -348,13 +356,11 @@ class _Means(Off):
         )
 
 
-def _require_corrupted(batches: Sequence[Batch], who: str) -> None:
-    if any(batch.corrupted is None for batch in batches):
-        raise MissingFieldError(
-            f"{who} needs corrupted prompts, and this task has none.\n"
-            'Add a "corrupted" prompt to each pair, or use a reference that needs none: '
-            'hw.Zero(), or hw.Mean(over="clean").'
-        )
+_NO_CORRUPTED = (
+    "{who} needs corrupted prompts, and this task has none.\n"
+    'Add a "corrupted" prompt to each pair, or use a reference that needs none: '
+    'hw.Zero(), or hw.Mean(over="clean").'
+)
 
 
 REFERENCES: dict[str, type[Reference]] = {

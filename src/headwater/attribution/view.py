@@ -18,11 +18,10 @@ def page_data(result: Attribution) -> dict[str, Any]:
     parts, said, audit = result.parts, result.provenance, result.checked
     shown = _shown(result)
     corrupted = None if parts.corrupted is None else float(parts.corrupted.mean())
-    headline = [f"Cost: {result.cost}."]
+    headline = [_lead(result)]
     if audit is not None:
         headline = [audit.sentence, audit.verdict, *headline]
-    elif said.estimator["name"] == "exact":
-        headline = ["These are exact effects, by intervention.", *headline]
+    headline.append(f"Cost: {result.cost}.")
     metric = result.task.metric if result.task is not None else None
     return {
         "kind": "attribution",
@@ -48,6 +47,16 @@ def page_data(result: Attribution) -> dict[str, Any]:
         },
         "provenance": _provenance(result),
     }
+
+
+def _lead(result: Attribution) -> str:
+    """Name the strongest components, and how far to believe it."""
+    names = ", ".join(row.name for row in result.top(3))
+    if result.provenance.estimator["name"] == "exact":
+        return f"Strongest: {names}. These are exact effects, by intervention."
+    if result.checked is not None:
+        return f"Strongest by the estimate: {names}."
+    return f"Strongest by the estimate: {names}. Not audited: how far from the truth is unknown."
 
 
 def _shown(result: Attribution) -> list[int]:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -57,6 +57,6 @@ class Estimator(ABC):
                 f"offers {offered}.\nhw.Gradient() and hw.Exact() need nothing beyond f(m)."
             )
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, Any]:
         """Return name and fields as plain data, for manifests."""
         return {"name": self.name} | {f.name: getattr(self, f.name) for f in fields(self)}

@@ -41,11 +41,12 @@ class Cost:
             self.listener(float(forwards))
 
     def __str__(self) -> str:
-        pairs = max(self.pairs, 1)
-        return (
-            f"{self.forwards / pairs:.3g} forwards and {self.backwards / pairs:.3g} backwards "
-            f"a pair ({self.pairs} pairs), {self.seconds:.2f} s"
-        )
+        passes = [
+            f"{count / max(self.pairs, 1):.3g} {name}{'' if count == self.pairs else 's'}"
+            for count, name in ((self.forwards, "forward"), (self.backwards, "backward"))
+        ]
+        pairs = "1 pair" if self.pairs == 1 else f"{self.pairs} pairs"
+        return f"{' and '.join(passes)} a pair ({pairs}), {self.seconds:.2f} s"
 
 
 @dataclass

@@ -284,8 +284,7 @@ class ModelGates(GatedFunction):
 
     @property
     def _depth(self) -> int:
-        assert self.model.adapter is not None
-        return self.model.adapter.n_layers
+        return self.model.anatomy().n_layers
 
     # --- sizes: how large a change closing a gate makes, beside the residual -----------------
 
@@ -322,8 +321,11 @@ class ModelGates(GatedFunction):
         self, site: Site, groups: Iterable[Group], value: Tensor, held: Tensor, rows: Batch
     ) -> None:
         real = rows.mask.to(value.device)
+        adapter = self.model.anatomy()
+        # what an attention or MLP puts out is multiplied before it reaches the residual in some
+        scale = adapter.write_scale if site.name in adapter.writes else 1.0
         for group in groups:
-            change = (value - held).float().square()
+            change = (scale * (value - held).float()).square()
             if group.count == 1:
                 change = change.flatten(2).sum(2, keepdim=True)
             elif change.ndim == 4:

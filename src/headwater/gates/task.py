@@ -18,7 +18,7 @@ from headwater.models import Model
 from headwater.prompts import Batch, Task
 from headwater.references import Reference
 
-TOKENS = {"cpu": 4096, "cuda": 65536}
+TOKENS = {"cpu": 2048, "cuda": 65536}
 """Most tokens in one stacked run, by device type; beyond this stacking no longer pays."""
 
 
@@ -54,7 +54,11 @@ class GatedTask:
         self.model, self.task, self.reference = model, task, reference
         self.cost = Cost() if cost is None else cost
         self.batches: Sequence[Batch] = task.batches(
-            model.tokenizer, batch_size=batch_size, device=model.device, pad=adapter.pads
+            model.tokenizer,
+            batch_size=batch_size,
+            device=model.device,
+            pad=adapter.pads,
+            align=reference.aligned,
         )
         self.length = self._length(selection)
         self.table: ComponentTable = selection.expand(adapter, self.length)
@@ -99,13 +103,13 @@ class GatedTask:
         if len(lengths) == 1:
             return lengths[0]
         if selection.needs_length:
-            kind = next(c.kind for c in selection.choices if c.positions == "each")
+            each = next(choice for choice in selection.choices if choice.positions == "each")
             raise UnalignedPromptsError(
                 f'positions="each" needs prompts of one length, but this task has lengths '
                 f"{', '.join(map(str, lengths[:8]))}{' and more' if len(lengths) > 8 else ''}: "
                 "position 5 would be another word in each.\n"
-                f'Write hw.{KINDS[kind].plural}(positions="all"), or a list such as [0, -1], or '
-                "split the task by length."
+                f'Write hw.{KINDS[each.kind].plural}(positions="all"), or a list such as [0, -1], '
+                "or split the task by length."
             )
         return None
 

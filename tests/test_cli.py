@@ -1,0 +1,146 @@
+"""The command line as a newcomer types it, on the embedded model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEADWATER = str(Path(sys.executable).with_name("headwater"))
+
+
+def headwater(*words, cwd=None, **environment):
+    """Run the installed command; nothing is a terminal here."""
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "100", **environment}
+    return subprocess.run(
+        [HEADWATER, *map(str, words)], capture_output=True, text=True, cwd=cwd, env=env, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A small run, made by the command line once."""
+    folder = tmp_path_factory.mktemp("cli") / "ioi"
+    done = headwater(
+        "attribute", "--model", "tiny", "--task", "ioi", "--components", "heads,mlps",
+        "--estimator", "gradient", "--reference", "corrupted", "--pairs", "16", "--out", folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_attribute_shows_the_strongest_components_cost_and_next_steps(run):
+    folder, done = run
+    assert "strongest 10 of 20 components" in done.stdout
+    assert "2 forwards and 1 backward a pair (16 pairs)" in done.stdout
+    assert "Not audited" in done.stdout
+    assert f"next: headwater audit {folder}" in done.stdout
+
+
+def test_off_a_terminal_there_are_log_lines_and_no_escape_codes(run):
+    _, done = run
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "gradient over 20 components" in done.stderr
+
+
+def test_audit_checks_every_component_of_a_small_run_and_says_so(run):
+    folder, _ = run
+    done = headwater("audit", folder, "--sample", "32")
+    assert done.returncode == 0, done.stderr
+    assert "20 of 20 components checked exactly" in done.stdout
+    assert (folder / "audit.json").is_file()
+
+
+def test_page_is_written_beside_the_run(run):
+    folder, _ = run
+    done = headwater("page", folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"wrote {folder / 'page.html'}"
+    assert "<html" in (folder / "page.html").read_text().lower()
+
+
+def test_json_output_is_one_object(run):
+    done = headwater("attribute", "-m", "tiny", "-t", "ioi", "--pairs", "4", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert len(result["components"]) == 20
+    assert result["provenance"]["estimator"] == {"name": "gradient", "at": "clean"}
+
+
+def test_the_same_specification_may_be_run_again_and_another_is_refused(run):
+    folder, _ = run
+    words = ("attribute", "-m", "tiny", "-t", "ioi", "--pairs", "16", "--out", folder)
+    assert headwater(*words).returncode == 0
+    done = headwater(*words, "--estimator", "exact")
+    assert done.returncode == 2
+    assert "RunFolderError" in done.stderr
+    assert "already holds another run. They differ in" in done.stderr
+    assert 'estimator: {"name": "gradient"' in done.stderr
+
+
+def test_a_file_of_pairs_works_as_a_task(tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    pair = {
+        "clean": "When Mary and John went to the store , John gave a drink to",
+        "corrupted": "When Mary and John went to the store , Mary gave a drink to",
+        "answer": "Mary",
+        "wrong": "John",
+    }
+    pairs.write_text(json.dumps(pair) + "\n")
+    done = headwater(
+        "attribute", "-m", "tiny", "-t", pairs, "--metric", "logit-diff", "-e", "exact"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 pairs" in done.stdout or "1 pair" in done.stdout
+
+
+def test_sites_lists_shapes_and_models_lists_families():
+    sites = headwater("sites", "tiny")
+    assert sites.returncode == 0, sites.stderr
+    assert "layers.0-3.attn.z" in sites.stdout
+    models = headwater("models")
+    assert models.returncode == 0, models.stderr
+    for family in ("GPT-2", "Llama", "Gemma 3", "Falcon", "Mamba-2"):
+        assert family in models.stdout
+    rows = json.loads(headwater("models", "--json").stdout)
+    assert {"tiny", "tiny-gpt2"} <= set(rows["embedded"])
+
+
+TINY = ("-m", "tiny", "-t", "ioi")
+REFUSED = {
+    "model": (("-m", "tinny", "-t", "ioi"), "UnknownModelError", "'tiny'"),
+    "task": (("-m", "tiny", "-t", "ioy"), "UnknownTaskError", "'ioi'"),
+    "file": (("-m", "tiny", "-t", "no/such.jsonl"), "PairFileError", "no/such.jsonl"),
+    "component": ((*TINY, "-c", "haeds"), "UnknownOptionError", "'heads'"),
+    "estimator": ((*TINY, "-e", "gradeint"), "UnknownOptionError", "'gradient'"),
+    "reference": ((*TINY, "-r", "corupted"), "UnknownOptionError", "'corrupted'"),
+    "metric": ((*TINY, "--metric", "logitdiff"), "UnknownOptionError", "'logit-diff'"),
+    "dtype": ((*TINY, "--dtype", "flaot32"), "UnknownOptionError", "float32"),
+    "layer": ((*TINY, "--layers", "9"), "GateError", "layers 0 to 3"),
+    "positions": ((*TINY, "--positions", "eech"), "UnknownOptionError", "each"),
+    "kl": ((*TINY, "--metric", "kl"), "StationaryMetricError", "hw.Exact()"),
+    "run": (None, "RunFolderError", "headwater attribute"),
+}
+
+
+@pytest.mark.parametrize("mistake", REFUSED)
+def test_each_mistake_is_one_message_with_the_fix_and_exit_code_2(mistake, tmp_path):
+    words, error, fix = REFUSED[mistake]
+    words = ("attribute", *words) if words else ("audit", tmp_path)
+    done = headwater(*words)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1]
+    assert error in done.stderr
+    assert fix in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_demo_prints_the_result_and_writes_the_page(tmp_path):
+    done = headwater("demo", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "20 of 20 components checked exactly" in done.stdout
+    assert (tmp_path / "demo" / "page.html").stat().st_size > 20_000
+    again = headwater("demo", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
