@@ -165,7 +165,7 @@ def _figures(case: _Case, confidence: float, seed: int) -> tuple[list[Statistic]
     weight = np.array(case.sample.weights)
     missing = _undefined(case)
     spans = intervals(
-        {name: entry for name, entry in measures.items() if name not in missing},
+        {name: measure for name, measure in measures.items() if name not in missing},
         case.sample,
         case.estimate,
         case.exact,
@@ -173,7 +173,7 @@ def _figures(case: _Case, confidence: float, seed: int) -> tuple[list[Statistic]
         seed=seed,
     )
     figures = []
-    for name, (measure, _) in measures.items():
+    for name, measure in measures.items():
         if name in missing:
             figures.append(Statistic(name, None, None, None, missing[name]))
             continue
@@ -184,25 +184,25 @@ def _figures(case: _Case, confidence: float, seed: int) -> tuple[list[Statistic]
     return figures, any(span is not None for span in spans.values())
 
 
-def _measures(case: _Case) -> dict[str, tuple[Measure, bool]]:
-    """Return each figure, and whether the rescaled bootstrap gives an interval for it."""
+def _measures(case: _Case) -> dict[str, Measure]:
+    """Return the figures of agreement, in the order they are read."""
     first = case.most if case.top_checked else 0
 
-    def sign(weight: np.ndarray, estimate: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    def sign(weight: np.ndarray, estimate: np.ndarray, exact: np.ndarray) -> np.ndarray | float:
         return statistics.sign_agreement(weight, estimate, exact, case.floor)
 
-    def recall(weight: np.ndarray, estimate: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    def recall(weight: np.ndarray, estimate: np.ndarray, exact: np.ndarray) -> np.ndarray | float:
         # The strongest estimates come first, in the sample and in every completion of it.
         chosen = np.arange(exact.shape[-1]) < first
         return statistics.recall(weight, exact, chosen, case.most)
 
     return {
-        "r": (statistics.pearson, True),
-        "rho": (statistics.spearman, True),
-        "slope": (statistics.slope, True),
-        "relative error": (statistics.relative_error, True),
-        "sign agreement": (sign, True),
-        f"recall at {case.most}": (recall, True),
+        "r": statistics.pearson,
+        "rho": statistics.spearman,
+        "slope": statistics.slope,
+        "relative error": statistics.relative_error,
+        "sign agreement": sign,
+        f"recall at {case.most}": recall,
     }
 
 
@@ -303,8 +303,9 @@ def _hidden(case: _Case, confidence: float) -> Statistic | None:
     share = 1 - (1 - confidence) ** (1 / checked)
     largest = float(np.abs(case.exact[-checked:]).max())
     most = min(int(share * len(tail.members)), len(tail.members) - checked)
+    sure = f"at {100 * confidence:g} % confidence"
     text = (
-        f"at {100 * confidence:g} % confidence at most {most:,} of the {len(tail.members):,} in the tail "
+        f"{sure} at most {most:,} of the {len(tail.members):,} in the tail "
         f"exceed {largest:.3g}, the largest |exact effect| of the {checked} checked there"
     )
     return Statistic("hidden in the tail", float(most), None, None, text)

@@ -32,7 +32,7 @@ REPLICATES = 1000
 
 FROM_OTHER_STRATA = 2.0
 """Weight, in checked components, on the errors of the other strata."""
-TWICE_THE_LARGEST = 0.2
+TWICE_THE_LARGEST = 0.5
 """... on twice the largest error of either sign in the stratum."""
 WRONG_SIGN = 0.5
 """... on a wrong sign at the usual size."""
@@ -46,12 +46,12 @@ CHUNK = 2_000_000
 FEWEST_DEFINED = 0.5
 """A figure that is undefined in more replicates than this leaves no interval."""
 
-Measure = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+Measure = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray | float]
 """Weights, estimates and exact effects, components last, to a figure."""
 
 
 def intervals(
-    measures: dict[str, tuple[Measure, bool]],
+    measures: dict[str, Measure],
     sample: AuditSample,
     estimate: Float[np.ndarray, " component"],
     exact: Float[np.ndarray, " index"],
@@ -63,8 +63,7 @@ def intervals(
     """Return an interval for each figure of the full population.
 
     Args:
-        measures: By name: the figure, and whether the rescaled bootstrap applies to it (it does
-            not where the figure needs every component of the top).
+        measures: The figures, by name.
         sample: What was checked.
         estimate: Of all components.
         exact: Of the checked ones, in the order of `sample.indices`.
@@ -83,15 +82,16 @@ def intervals(
     redrawn = rescaled_weights(sample, replicates, generator)
     completed: dict[str, list[np.ndarray]] = {name: [] for name in measures}
     for weight, filled, effects in completions(sample, estimate, exact, replicates, generator):
-        for name, (measure, _) in measures.items():
-            completed[name].append(measure(weight, filled, effects))
+        for name, measure in measures.items():
+            completed[name].append(np.asarray(measure(weight, filled, effects)))
     freedom = min(len(stratum.checked) for stratum in partial) - 1
+    wide = 2 * NormalDist().cdf(student_quantile((1 + confidence) / 2, freedom)) - 1
     result: dict[str, tuple[float, float] | None] = {}
-    for name, (measure, resampled) in measures.items():
-        spans = [percentiles(np.concatenate(completed[name]), confidence)]
-        if resampled:
-            wide = 2 * NormalDist().cdf(student_quantile((1 + confidence) / 2, freedom)) - 1
-            spans.append(percentiles(measure(redrawn, checked, exact), wide))
+    for name, measure in measures.items():
+        spans = [
+            percentiles(np.concatenate(completed[name]), confidence),
+            percentiles(np.asarray(measure(redrawn, checked, exact)), wide),
+        ]
         known = [span for span in spans if span is not None]
         ends = (min(low for low, _ in known), max(high for _, high in known)) if known else None
         result[name] = ends

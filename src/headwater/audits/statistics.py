@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 Values = Float[np.ndarray, "*#batch component"]
-Figure = Float[np.ndarray, "*batch"]
+Figure = Float[np.ndarray, "*batch"] | float
 
 
 def pearson(weight: Values, estimate: Values, exact: Values) -> Figure:
@@ -84,14 +84,14 @@ def recall(
     weight, strength = np.broadcast_arrays(weight, np.abs(exact))
     inside = -np.sort(-strength[..., chosen], axis=-1)
     found = np.zeros(strength.shape[:-1])
+    outside, counts = strength[..., ~chosen], weight[..., ~chosen]
     for place in range(most):
-        stronger = strength[..., ~chosen] > inside[..., place, None]
-        missed = (weight[..., ~chosen] * stronger).sum(-1)
+        missed = (counts * (outside > inside[..., place, None])).sum(-1)
         found = found + (place + 1 + missed <= most + 1e-9)
     return found / most
 
 
 def _ratio(above: Figure, below: Figure) -> Figure:
     """Divide, with NaN where the divisor is zero."""
-    defined = below > 0
+    defined = np.asarray(below) > 0
     return np.where(defined, above / np.where(defined, below, 1.0), np.nan)
