@@ -16,6 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import headwater as hw
+from headwater.architectures.adapter import resolve
+from headwater.components import Selection
 from headwater.gates import GatedTask, ModelGates
 from headwater.models import Model
 from tiny_models import VOCAB, build
@@ -34,9 +36,32 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @functools.cache
-def model(family: str, dtype: torch.dtype = torch.float64) -> Model:
+def model(family: str, dtype: torch.dtype = torch.float64, *, prove: bool = True) -> Model:
     """The tiny model of a family, ready to be attributed; tests must leave it as it is."""
-    return hw.wrap(build(family, dtype=dtype), tokenizer())
+    module = build(family, dtype=dtype)
+    if prove:
+        return hw.wrap(module, tokenizer())
+    return Model(module, tokenizer(), adapter=resolve(module))
+
+
+def one_of_each(model: Model) -> Selection:
+    """A few components of every kind the model offers, in different layers."""
+    choices = {
+        "embed": hw.tokens(positions=[0, -1]),
+        "attn.z": hw.heads(layers=[0, 1]),
+        "attn.q": hw.queries(layers=1),
+        "attn.k": hw.keys(layers=1, positions=[1]),
+        "attn.v": hw.values(layers=0),
+        "attn.out": hw.attentions(layers=1),
+        "mlp.out": hw.mlps(layers=[0, 1]),
+        "resid_post": hw.residual(layers=0, positions=[-1]),
+        "mixer.out": hw.mixers(layers=[0, 1]),
+    }
+    offered = {site.name for site in model.sites()}
+    return functools.reduce(
+        lambda one, other: one + other,
+        [choice for site, choice in choices.items() if site in offered],
+    )
 
 
 def text(ids: Sequence[int]) -> str:

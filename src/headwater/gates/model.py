@@ -240,8 +240,9 @@ class ModelGates(GatedFunction):
 
         def tap(value: Tensor) -> Tensor:
             held = self._held[site].to(value.device, value.dtype)
-            if held.ndim and held.shape[0] == self.batch:
-                held = held.repeat(len(value) // self.batch, *[1] * (held.ndim - 1))
+            settings = len(value) // self.batch
+            if settings > 1 and held.ndim and len(held) == self.batch:
+                held = held.repeat(settings, *[1] * (held.ndim - 1))
             if measured:
                 self._measure(site, gates, value.detach(), held, rows)
             for group, m in gates.items():
@@ -427,7 +428,11 @@ def _weight(
     else:
         places = _places(group, rows).to(value.device)
         by_place = flat.reshape(len(flat), len(group.positions), group.count)
-        full = value.new_full((len(flat), value.shape[1], group.count), base)
+        full = value.new_ones(len(flat), value.shape[1], group.count)
         index = places[..., None].expand(-1, -1, group.count)
-        weight = full.scatter(1, index, by_place)
+        # a product: 3 and -1 can be the same token of a short prompt, and either gate closes it
+        if base == 1:
+            weight = full.scatter_reduce(1, index, by_place, "prod")
+        else:
+            weight = 1 - full.scatter_reduce(1, index, 1 - by_place, "prod")
     return weight[..., None] if value.ndim == 4 else weight
