@@ -101,5 +101,5 @@ def _marked(
     """Return a row a prompt, 1 at the tokens of its words and 0 elsewhere."""
     marks = torch.zeros_like(logits)
     for row, accepted in zip(marks, words, strict=True):
-        row[tokenizer(" ".join(accepted), add_special_tokens=False)["input_ids"]] = 1.0
+        row[tokenizer.convert_tokens_to_ids([word.strip() for word in accepted])] = 1.0
     return marks
