@@ -4,9 +4,11 @@ A closure is decorated again each time it is made, which takes longer than most 
 is given comes from a function that is checked.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
+import jaxtyping
 from beartype import BeartypeConf, beartype
 
 Checked = TypeVar("Checked", bound=Callable)
@@ -17,3 +19,13 @@ _check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 def checked(function: Checked) -> Checked:
     """Check arguments and result of `function` at every call; an int may stand for a float."""
     return function if "<locals>" in function.__qualname__ else _check(function)
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Run without these checks, as users do: for what is refused with a message of its own."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)

@@ -442,13 +442,15 @@ SELECTORS = {
 }
 """The command line's words; the same as the functions' names."""
 
+_NUMBER = "(?:0|[1-9][0-9]*)"
 _NAME = re.compile(
-    r"(?:(?P<token>input)"
-    r"|a(?P<attn>\d+)(?:\.(?P<unit>h|kv)(?P<head>\d+)(?:<(?P<qkv>[qkv])>)?)?"
-    r"|m(?P<mlp>\d+)(?:\.n(?P<neuron>\d+))?"
-    r"|r(?P<resid>\d+)"
-    r"|mixer(?P<mixer>\d+))"
-    r"(?:@(?P<position>-?\d+))?"
+    rf"(?:(?P<token>input)"
+    rf"|a(?P<attn>{_NUMBER})(?:\.h(?P<head>{_NUMBER})(?:<(?P<qkv>[qkv])>)?"
+    rf"|\.kv(?P<kv_head>{_NUMBER})<(?P<kv>[kv])>)?"
+    rf"|m(?P<mlp>{_NUMBER})(?:\.n(?P<neuron>{_NUMBER}))?"
+    rf"|r(?P<resid>{_NUMBER})"
+    rf"|mixer(?P<mixer>{_NUMBER}))"
+    rf"(?:@(?P<position>-?{_NUMBER}))?"
 )
 
 
@@ -479,9 +481,10 @@ def parse_component(name: str) -> Component:
     if part["token"]:
         return made("token", None)
     if part["attn"] is not None:
+        index = part["head"] or part["kv_head"]
         kinds: dict[str | None, Kind] = {"q": "query", "k": "key", "v": "value", None: "head"}
-        kind = "attention" if part["head"] is None else kinds[part["qkv"]]
-        return made(kind, part["attn"], part["head"])
+        kind = "attention" if index is None else kinds[part["qkv"] or part["kv"]]
+        return made(kind, part["attn"], index)
     if part["mlp"] is not None:
         return made("mlp" if part["neuron"] is None else "neuron", part["mlp"], part["neuron"])
     if part["resid"] is not None:
