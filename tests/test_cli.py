@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from headwater.cli import main
+
 HEADWATER = str(Path(sys.executable).with_name("headwater"))
 
 
@@ -126,15 +128,25 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("mistake", REFUSED)
-def test_each_mistake_is_one_message_with_the_fix_and_exit_code_2(mistake, tmp_path):
+def test_each_mistake_is_one_message_with_the_fix_and_exit_code_2(
+    mistake, tmp_path, monkeypatch, capsys
+):
     words, error, fix = REFUSED[mistake]
-    words = ("attribute", *words) if words else ("audit", tmp_path)
-    done = headwater(*words)
+    words = ("attribute", *words) if words else ("audit", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["headwater", *words])
+    with pytest.raises(SystemExit) as left:
+        main()
+    said = capsys.readouterr().err
+    assert left.value.code == 2
+    assert error in said
+    assert fix in said
+    assert "Traceback" not in said
+
+
+def test_an_unknown_flag_is_refused_with_exit_code_2():
+    done = headwater("attribute", "--modle", "tiny")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1]
-    assert error in done.stderr
-    assert fix in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "--model" in done.stderr
 
 
 def test_demo_prints_the_result_and_writes_the_page(tmp_path):

@@ -24,8 +24,7 @@ def components(words: str, layers: str | None, positions: str | None) -> Selecti
         if layers is not None and word != "tokens":
             options["layers"] = _numbers(layers, "--layers")
         if positions is not None:
-            every = positions in ("all", "each")
-            options["positions"] = positions if every else _numbers(positions, "--positions")
+            options["positions"] = _positions(positions)
         part = make(**options)
         selection = part if selection is None else selection + part
     assert selection is not None
@@ -76,6 +75,17 @@ def _known(word: str, known: dict[str, Any], what: str) -> Any:
             f"no {what} {word!r}.{did_you_mean(word, known)} Known: {', '.join(known)}."
         )
     return known[word]
+
+
+def _positions(text: str) -> Any:
+    if text in ("all", "each"):
+        return text
+    if text[:1].isalpha():
+        raise UnknownOptionError(
+            f"--positions {text!r} is unknown.{did_you_mean(text, ('all', 'each'))}\n"
+            "Write all, each, or numbers such as 0,-1."
+        )
+    return _numbers(text, "--positions")
 
 
 def _numbers(text: str, option: str) -> list[int]:
