@@ -181,6 +181,20 @@ def test_recall_finds_a_strong_component_that_the_estimate_put_last():
     assert audit(estimate, EFFECTS).recall.value == pytest.approx(0.9)
 
 
+def test_recall_of_a_sample_allows_for_strong_components_it_did_not_see():
+    recall = sampled(sample=32).recall
+    assert recall.low <= 0.8 <= recall.high <= 1.0
+
+
+def test_an_interval_stays_within_what_the_figure_can_be():
+    draw = np.random.default_rng(3)
+    exact = draw.normal(size=100)
+    figures = audit((exact + 1e-6).tolist(), exact.tolist(), sample=50)
+    assert figures.statistic("r").high == 1.0
+    assert figures.statistic("sign agreement").high == 1.0
+    assert figures.statistic("relative error").low >= 0.0
+
+
 def test_what_a_tail_may_hide_is_bounded_without_assumptions():
     draw = np.random.default_rng(2)
     result = audit(draw.normal(size=2000).tolist(), np.ones(2000).tolist())

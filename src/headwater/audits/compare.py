@@ -25,6 +25,15 @@ WORST = 5
 FACTOR = 2.0
 """An estimate further off than this factor is flagged."""
 
+BOUNDS = {
+    "r": (-1.0, 1.0),
+    "rho": (-1.0, 1.0),
+    "relative error": (0.0, np.inf),
+    "sign agreement": (0.0, 1.0),
+    "recall": (0.0, 1.0),
+}
+"""What figures can be."""
+
 
 def audit_scores(
     names: Sequence[str],
@@ -179,9 +188,15 @@ def _figures(case: _Case, confidence: float, seed: int) -> tuple[list[Statistic]
             continue
         value = float(measure(weight, case.checked, case.exact))
         span = spans[name]
-        low, high = (None, None) if span is None else (min(span[0], value), max(span[1], value))
+        low, high = (None, None) if span is None else _around(name, value, *span)
         figures.append(Statistic(name, value, low, high, _meaning(name, value, case)))
     return figures, any(span is not None for span in spans.values())
+
+
+def _around(name: str, value: float, low: float, high: float) -> tuple[float, float]:
+    """Widen an interval to its own value, within what the figure can be."""
+    least, most = BOUNDS.get(name.partition(" at ")[0], (-np.inf, np.inf))
+    return max(least, min(low, value)), min(most, max(high, value))
 
 
 def _measures(case: _Case) -> dict[str, Measure]:

@@ -185,14 +185,13 @@ def verdict(counts: Counts, statistics: Sequence[Statistic], wrong: Sequence[str
     if not counts.complete and not counts.intervals:
         return "Too few checks for a verdict: raise sample=."
     recall = next((s for s in statistics if s.name.startswith("recall")), None)
-    size = error.value <= GOOD_ERROR
     judged = _trust(r.value, None if recall is None else recall.value, error.value)
     agreement = by_name["sign agreement"].value
     distrusted = bool(wrong) or (agreement is not None and agreement < GOOD_SIGNS)
     useful = judged.startswith("Trust") or judged.startswith("The estimate finds")
     if useful and distrusted:
         judged += "; do not trust single signs"
-    return f"{judged}.{_open(counts, r, error, size)}"
+    return f"{judged}.{_open(counts, r, error)}"
 
 
 def _trust(r: float | None, recall: float | None, error: float) -> str:
@@ -209,19 +208,29 @@ def _trust(r: float | None, recall: float | None, error: float) -> str:
     if size:
         return f"Trust {about}, not the ranking"
     if r >= WEAK_CORRELATION:
-        return "The estimate finds strong components but misorders some: check them by hw.Exact()"
+        return "The estimate finds strong components but misorders some: confirm with hw.Exact()"
     return "Do not trust this estimate: use hw.Exact(), or another estimator or reference"
 
 
-def _open(counts: Counts, r: Statistic, error: Statistic, size: bool) -> str:
-    """Return what the intervals leave open of a favorable verdict."""
+def _open(counts: Counts, r: Statistic, error: Statistic) -> str:
+    """Return which thresholds of the verdict lie inside the intervals."""
     if counts.complete:
         return ""
-    doubts = []
-    if r.value is not None and r.value >= GOOD_CORRELATION and (r.low or 0) < GOOD_CORRELATION:
-        doubts.append(f"r may be as low as {figure(r.low or 0)}")
-    if size and error.high is not None and error.high > GOOD_ERROR:
-        doubts.append(f"the relative error as high as {figure(error.high)}")
-    if not doubts:
-        return ""
-    return f" The sample leaves this open ({' and '.join(doubts)}): a larger sample= decides."
+    doubts = [
+        _doubt("r", r, GOOD_CORRELATION),
+        _doubt("the relative error", error, GOOD_ERROR),
+    ]
+    said = " and ".join(doubt for doubt in doubts if doubt)
+    return f" The sample leaves this open ({said}): a larger sample= decides." if said else ""
+
+
+def _doubt(name: str, statistic: Statistic, threshold: float) -> str | None:
+    """Return how far beyond a threshold a figure may be on its other side."""
+    value, low, high = statistic.value, statistic.low, statistic.high
+    if value is None or low is None or high is None:
+        return None
+    if low < threshold <= value:
+        return f"{name} may be as low as {figure(low)}"
+    if value < threshold <= high:
+        return f"{name} may be as high as {figure(high)}"
+    return None
