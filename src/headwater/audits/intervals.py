@@ -13,8 +13,8 @@ Two bootstraps, and the interval spans both, because each fails where the other 
   components keep their effects.
 
 On heavy-tailed populations the first alone covers the full run in 70-80 % of samples at a nominal
-95 %, both together in 92-100 %, also on the neurons and heads of the embedded model (tested). Neither can
-foresee an effect larger than all that were found.
+95 %, both together in 92-100 %, also on the embedded model (tested). Neither can foresee an effect
+larger than all that were found.
 """
 
 from __future__ import annotations
