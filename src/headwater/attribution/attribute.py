@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ def attribute(
     estimator: Estimator | None = None,
     *,
     reference: Reference | None = None,
-    metric: Metric | str | None = None,
+    metric: Metric | type[Metric] | Callable[..., Tensor] | str | None = None,
     batch_size: int = 32,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,

@@ -24,7 +24,7 @@ from headwater.attribution.manifest import (
     specification_hash,
     write_atomically,
 )
-from headwater.attribution.rows import Row, rows_of
+from headwater.attribution.rows import Row, rows_of, warnings_of
 from headwater.audits import Audit
 from headwater.components import Component, ComponentTable, parse_component
 from headwater.errors import (
@@ -173,6 +173,10 @@ class Attribution:
         order = strength.argsort(descending=True, stable=True)[:count]
         return rows_of(self, order.tolist())
 
+    def warnings(self) -> list[str]:
+        """Return what to know before believing the scores, in sentences; often none."""
+        return warnings_of(self)
+
     def audit(self, sample: int = 32, **options: Any) -> Audit:
         """Compare a sample of the scores with exact effects; see `hw.audit`."""
         from headwater.audits.run import audit  # a peer on this floor that reads results
@@ -213,6 +217,7 @@ class Attribution:
             if self.provenance.estimator["name"] != "exact"
             else "exact effects, by intervention"
         )
+        lines += [f"note: {warning}" for warning in self.warnings()]
         lines.append(f"cost: {self.cost}")
         return "\n".join(lines)
 
@@ -240,6 +245,7 @@ class Attribution:
             "title": self.title(),
             "provenance": self.provenance.model_dump(),
             "cost": self._cost_dict(),
+            "warnings": self.warnings(),
             "components": [row.to_dict() for row in self.rows()],
             "audit": None if self.checked is None else self.checked.to_dict(),
         }

@@ -82,6 +82,36 @@ def rows_of(result: Attribution, columns: Sequence[int] | None) -> list[Row]:
     return rows
 
 
+def warnings_of(result: Attribution) -> list[str]:
+    """Return what a reader should know before believing the scores, in sentences."""
+    values = result.parts.values
+    dead = (values == 0).all(0).nonzero().flatten().tolist()
+    said = []
+    if dead:
+        said.append(
+            f"{len(dead):,} of {values.shape[1]:,} components have a score of exactly 0 on every "
+            f"pair ({_some(result, dead)}): nothing they do reaches a position the metric reads, "
+            "or the prompts do not change them."
+        )
+    if result.parts.sizes is not None:
+        small = (result.parts.sizes < SMALL_CAUSE) & (
+            values.mean(0).abs() > LARGE_EFFECT * _scale(result)
+        )
+        columns = small.nonzero().flatten().tolist()
+        if columns:
+            said.append(
+                f"small cause, large effect ({_some(result, columns)}): closing the gate changes "
+                f"the site by less than {SMALL_CAUSE:.0%} of the residual, and the metric by more "
+                f"than {LARGE_EFFECT:.0%} of the whole."
+            )
+    return said
+
+
+def _some(result: Attribution, columns: Sequence[int]) -> str:
+    names = [row.name for row in rows_of(result, columns[:5])]
+    return ", ".join(names) + (f" and {len(columns) - 5:,} more" if len(columns) > 5 else "")
+
+
 def _scale(result: Attribution) -> float:
     """The size of a whole effect: how far corruption moves the metric, else the metric itself."""
     parts = result.parts

@@ -27,7 +27,7 @@ def page_data(result: Attribution) -> dict[str, Any]:
         "kind": "attribution",
         "title": result.title(),
         "headline": headline,
-        "warnings": [],
+        "warnings": result.warnings(),
         "estimator": said.estimator["name"],
         "reference": said.reference["name"],
         "metric": {

@@ -37,6 +37,8 @@ def attribution(scores: Attribution) -> None:
             console.print(f"audit cost: {scores.checked.cost}", highlight=False, style="dim")
     elif scores.provenance.estimator["name"] != "exact":
         console.print("Not audited: how far these are from the truth is not known yet.")
+    for warning in scores.warnings():
+        console.print(f"note: {escape(warning)}", highlight=False, style="yellow")
     console.print(f"cost: {scores.cost}", highlight=False, style="dim")
 
 
