@@ -16,9 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
+from torch import Tensor
 
-from headwater.errors import RunFolderError
+from headwater.errors import MetricError, RunFolderError
+from headwater.metrics import Metric
+from headwater.metrics import metric as as_metric
 from headwater.models import Model
+from headwater.prompts import Batch, Task
 
 SCHEMA = 1
 """Raised when a folder written by an older release can no longer be read."""
@@ -47,7 +51,7 @@ class Manifest(BaseModel):
     names: list[str]
     is_cut: bool
     tokens: list[dict[str, list[str] | None]]
-    cost: dict[str, float]
+    cost: dict[str, int | float]
     specification: str
     """Hash of what decides the numbers; two runs of one folder must agree in it."""
 
@@ -64,6 +68,30 @@ class Manifest(BaseModel):
             "prompts": self.prompts_hash,
             "metric": metric,
         }
+
+
+def saved_task(manifest: Manifest, metric: Any = None) -> Task | None:
+    """Return the task a run was made with; None for a gated function's.
+
+    A metric that was a Python function is not saved. Unless it is given again, the task gets one
+    that bears its name and refuses to compute.
+    """
+    if manifest.task is None:
+        return None
+    saved = manifest.task["metric"]
+    if metric is None and "function" in saved:
+        metric = _lost_metric(saved["name"], saved["function"])
+    return Task.from_dict(manifest.task, metric=metric)
+
+
+def _lost_metric(name: str, function: str) -> Metric:
+    def refuse(logits: Tensor, batch: Batch) -> Tensor:
+        raise MetricError(
+            f"the metric {name} was the Python function {function}, of which only the name is "
+            "saved.\nGive it again: hw.Attribution.load(folder, metric=...)."
+        )
+
+    return as_metric(refuse, name=name)
 
 
 def versions() -> dict[str, str]:

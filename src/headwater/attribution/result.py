@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from headwater.attribution.manifest import (
     Provenance,
     read_manifest,
     refuse_other_run,
+    saved_task,
     specification_hash,
     write_atomically,
 )
@@ -35,6 +36,7 @@ from headwater.errors import (
     did_you_mean,
 )
 from headwater.gates import Cost, GatedFunction
+from headwater.metrics import Metric
 from headwater.models import Model
 from headwater.prompts import Task
 from headwater.references import Reference
@@ -321,8 +323,14 @@ class Attribution:
         )
 
     @staticmethod
-    def load(folder: str | Path) -> Attribution:
+    def load(
+        folder: str | Path, *, metric: Metric | Callable[..., Tensor] | None = None
+    ) -> Attribution:
         """Read a result back; the model is not needed.
+
+        Args:
+            folder: What `save` wrote.
+            metric: The metric again, where it was a function and more is to be computed with it.
 
         Raises:
             RunFolderError: If the folder holds no run, or a broken one.
@@ -358,12 +366,12 @@ class Attribution:
                 tokens=tuple(manifest.tokens),
             ),
             provenance=manifest.provenance,
-            task=None if manifest.task is None else Task.from_dict(manifest.task),
+            task=saved_task(manifest, metric),
             manifest=manifest,
             checked=checked,
         )
 
-    def _cost_dict(self) -> dict[str, float]:
+    def _cost_dict(self) -> dict[str, int | float]:
         cost = self.cost
         return {
             "forwards": cost.forwards,

@@ -109,7 +109,7 @@ def _refuse_non_finite(name: str, values: Float[Tensor, " rows"], batch: Batch) 
     # With stacked settings the rows repeat the batch's pairs.
     pairs = sorted({batch.pairs[row % len(batch.pairs)] for row in rows})
     raise NonFiniteError(
-        f"the metric {name} is {float(values[rows[0]])} for "
+        f"the metric {name} is {float(values[rows[0]].detach())} for "
         f"pair{'s' if len(pairs) > 1 else ''} {', '.join(map(str, pairs[:10]))}"
         f"{' and others' if len(pairs) > 10 else ''}. "
         "Run in a wider dtype (dtype=torch.float32), or look at these prompts' logits."
