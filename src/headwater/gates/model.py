@@ -8,16 +8,18 @@ cached residual, so that exact effects cost about half a forward each.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from headwater.components import ComponentTable, Group, refuse_nested
-from headwater.errors import GateError, UnfitReferenceError
+from headwater.errors import UnfitReferenceError
 from headwater.gates.function import Cost, End, GatedFunction
+from headwater.gates.placement import spread_weight
+from headwater.gates.sizes import Sizes
 from headwater.metrics import Metric
 from headwater.models import Model
 from headwater.prompts import Batch
@@ -34,18 +36,8 @@ class BaseRun:
     """What one run with all gates at rest leaves behind."""
 
     value: Float[Tensor, " batch"]
-    residuals: list[Float[Tensor, "batch pos d_model"]]
-    """The residual entering each layer; suffix runs start from these."""
-
-
-@dataclass
-class Sizes:
-    """Norms gathered while the gates are at rest: |x - reference| and |residual|, squared."""
-
-    change: dict[int, Float[Tensor, "batch unit"]] = field(default_factory=dict)
-    """By the group's first column; `unit` runs position by position, then along the unit axis."""
-    residual: dict[int, Float[Tensor, "batch pos"]] = field(default_factory=dict)
-    """By layer: squared norm of the residual entering it, zero at padding."""
+    residuals: dict[int, Float[Tensor, "batch pos d_model"]]
+    """The residual entering each layer that holds components; suffix runs start from these."""
 
 
 class ModelGates(GatedFunction):
@@ -90,7 +82,7 @@ class ModelGates(GatedFunction):
             stationary=frozenset({"clean"}) if "clean_logits" in metric.needs else frozenset(),
             cost=Cost() if cost is None else cost,
         )
-        self.sizes = Sizes()
+        self.sizes = Sizes(model.anatomy(), table, batch)
         self._base: BaseRun | None = None
         self._value: Tensor | None = None
         self._held = off.values
@@ -214,7 +206,7 @@ class ModelGates(GatedFunction):
             for site, members in at_site.items()
         }
         if measured:
-            self._measure_residuals(taps)
+            taps |= self._with_residuals_measured(taps)
         share = 1.0
         if start is not None:
             layer, residual = start
@@ -244,9 +236,9 @@ class ModelGates(GatedFunction):
             if settings > 1 and held.ndim and len(held) == self.batch:
                 held = held.repeat(settings, *[1] * (held.ndim - 1))
             if measured:
-                self._measure(site, gates, value.detach(), held, rows)
+                self.sizes.measure(site, value.detach(), held)
             for group, m in gates.items():
-                weight = _weight(group, m.to(value), value, rows, self.base)
+                weight = spread_weight(group, m.to(value), value, rows, self.base)
                 if self.end == "clean":
                     value = torch.lerp(held, value, weight)
                 else:
@@ -257,21 +249,23 @@ class ModelGates(GatedFunction):
 
     def _at_rest(self) -> BaseRun:
         if self._base is None:
-            residuals: list[Tensor] = []
+            residuals: dict[int, Tensor] = {}
 
-            def keep(value: Tensor) -> None:
-                residuals.append(value.detach().clone())
+            def keep(layer: int) -> Tap:
+                def tap(value: Tensor) -> None:
+                    residuals[layer] = value.detach().clone()
 
+                return tap
+
+            def measure(site: Site) -> Tap:
+                return lambda value: self.sizes.measure(site, value, self._held[site])
+
+            taps: dict[Site, Tap] = {site: measure(site) for site in self._held}
+            taps |= self._with_residuals_measured(taps)
+            for layer in self.table.layers:
+                site = Site(layer, "resid_pre")
+                taps[site] = _both(taps[site], keep(layer))
             with torch.no_grad():
-                taps: dict[Site, Tap] = {
-                    group.site: self._measuring(group.site)
-                    for group in self.table.groups
-                    if group.start not in self.sizes.change
-                }
-                self._measure_residuals(taps)
-                for layer in range(self._depth):
-                    site = Site(layer, "resid_pre")
-                    taps[site] = _both(taps.get(site), keep)
                 logits = self.model.run(
                     self.ids,
                     mask=self.rows.mask,
@@ -283,76 +277,24 @@ class ModelGates(GatedFunction):
                 self._base = BaseRun(self.metric(logits, self.rows), residuals)
         return self._base
 
+    def _with_residuals_measured(self, taps: Mapping[Site, Tap]) -> dict[Site, Tap]:
+        measured: dict[Site, Tap] = {}
+        for layer in self.table.layers:
+            site = Site(layer, "resid_pre")
+            there = taps.get(site)
+            tap = self.sizes.residual_tap(layer)
+            measured[site] = tap if there is None else _both(tap, there)
+        return measured
+
     @property
     def _depth(self) -> int:
         return self.model.anatomy().n_layers
 
-    # --- sizes: how large a change closing a gate makes, beside the residual -----------------
-
     def relative_sizes(self) -> Float[Tensor, "batch component"]:
-        """Return |x - reference| / |residual| for every component.
-
-        Both are Euclidean norms over the real positions the component covers; the residual is
-        the one entering the component's layer. Measured in whatever resting run came first.
-        """
-        if not self.sizes.change:
+        """Return |x - reference| / |residual| for every component; see `Sizes`."""
+        if not self.sizes.measured:
             self._at_rest()
-        columns = []
-        for group in self.table.groups:
-            change = self.sizes.change[group.start]
-            residual = self.sizes.residual[group.site.layer or 0].to(change)
-            if group.positions is None:
-                norm = residual.sum(1, keepdim=True)
-            else:
-                places = _places(group, self.rows).to(residual.device)
-                norm = residual.gather(1, places).repeat_interleave(group.count, 1)
-            columns.append((change / norm).sqrt().to(self.device))
-        return torch.cat(columns, 1)
-
-    def _measuring(self, site: Site) -> Tap:
-        groups = [group for group in self.table.groups if group.site == site]
-
-        def tap(value: Tensor) -> None:
-            held = self._held[site].to(value.device, value.dtype)
-            self._measure(site, groups, value, held, self.rows)
-
-        return tap
-
-    def _measure(
-        self, site: Site, groups: Iterable[Group], value: Tensor, held: Tensor, rows: Batch
-    ) -> None:
-        real = rows.mask.to(value.device)
-        adapter = self.model.anatomy()
-        # what an attention or MLP puts out is multiplied before it reaches the residual in some
-        scale = adapter.write_scale if site.name in adapter.writes else 1.0
-        for group in groups:
-            change = (scale * (value - held).float()).square()
-            if group.count == 1:
-                change = change.flatten(2).sum(2, keepdim=True)
-            elif change.ndim == 4:
-                change = change.sum(3)
-            change = change * real[..., None]
-            if group.positions is None:
-                self.sizes.change[group.start] = change.sum(1)
-            else:
-                places = _places(group, rows).to(value.device)
-                index = places[..., None].expand(-1, -1, change.shape[2])
-                self.sizes.change[group.start] = change.gather(1, index).flatten(1)
-
-    def _measure_residuals(self, taps: dict[Site, Tap]) -> None:
-        for layer in {group.site.layer or 0 for group in self.table.groups}:
-            if layer in self.sizes.residual:
-                continue
-
-            def measure(value: Tensor, layer: int = layer) -> None:
-                real = self.rows.mask.to(value.device)
-                norms = value.detach().float().square().sum(2)
-                self.sizes.residual[layer] = norms * real
-
-            site = Site(layer, "resid_pre")
-            taps[site] = _both(measure, taps.get(site))
-
-    # --- noise: how much of an exact effect is rounding -----------------------------------------
+        return self.sizes.relative().to(self.device)
 
     @torch.no_grad()
     def noise(self, columns: Sequence[int]) -> Float[Tensor, " batch"]:
@@ -383,56 +325,11 @@ class ModelGates(GatedFunction):
         return torch.stack(sources).amax(0)
 
 
-def _both(first: Tap | None, second: Tap | None) -> Tap:
-    taps = [tap for tap in (first, second) if tap is not None]
+def _both(first: Tap, second: Tap) -> Tap:
+    """Call two taps at one site; the first only looks."""
 
     def tap(value: Tensor) -> Tensor | None:
-        replaced = None
-        for each in taps:
-            result = each(value if replaced is None else replaced)
-            replaced = replaced if result is None else result
-        return replaced
+        first(value)
+        return second(value)
 
     return tap
-
-
-def _places(group: Group, rows: Batch) -> Tensor:
-    """Return the columns [batch, position] of a group's positions in left-padded rows."""
-    assert group.positions is not None
-    length = rows.mask.shape[1]
-    real = rows.mask.sum(1)
-    wanted = torch.tensor(group.positions, device=rows.mask.device)
-    places = torch.where(wanted >= 0, length - real[:, None] + wanted, length + wanted)
-    outside = (places >= length) | (places < (length - real)[:, None])
-    if bool(outside.any()):
-        row, slot = outside.nonzero()[0].tolist()
-        raise GateError(
-            f"position {group.positions[slot]} does not exist in pair {rows.pairs[row]}, whose "
-            f"prompt has {int(real[row])} tokens (positions 0 to {int(real[row]) - 1}).\n"
-            "Positions count from the first real token; -1 is the last."
-        )
-    return places
-
-
-def _weight(
-    group: Group,
-    gates: Float[Tensor, "setting batch component"],
-    value: Tensor,
-    rows: Batch,
-    base: float,
-) -> Tensor:
-    """Spread a group's gates over the shape of the value at its site."""
-    flat = gates.flatten(0, 1)
-    if group.positions is None:
-        weight = flat[:, None, :]
-    else:
-        places = _places(group, rows).to(value.device)
-        by_place = flat.reshape(len(flat), len(group.positions), group.count)
-        full = value.new_ones(len(flat), value.shape[1], group.count)
-        index = places[..., None].expand(-1, -1, group.count)
-        # a product: 3 and -1 can be the same token of a short prompt, and either gate closes it
-        if base == 1:
-            weight = full.scatter_reduce(1, index, by_place, "prod")
-        else:
-            weight = 1 - full.scatter_reduce(1, index, 1 - by_place, "prod")
-    return weight[..., None] if value.ndim == 4 else weight

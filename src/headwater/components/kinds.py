@@ -1,0 +1,62 @@
+"""The kinds of component: where each lives, along which axis it is cut, how it is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Kind = Literal[
+    "token", "head", "query", "key", "value", "attention", "mlp", "neuron", "residual", "mixer"
+]
+Unit = Literal["whole", "head", "kv_head", "feature"]
+
+
+@dataclass(frozen=True)
+class KindRule:
+    """Where a kind of component lives, along which axis it is cut, and how it is written."""
+
+    site: str
+    """The site's name inside a layer, or the whole path for `embed`."""
+    unit: Unit
+    """The axis that the components of this kind share: `whole` means one component a site."""
+    written: str
+    """The name, with `{layer}`, `{index}` and `{h}` (`h`, or `kv` when kv heads are fewer)."""
+    plural: str
+    """The function and command-line word that selects this kind."""
+
+
+KINDS: dict[Kind, KindRule] = {
+    "token": KindRule("embed", "whole", "input", "tokens"),
+    "head": KindRule("attn.z", "head", "a{layer}.h{index}", "heads"),
+    "query": KindRule("attn.q", "head", "a{layer}.h{index}<q>", "queries"),
+    "key": KindRule("attn.k", "kv_head", "a{layer}.{h}{index}<k>", "keys"),
+    "value": KindRule("attn.v", "kv_head", "a{layer}.{h}{index}<v>", "values"),
+    "attention": KindRule("attn.out", "whole", "a{layer}", "attentions"),
+    "mlp": KindRule("mlp.out", "whole", "m{layer}", "mlps"),
+    "neuron": KindRule("mlp.post", "feature", "m{layer}.n{index}", "neurons"),
+    "residual": KindRule("resid_post", "whole", "r{layer}", "residual"),
+    "mixer": KindRule("mixer.out", "whole", "mixer{layer}", "mixers"),
+}
+
+INSIDE: dict[Kind, tuple[Kind, ...]] = {
+    "attention": ("head", "query", "key", "value"),
+    "head": ("query", "key", "value"),
+    "mlp": ("neuron",),
+}
+"""Which kinds lie inside which: closing the outer one makes the inner one's gate meaningless."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """One scored part of a model."""
+
+    name: str
+    kind: Kind
+    layer: int | None
+    index: int | None
+    """Head, kv head or neuron; None when the whole site is the component."""
+    position: int | None
+    """Counted from the first real token (negative: from the end); None means every position."""
+
+
+assert set(KINDS) == set(get_args(Kind))  # a kind without a rule is a programming error

@@ -1,0 +1,57 @@
+"""Reading a component's name; printing and parsing are inverse."""
+
+from __future__ import annotations
+
+import re
+
+from headwater.components.kinds import Component, Kind
+from headwater.errors import UnknownComponentError
+
+_NUMBER = "(?:0|[1-9][0-9]*)"
+_NAME = re.compile(
+    rf"(?:(?P<token>input)"
+    rf"|a(?P<attn>{_NUMBER})(?:\.h(?P<head>{_NUMBER})(?:<(?P<qkv>[qkv])>)?"
+    rf"|\.kv(?P<kv_head>{_NUMBER})<(?P<kv>[kv])>)?"
+    rf"|m(?P<mlp>{_NUMBER})(?:\.n(?P<neuron>{_NUMBER}))?"
+    rf"|r(?P<resid>{_NUMBER})"
+    rf"|mixer(?P<mixer>{_NUMBER}))"
+    rf"(?:@(?P<position>-?{_NUMBER}))?"
+)
+
+
+def parse_component(name: str) -> Component:
+    """Return the component a name means; printing its `.name` gives the name back.
+
+    Example:
+        >>> parse_component("a3.h5<q>@7").kind
+        'query'
+
+    Raises:
+        UnknownComponentError: If the name is not of the grammar.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise UnknownComponentError(
+            f"{name!r} is not a component's name.\n"
+            "Names are input, a3, a3.h5, a3.h5<q>, a3.kv1<k>, m3, m3.n128, r3, mixer3, "
+            "each with @7 for a position."
+        )
+    part = match.groupdict()
+    position = None if part["position"] is None else int(part["position"])
+
+    def made(kind: Kind, layer: str | None, index: str | None = None) -> Component:
+        number = None if layer is None else int(layer)
+        return Component(name, kind, number, None if index is None else int(index), position)
+
+    if part["token"]:
+        return made("token", None)
+    if part["attn"] is not None:
+        index = part["head"] or part["kv_head"]
+        kinds: dict[str | None, Kind] = {"q": "query", "k": "key", "v": "value", None: "head"}
+        kind = "attention" if index is None else kinds[part["qkv"] or part["kv"]]
+        return made(kind, part["attn"], index)
+    if part["mlp"] is not None:
+        return made("mlp" if part["neuron"] is None else "neuron", part["mlp"], part["neuron"])
+    if part["resid"] is not None:
+        return made("residual", part["resid"])
+    return made("mixer", part["mixer"])

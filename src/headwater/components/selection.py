@@ -1,0 +1,129 @@
+"""Which components to score: `heads() + mlps(layers=[0, 1])`, expanded for one model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from headwater.architectures.adapter import Adapter
+from headwater.components.kinds import KINDS, Kind, Unit
+from headwater.components.table import ComponentTable, Group
+from headwater.errors import GateError
+from headwater.sites import Site
+
+Positions = Literal["all", "each"] | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One term of a selection: a kind, the layers, the positions."""
+
+    kind: Kind
+    layers: tuple[int, ...] | None = None
+    positions: Literal["all", "each"] | tuple[int, ...] = "all"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which components to score; join selections with `+`."""
+
+    choices: tuple[Choice, ...]
+
+    def __add__(self, other: Selection) -> Selection:
+        return Selection(self.choices + other.choices)
+
+    @property
+    def needs_length(self) -> bool:
+        """Whether the selection asks for `positions="each"`, hence for prompts of one length."""
+        return any(choice.positions == "each" for choice in self.choices)
+
+    def expand(self, adapter: Adapter, length: int | None = None) -> ComponentTable:
+        """Return the components this selection means for one model.
+
+        Args:
+            adapter: The model's adapter; a kind it does not offer is refused by name.
+            length: Tokens in every prompt; needed only for `positions="each"`.
+
+        Raises:
+            UnavailableSiteError: If the model does not offer a selected kind.
+            GateError: If a layer does not exist or a component is selected twice.
+        """
+        groups: list[Group] = []
+        start = 0
+        grouped = adapter.n_kv_heads != adapter.n_heads
+        for choice in self.choices:
+            for site in _sites(choice, adapter):
+                adapter.point(site)  # refuses by name what this model does not offer
+                positions = choice.positions
+                if positions == "each":
+                    positions = tuple(range(length or 0))
+                group = Group(
+                    kind=choice.kind,
+                    site=site,
+                    count=_count(KINDS[choice.kind].unit, adapter),
+                    positions=None if positions == "all" else positions,
+                    start=start,
+                    short="kv" if grouped else "h",
+                )
+                groups.append(group)
+                start += group.size
+        return ComponentTable(groups, repeats=(adapter.n_heads or 1) // (adapter.n_kv_heads or 1))
+
+    def to_list(self) -> list[dict[str, object]]:
+        """Return the selection as plain data, for manifests."""
+        return [
+            {
+                "kind": choice.kind,
+                "layers": None if choice.layers is None else list(choice.layers),
+                "positions": choice.positions
+                if isinstance(choice.positions, str)
+                else list(choice.positions),
+            }
+            for choice in self.choices
+        ]
+
+    @staticmethod
+    def from_list(data: Iterable[dict]) -> Selection:
+        """Return the selection written by `to_list`."""
+        return Selection(
+            tuple(
+                Choice(
+                    kind=entry["kind"],
+                    layers=None if entry["layers"] is None else tuple(entry["layers"]),
+                    positions=as_positions(entry["positions"]),
+                )
+                for entry in data
+            )
+        )
+
+
+def _sites(choice: Choice, adapter: Adapter) -> list[Site]:
+    rule = KINDS[choice.kind]
+    if rule.site == "embed":
+        if choice.layers is not None:
+            raise GateError(
+                "tokens are the input of layer 0 and have no layers.\n"
+                "For the residual after a layer write hw.residual(layers=[...])."
+            )
+        return [Site(None, "embed")]
+    layers = range(adapter.n_layers) if choice.layers is None else choice.layers
+    for layer in layers:
+        if not 0 <= layer < adapter.n_layers:
+            raise GateError(
+                f"layer {layer} does not exist: the model has layers 0 to {adapter.n_layers - 1}.\n"
+                f"Write hw.{rule.plural}(layers=range({adapter.n_layers}))."
+            )
+    return [Site(layer, rule.site) for layer in layers]
+
+
+def _count(unit: Unit, adapter: Adapter) -> int:
+    sizes = {"whole": 1, "head": adapter.n_heads, "kv_head": adapter.n_kv_heads}
+    return adapter.d_mlp if unit == "feature" else sizes[unit]  # type: ignore[return-value]
+
+
+def as_positions(positions: Positions) -> Literal["all", "each"] | tuple[int, ...]:
+    """Return positions as they are kept: `"all"`, `"each"`, or a tuple of integers."""
+    if isinstance(positions, str):
+        return "each" if positions == "each" else "all"
+    return tuple(int(one) for one in positions)

@@ -1,0 +1,57 @@
+"""Where a group's gates lie in a padded batch, and how they spread over the value at its site."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headwater.components import Group
+from headwater.errors import GateError
+from headwater.prompts import Batch
+
+
+def places_of(group: Group, rows: Batch) -> Int[Tensor, "batch place"]:
+    """Return the columns of a group's positions in left-padded rows.
+
+    Raises:
+        GateError: If a row's prompt has no such position.
+    """
+    assert group.positions is not None
+    length = rows.mask.shape[1]
+    real = rows.mask.sum(1)
+    wanted = torch.tensor(group.positions, device=rows.mask.device)
+    places = torch.where(wanted >= 0, length - real[:, None] + wanted, length + wanted)
+    outside = (places >= length) | (places < (length - real)[:, None])
+    if bool(outside.any()):
+        row, slot = outside.nonzero()[0].tolist()
+        raise GateError(
+            f"position {group.positions[slot]} does not exist in pair {rows.pairs[row]}, whose "
+            f"prompt has {int(real[row])} tokens (positions 0 to {int(real[row]) - 1}).\n"
+            "Positions count from the first real token; -1 is the last."
+        )
+    return places
+
+
+def spread_weight(
+    group: Group,
+    gates: Float[Tensor, "setting batch component"],
+    value: Tensor,
+    rows: Batch,
+    base: float,
+) -> Tensor:
+    """Spread a group's gates over the shape of the value at its site."""
+    flat = gates.flatten(0, 1)
+    if group.positions is None:
+        weight = flat[:, None, :]
+    else:
+        places = places_of(group, rows).to(value.device)
+        by_place = flat.reshape(len(flat), len(group.positions), group.count)
+        full = value.new_ones(len(flat), value.shape[1], group.count)
+        index = places[..., None].expand(-1, -1, group.count)
+        # a product: 3 and -1 can be the same token of a short prompt, and either gate closes it
+        if base == 1:
+            weight = full.scatter_reduce(1, index, by_place, "prod")
+        else:
+            weight = 1 - full.scatter_reduce(1, index, 1 - by_place, "prod")
+    return weight[..., None] if value.ndim == 4 else weight
