@@ -6,7 +6,6 @@ Names are imported on first use, so that `import headwater` costs milliseconds a
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -70,6 +69,8 @@ __all__ = [*sorted(_MODULE_OF), "__version__"]  # pyright: ignore[reportUnsuppor
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
+        from importlib.metadata import version  # slower to import than all the rest of this file
+
         return version("headwater")
     if name not in _MODULE_OF:
         from headwater.errors import did_you_mean
