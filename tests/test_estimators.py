@@ -105,7 +105,7 @@ def assert_same(ours: dict[str, Tensor], twins: dict[str, Tensor], tolerance: fl
         assert difference <= tolerance * scale, f"{name}: {ours[name]} is not {expected}"
 
 
-# --- Exact ------------------------------------------------------------------------------------
+# --- Exact ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reference", ["corrupted", "zero", "mean"])
@@ -142,7 +142,7 @@ def test_adding_one_in_equals_a_plain_hook_in_the_corrupted_run_in_float64(famil
     assert_same(ours, twins, 1e-10)
 
 
-# --- Gradient ---------------------------------------------------------------------------------
+# --- Gradient ------------------------------------------------------------
 
 STEP = 1e-5
 """Rounding of 1e-15 over this step is 1e-10; the difference's own error is of the order 1e-10."""
@@ -169,3 +169,36 @@ def test_every_family_without_names_of_its_own_is_like_llama():
     assert set(NAMES) <= set(FAMILIES)
     alike = {type(twin_of(f).layers[0].self_attn.o_proj) for f in FAMILIES if f not in NAMES}
     assert alike == {nn.Linear}
+
+
+# --- queries, keys and values without anybody's attention function ------------------------------
+
+
+@pytest.mark.parametrize("kind", ["query", "key", "value"])
+@pytest.mark.parametrize("family", ["GPT-2", "OPT"])
+def test_without_rotary_a_query_key_or_value_is_a_slice_of_its_projection(family, kind):
+    two, clean, corrupted = pairs()
+    function = gated(model(family), two, SELECTORS[kind])
+    ours = scores_by_name(function, hw.Exact().scores(function))
+    module, width, layer, head = twin_of(family).module, 24 // 4, 1, 2
+    if family == "GPT-2":  # one projection: queries, keys and values side by side
+        projection = module.transformer.h[layer].attn.c_attn
+        first = ["query", "key", "value"].index(kind) * 24
+    else:
+        projection = getattr(module.model.decoder.layers[layer].self_attn, f"{kind[0]}_proj")
+        first = 0
+    columns = slice(first + head * width, first + (head + 1) * width)
+    kept: list[Tensor] = []
+
+    def closing(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        kept.append(output.clone())
+        changed = output.clone()
+        changed[..., columns] = kept[0][..., columns]  # the first run is the corrupted prompts'
+        return changed
+
+    hook = projection.register_forward_hook(closing)
+    twin_of(family).run(corrupted, {})
+    closed = metric(twin_of(family).run(clean, {}))
+    hook.remove()
+    expected = metric(twin_of(family).run(clean, {})) - closed
+    assert_same(ours, {Part(kind, layer, head).name(twin_of(family)): expected}, 1e-10)
