@@ -33,9 +33,7 @@ def rows(model: hw.Model) -> list[list[str]]:
             figures: dict[str, list[float]] = {name: [] for name in FIGURES}
             for task in TASKS:
                 pairs = hw.task(task)[:PAIRS]
-                scores = hw.attribute(
-                    model, pairs, components, reference=reference, progress=False
-                )
+                scores = hw.attribute(model, pairs, components, reference=reference, progress=False)
                 audit = scores.audit(sample=len(scores.names), progress=False)
                 for name in FIGURES:
                     value = audit.statistic(name).value
