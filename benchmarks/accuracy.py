@@ -54,8 +54,8 @@ def main() -> None:
     lines = [
         "# Gradient scores against exact effects",
         "",
-        f"Median over the seven embedded tasks (and the range), {PAIRS} pairs each, every component "
-        "checked.",
+        f"Median over the seven embedded tasks (and the range), {PAIRS} pairs each, every "
+        "component checked.",
         "`python -m benchmarks.accuracy` writes this file.",
     ]
     for name in ("tiny", "tiny-gpt2"):
