@@ -14,7 +14,7 @@ help:  ## list the targets
 
 # Two stamps: the package itself is enough for the demo; the rest is for developers.
 $(VENV)/installed: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit("headwater needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Choose another: make demo PYTHON=python3.12") if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -c 'import sys; sys.exit("headwater needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Choose another: make demo PYTHON=python3.12") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
