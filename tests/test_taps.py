@@ -329,6 +329,93 @@ def test_hooks_of_the_user_still_run():
     assert called == ["user", "tap"]
 
 
+def with_hooks_of_the_user(family: str) -> tuple[Model, list[str]]:
+    """A model whose owner changed what enters and leaves every layer, by plain hooks."""
+    module = tiny_models.build(family)
+    model, called = Model(module, adapter=resolve(module)), []
+
+    def before(name, args, kwargs):
+        called.append(name)
+        if args:
+            return (args[0] * 0.8, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": kwargs["hidden_states"] * 0.8}
+
+    def after(name, output):
+        called.append(name)
+        return (output[0] * 1.5, *output[1:]) if isinstance(output, tuple) else output * 1.5
+
+    for number, layer in enumerate(model.anatomy().layers):
+        layer.register_forward_pre_hook(
+            lambda _, args, kwargs, name=f"before {number}": before(name, args, kwargs),
+            with_kwargs=True,
+        )
+        layer.register_forward_hook(lambda *call, name=f"after {number}": after(name, call[-1]))
+    model.anatomy().final_norm.register_forward_pre_hook(lambda _, args: (args[0] + 0.1,))
+    return model, called
+
+
+def first(value):
+    return value[0] if isinstance(value, tuple) else value
+
+
+@every_family
+@torch.no_grad()
+def test_hooks_of_the_user_are_not_applied_again_by_a_run_that_starts_later(family):
+    model, called = with_hooks_of_the_user(family)
+    ids, layers, seen = tiny_models.tokens(), model.anatomy().layers, {}
+    handles = [  # registered after the user's: they see what the user's hooks made
+        layers[1].register_forward_pre_hook(
+            lambda _, args, kwargs: seen.update({1: args[0] if args else kwargs["hidden_states"]}),
+            with_kwargs=True,
+        ),
+        layers[1].register_forward_hook(lambda *call: seen.update({2: first(call[-1])})),
+    ]
+    expected = model.module(ids, use_cache=False).logits
+    for handle in handles:
+        handle.remove()
+    for start, of_skipped in ((1, {"before 0", "after 0"}), (2, {*called})):
+        called.clear()
+        before = state_of(model.module)
+        assert torch.equal(model.run(ids, start=(start, seen[start])), expected)
+        assert not of_skipped & {*called}
+        assert state_of(model.module) == before
+
+
+@every_family
+@torch.no_grad()
+def test_hooks_of_the_user_see_a_changed_residual_as_in_a_whole_run(family):
+    model, _ = with_hooks_of_the_user(family)
+    ids, layers = tiny_models.tokens(), model.anatomy().layers
+    given = torch.randn(BATCH, POSITIONS, model.anatomy().d_model)
+
+    def replace_input(_, args, kwargs):
+        if args:
+            return (given, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": given}
+
+    def replace_output(_, args, output):
+        return (given, *output[1:]) if isinstance(output, tuple) else given
+
+    for start, (register, hook, options) in {
+        1: (layers[1].register_forward_pre_hook, replace_input, {"with_kwargs": True}),
+        2: (layers[1].register_forward_hook, replace_output, {}),
+    }.items():
+        handle = register(hook, **options)
+        expected = model.module(ids, use_cache=False).logits
+        handle.remove()
+        assert torch.equal(model.run(ids, start=(start, given)), expected)
+
+
+@torch.no_grad()
+def test_a_layer_compiled_by_the_user_is_put_back():
+    module = tiny_models.build("Llama")
+    model = Model(module, adapter=resolve(module))
+    compiled = module.model.layers[0]._call_impl  # what layer.compile() sets, uncompiled
+    module.model.layers[0]._compiled_call_impl = compiled
+    model.run(tiny_models.tokens(), start=(1, torch.randn(BATCH, POSITIONS, 24)))
+    assert module.model.layers[0].__dict__["_compiled_call_impl"] is compiled
+
+
 @torch.no_grad()
 def test_a_forward_put_on_the_instance_by_others_is_put_back():
     module = tiny_models.build("Llama")

@@ -23,6 +23,8 @@ from headwater.sites import Site
 Tap = Callable[[Tensor], Tensor | None]
 """Gets the value at a site; returns its replacement, or None to leave it."""
 
+_CALL = "_compiled_call_impl"
+_ABSENT = object()
 _INSIDE_ATTENTION = {"query": "q", "key": "k", "value": "v", "pattern": "pattern"}
 
 
@@ -66,8 +68,8 @@ def starting_at(
 ) -> Iterator[None]:
     """Skip the layers before `layer` and give it `residual` as its input.
 
-    The skipped layers' `forward` is replaced on the instance, so the model's own code runs as it
-    is; whatever lay there before (device hooks put a `forward` there too) is put back.
+    A skipped layer is not called at all, so hooks of yours on it don't run either: what they do is
+    already in `residual`, which is what a tap at the layer's `resid_pre` gets in a whole run.
 
     Args:
         adapter: Where the layers are.
@@ -78,15 +80,16 @@ def starting_at(
         Nothing.
     """
     with ExitStack() as stack:
-        if layer == 0:
-            handle = adapter.layers[0].register_forward_pre_hook(
+        for number, skipped in enumerate(adapter.layers[:layer]):
+            # nothing of ours runs before the final norm, so the last layer hands the residual on
+            given = residual if number == adapter.n_layers - 1 else None
+            stack.callback(_skipped(skipped, given, adapter))
+        if layer < adapter.n_layers:
+            # registered last: hooks of the user on the layer's input are in the residual already
+            handle = adapter.layers[layer].register_forward_pre_hook(
                 lambda _, args, kwargs: _with_input(args, kwargs, residual), with_kwargs=True
             )
             stack.callback(handle.remove)
-        for number in range(layer):
-            stack.callback(
-                _stub(adapter.layers[number], residual if number == layer - 1 else None, adapter)
-            )
         yield
 
 
@@ -134,11 +137,11 @@ def plainly(module: nn.Module) -> Iterator[None]:
     before: list[tuple[nn.Module, str, Any]] = []
     try:
         for part in module.modules():
-            for name in ("_compiled_call_impl", "gradient_checkpointing"):
+            for name in (_CALL, "gradient_checkpointing"):
                 value = part.__dict__.get(name)
                 if value:
                     before.append((part, name, value))
-                    part.__dict__[name] = None if name == "_compiled_call_impl" else False
+                    part.__dict__[name] = None if name == _CALL else False
         yield
     finally:
         for part, name, value in before:
@@ -236,20 +239,23 @@ def _with_input(args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor) ->
     return args, {**kwargs, "hidden_states": value}
 
 
-def _stub(layer: nn.Module, residual: Tensor | None, adapter: Adapter) -> Callable[[], None]:
-    """Replace a layer's forward on the instance; return what puts it back."""
+def _skipped(layer: nn.Module, residual: Tensor | None, adapter: Adapter) -> Callable[[], None]:
+    """Have calls of a layer return their input, or `residual`; return what puts it back.
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    This takes the place of a compiled call, before which torch runs neither hooks nor `forward`.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
         value = _input(args, kwargs) if residual is None else residual
         return (value, None) if adapter.family.returns_tuple else value
 
-    before = layer.__dict__.get("forward")
-    layer.__dict__["forward"] = forward
+    before = vars(layer).get(_CALL, _ABSENT)
 
     def restore() -> None:
-        if before is None:
-            del layer.__dict__["forward"]
+        if before is _ABSENT:
+            vars(layer).pop(_CALL, None)
         else:
-            layer.__dict__["forward"] = before
+            vars(layer)[_CALL] = before
 
+    vars(layer)[_CALL] = call
     return restore
