@@ -292,11 +292,10 @@ def test_several_tokens_are_appended_but_for_the_last_and_read_at_each():
         {"clean": "Mary met", "corrupted": "John met", "answer": "Ann ."},
     ]
     (batch,) = Task(rows, "logprob").batches(WORDS)
-    assert batch.tokens(WORDS) == [
-        ["[BOS]", "Mary", "met", "Ann"],
-        ["[BOS]", "Mary", "met", "Ann", "in", "the"],
-    ]
-    assert batch.tokens(WORDS, "corrupted")[0] == ["[BOS]", "John", "met", "Ann"]
+    run = [row[real].tolist() for row, real in zip(batch.clean, batch.mask, strict=True)]
+    assert run == [[1, *ids("Mary met Ann")], [1, *ids("Mary met Ann in the")]]
+    assert batch.corrupted is not None
+    assert batch.corrupted[1].tolist() == [1, *ids("John met Ann in the")]
     assert batch.target is not None
     assert batch.target_mask is not None
     assert batch.target[1].tolist() == ids("Ann in the store")

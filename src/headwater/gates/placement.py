@@ -14,20 +14,23 @@ from headwater.prompts import Batch
 def places_of(group: Group, rows: Batch) -> Int[Tensor, "batch place"]:
     """Return the columns of a group's positions in left-padded rows.
 
+    Positions are those of the prompt; teacher-forced tokens of an answer behind it are none.
+
     Raises:
         GateError: If a row's prompt has no such position.
     """
     assert group.positions is not None
-    length = rows.mask.shape[1]
-    real = rows.mask.sum(1)
+    lengths = rows.prompt_lengths()
+    first = (rows.mask.shape[1] - rows.mask.sum(1))[:, None]
+    end = first + lengths[:, None]
     wanted = torch.tensor(group.positions, device=rows.mask.device)
-    places = torch.where(wanted >= 0, length - real[:, None] + wanted, length + wanted)
-    outside = (places >= length) | (places < (length - real)[:, None])
+    places = torch.where(wanted >= 0, first + wanted, end + wanted)
+    outside = (places < first) | (places >= end)
     if bool(outside.any()):
         row, slot = outside.nonzero()[0].tolist()
         raise GateError(
             f"position {group.positions[slot]} does not exist in pair {rows.pairs[row]}, whose "
-            f"prompt has {int(real[row])} tokens (positions 0 to {int(real[row]) - 1}).\n"
+            f"prompt has {int(lengths[row])} tokens (positions 0 to {int(lengths[row]) - 1}).\n"
             "Positions count from the first real token; -1 is the last."
         )
     return places

@@ -99,7 +99,7 @@ class GatedTask:
         ]
 
     def _length(self, selection: Selection) -> int | None:
-        lengths = sorted({int(n) for batch in self.batches for n in batch.mask.sum(1)})
+        lengths = sorted({int(n) for batch in self.batches for n in batch.prompt_lengths()})
         if len(lengths) == 1:
             return lengths[0]
         if selection.needs_length:

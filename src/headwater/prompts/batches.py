@@ -31,6 +31,8 @@ class Row:
     answer: tuple[int, ...] = ()
     wrong: tuple[int, ...] = ()
     target: tuple[int, ...] = ()
+    ending: int = 0
+    """How many of the last tokens of both prompts are the target's, not the prompt's own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +73,11 @@ class Batch:
     target_mask: Bool[Tensor, "batch n_target"] | None = None
     """True where `target` holds an id."""
 
+    ending: Int[Tensor, " batch"] | None = None
+    """How many tokens of its target stand behind each row's prompt; None if no row has any.
+
+    They run and are masked in like the prompt, but are no positions of it."""
+
     read: Read = 1
     """Positions the metric reads."""
 
@@ -109,8 +116,13 @@ class Batch:
             list(range(width - self.read, width)) if isinstance(self.read, int) else list(self.read)
         )
 
+    def prompt_lengths(self) -> Int[Tensor, " batch"]:
+        """Return how many tokens each row's prompt has, without padding and ending."""
+        real = self.mask.sum(dim=1)
+        return real if self.ending is None else real - self.ending
+
     def tokens(self, tokenizer: Any, side: str = "clean") -> list[list[str]]:
-        """Return each row's tokens as texts to show, padding left out.
+        """Return the tokens of each row's prompt as texts to show, padding and ending left out.
 
         Args:
             tokenizer: The tokenizer that encoded the batch.
@@ -120,8 +132,10 @@ class Batch:
         if ids is None:
             raise PromptError("this batch has no corrupted prompts. Ask for side='clean'.")
         return [
-            token_texts(tokenizer, row[real].tolist())
-            for row, real in zip(ids, self.mask, strict=True)
+            token_texts(tokenizer, row[real].tolist()[:length])
+            for row, real, length in zip(
+                ids, self.mask, self.prompt_lengths().tolist(), strict=True
+            )
         ]
 
     def _map(
@@ -168,6 +182,7 @@ def _stack(rows: Sequence[Row], pad_id: int) -> Batch:
     answer, answer_mask = _ragged([row.answer for row in rows])
     wrong, wrong_mask = _ragged([row.wrong for row in rows])
     target, target_mask = _ragged([row.target for row in rows])
+    endings = [row.ending for row in rows]
     return Batch(
         pairs=tuple(row.pair for row in rows),
         clean=clean,
@@ -180,6 +195,7 @@ def _stack(rows: Sequence[Row], pad_id: int) -> Batch:
         wrong_mask=wrong_mask,
         target=target,
         target_mask=target_mask,
+        ending=torch.tensor(endings) if any(endings) else None,
     )
 
 

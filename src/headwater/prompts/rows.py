@@ -110,7 +110,7 @@ class _RowEncoder:
             # The last token is only predicted, never read by the model.
             ending = answer[0][:-1]
             twin = None if corrupted is None else corrupted + ending
-            return Row(number, clean + ending, twin, target=answer[0])
+            return Row(number, clean + ending, twin, target=answer[0], ending=len(ending))
         # Two texts may share a token; it counts once.
         right, others = (tuple(dict.fromkeys(ids[0] for ids in one)) for one in (answer, wrong))
         return Row(number, clean, corrupted, right, others)
