@@ -25,6 +25,7 @@ from headwater.architectures.overview import site_rows
 from headwater.attention import switched_on
 from headwater.errors import UnknownOptionError, UnsupportedModelError
 from headwater.fingerprints import config_hash, tokenizer_hash, weights_hash
+from headwater.interrupts import Held
 from headwater.loading import fetch, refuse_config, to_dtype
 from headwater.precision import eager_experts, true_float64
 from headwater.proof import Proof
@@ -141,7 +142,7 @@ class Model:
         adapter = self.anatomy()
         taps = taps or {}
         double = self.dtype == torch.float64
-        with self.lock, ExitStack() as stack:
+        with self.lock, Held() as interrupts, ExitStack() as stack:
             stack.enter_context(plainly(self.module))
             if double:
                 stack.enter_context(eager_experts(self.module))
@@ -153,7 +154,8 @@ class Model:
                 stack.enter_context(starting_at(adapter, *start))
             stack.enter_context(tapped(adapter, taps, ids.shape))
             stack.enter_context(reading(adapter, read))
-            output = self.module(**self._inputs(ids, mask, position_ids))
+            with interrupts.delivered():
+                output = self.module(**self._inputs(ids, mask, position_ids))
         logits = output.logits
         tap = taps.get(Site(None, "logits"))
         replaced = tap(logits) if tap is not None else None

@@ -17,6 +17,7 @@ from torch import nn
 from headwater.architectures.adapter import Adapter
 from headwater.errors import FailedProofError
 from headwater.identities import Check, all_checks
+from headwater.interrupts import Held
 from headwater.precision import context_for
 
 if TYPE_CHECKING:
@@ -108,8 +109,9 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             part.training = False
         yield
     finally:
-        for part in training:
-            part.training = True
+        with Held():
+            for part in training:
+                part.training = True
 
 
 def _advice(adapter: Adapter) -> str:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from headwater.errors import ModelStateError
+from headwater.interrupts import Held
 
 _RATES = (
     "attention_dropout",
@@ -71,5 +72,6 @@ def frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(False)
         yield
     finally:
-        for parameter in thawed:
-            parameter.requires_grad_(True)
+        with Held():
+            for parameter in thawed:
+                parameter.requires_grad_(True)

@@ -1,0 +1,71 @@
+"""Hold Ctrl-C back while a model is being changed or put back, and deliver it afterwards.
+
+Python may raise KeyboardInterrupt between any two instructions, also in the middle of installing
+or removing a hook; no order of `try` and `finally` closes every such gap. Here the signal is only
+noted meanwhile.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class Held:
+    """A block in which SIGINT waits, except where `delivered` lets it through.
+
+    Only the main thread gets signals, so in any other the block does nothing; so it does where
+    SIGINT is ignored or ends the process at once.
+    """
+
+    def __init__(self) -> None:
+        self._previous: Callable[[int, FrameType | None], Any] | None = None
+        self._waiting: tuple[int, FrameType | None] | None = None
+        self._holding = True
+
+    def __enter__(self) -> Held:
+        if threading.current_thread() is threading.main_thread():
+            previous = signal.getsignal(signal.SIGINT)
+            if callable(previous):
+                self._previous = previous
+                signal.signal(signal.SIGINT, self._receive)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # a handler that was set inside the block stays
+        if self._previous is not None and signal.getsignal(signal.SIGINT) == self._receive:
+            signal.signal(signal.SIGINT, self._previous)
+        self._deliver()
+
+    @contextmanager
+    def delivered(self) -> Iterator[None]:
+        """Let SIGINT through inside this block; one that came before is delivered at once."""
+        try:
+            self._holding = False
+            self._deliver()
+            yield
+        finally:
+            self._holding = True
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._holding or self._previous is None:
+            self._waiting = (number, frame)
+            return
+        # what the handler raises travels out through code that must not be interrupted again
+        self._holding = True
+        self._previous(number, frame)
+        self._holding = False
+
+    def _deliver(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and self._previous is not None:
+            self._previous(*waiting)
