@@ -18,14 +18,15 @@ import headwater as hw
 from headwater.attribution import Attribution, attribute
 from headwater.errors import (
     ConstantMetricError,
-    GateError,
+    HeadwaterError,
     MetricError,
     ModelGoneError,
+    ModelStateError,
     NonFiniteError,
+    ResultError,
     RunFolderError,
     StationaryMetricError,
     UnknownComponentError,
-    UnsupportedModelError,
 )
 from oracles import Part, Twin
 from shape_checks import unchecked
@@ -144,30 +145,130 @@ def test_the_metric_given_replaces_the_tasks_own():
 # --- what attribute() refuses ------------------------------------------------------------
 
 
-def test_a_bare_module_is_refused_with_what_to_write():
-    with unchecked(), pytest.raises(UnsupportedModelError) as refused:
-        attribute(build("GPT-2"), task(5), hw.heads())  # pyright: ignore[reportArgumentType]
-    assert str(refused.value) == (
-        "model is a GPT2LMHeadModel; expected a Model.\n"
-        "Write hw.wrap(module, tokenizer), or hw.load(name)."
+COMPONENTS_ADVICE = "Write for example hw.heads() + hw.mlps()."
+REFERENCE_ADVICE = (
+    "Write hw.Corrupted(), hw.Mean(), hw.PositionalMean(), hw.Resample() or hw.Zero()."
+)
+TASK_ADVICE = (
+    'Write hw.task("ioi"), hw.Task.read("pairs.jsonl"), or hw.Task([{"clean": ...}, ...]).'
+)
+WRONG_KINDS = {
+    "a selector not called": (
+        {"components": hw.heads},
+        f"components: expected a Selection, got {hw.heads!r:.60} (function).\n{COMPONENTS_ADVICE}",
+    ),
+    "components as text": (
+        {"components": "heads"},
+        f"components: expected a Selection, got 'heads' (str).\n{COMPONENTS_ADVICE}",
+    ),
+    "no components": (
+        {"components": None},
+        f"components: expected a Selection, got nothing.\n{COMPONENTS_ADVICE}",
+    ),
+    "a task's name": ({"task": "ioi"}, f"task: expected a Task, got 'ioi' (str).\n{TASK_ADVICE}"),
+    "an estimator's name": (
+        {"estimator": "exact"},
+        "estimator: expected a Estimator, got 'exact' (str).\nWrite hw.Gradient() or hw.Exact().",
+    ),
+    "a reference not made": (
+        {"reference": hw.Zero},
+        f"reference: expected a Reference, got {hw.Zero!r:.60} (a class).\n{REFERENCE_ADVICE}",
+    ),
+    "a model's name": (
+        {"model": "tiny"},
+        "model: expected a Model, got 'tiny' (str).\n"
+        "Write hw.wrap(module, tokenizer), or hw.load(name).",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_KINDS)
+def test_an_argument_of_another_kind_is_refused_with_what_to_write(mistake):
+    wrong, message = WRONG_KINDS[mistake]
+    given = {"model": model("GPT-2"), "task": task(5), "components": hw.heads()} | wrong
+    with unchecked(), pytest.raises(HeadwaterError) as refused:
+        attribute(**given)
+    assert str(refused.value) == message.replace("a Estimator", "an Estimator")
+
+
+def test_inference_mode_is_refused_by_name():
+    with torch.inference_mode(), pytest.raises(ModelStateError, match="inference_mode"):
+        attribute(model("GPT-2"), task(5), hw.heads())
+
+
+def test_autocast_is_refused_because_an_audit_would_run_outside_it():
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(ModelStateError, match=r"autocast is active on cpu.*bfloat16"),
+    ):
+        attribute(model("GPT-2"), task(5), hw.heads())
+
+
+def test_a_run_that_its_folder_cannot_take_is_refused_before_any_forward(result, tmp_path):
+    there = tmp_path / "file"
+    there.write_text("x")
+    ran = []
+    subject = model("GPT-2")
+    handle = subject.module.register_forward_hook(lambda *_: ran.append(1))
+    try:
+        with pytest.raises(RunFolderError, match="cannot be written"):
+            attribute(subject, task(5), hw.heads(), out=there)
+        result.save(tmp_path / "run")
+        with pytest.raises(RunFolderError, match="already holds another run"):
+            attribute(subject, task(5), hw.heads(), hw.Exact(), out=tmp_path / "run")
+    finally:
+        handle.remove()
+    assert ran == []
+
+
+def test_out_saves_what_load_reads(tmp_path):
+    scores = attribute(model("GPT-2"), task(5), hw.heads(), out=tmp_path / "run")
+    assert torch.equal(Attribution.load(tmp_path / "run").scores, scores.scores)
+
+
+def test_saving_the_same_numbers_again_keeps_their_audit(tmp_path):
+    scores = attribute(model("GPT-2"), task(5), hw.heads(), out=tmp_path)
+    scores.audit(4)
+    scores.save_audit(tmp_path)
+    attribute(model("GPT-2"), task(5), hw.heads(), out=tmp_path)
+    assert Attribution.load(tmp_path).checked is not None
+
+
+def test_scores_of_another_run_under_a_manifest_are_refused(result, tmp_path):
+    folder = result.save(tmp_path / "run")
+    other = attribute(model("GPT-2"), task(5), hw.mlps(), out=tmp_path / "other")
+    assert other.names != result.names
+    foreign = (tmp_path / "other" / "scores.safetensors").read_bytes()
+    (folder / "scores.safetensors").write_bytes(foreign)
+    with pytest.raises(RunFolderError, match="does not belong to"):
+        Attribution.load(folder)
+
+
+def test_a_model_that_gives_other_numbers_than_the_scored_one_is_not_audited():
+    subject = model("GPT-2")
+    scores = attribute(subject, task(5), hw.heads())
+    steering = subject.module.transformer.h[0].register_forward_hook(lambda m, a, out: out * 1.5)
+    try:
+        with pytest.raises(ResultError, match="this is not the model that was scored"):
+            scores.audit(4)
+    finally:
+        steering.remove()
+    assert scores.audit(4).rows
+
+
+def test_swapped_answers_are_said_in_words():
+    swapped = hw.Task(
+        [hw.Pair(p.clean, p.corrupted, answer=p.wrong, wrong=p.answer) for p in hw.task("ioi")[:4]]
     )
+    scores = attribute(hw.load("tiny"), swapped, hw.mlps())
+    assert any("answer and wrong are swapped" in warning for warning in scores.warnings())
+    assert "swapped" in repr(scores)
 
 
-def test_an_estimator_by_name_is_refused_with_what_to_write():
-    with unchecked(), pytest.raises(GateError) as refused:
-        attribute(model("GPT-2"), task(5), hw.heads(), "exact")  # pyright: ignore[reportArgumentType]
-    assert str(refused.value) == (
-        "estimator is 'exact'; expected one such as hw.Gradient() or hw.Exact()."
-    )
-
-
-def test_a_call_without_task_or_components_is_refused_with_what_to_write():
-    with pytest.raises(GateError) as refused:
-        attribute(model("GPT-2"))
-    assert str(refused.value) == (
-        "attribute(model, task, components, ...) needs a task and components.\n"
-        'Write for example hw.attribute(model, hw.task("ioi"), hw.heads() + hw.mlps()).'
-    )
+def test_a_metric_blind_to_the_corruption_is_said_in_words():
+    blind = hw.Task([hw.Pair("Mary and John", "Mary and Anna")], metric=hw.cross_entropy())
+    scores = attribute(hw.load("tiny"), blind, hw.heads())
+    assert any("does not see what the corruption changes" in w for w in scores.warnings())
 
 
 # --- sizes and flags ------------------------------------------------------------
@@ -428,7 +529,7 @@ def test_a_folder_with_other_files_is_refused(result, tmp_path):
     with pytest.raises(RunFolderError) as refused:
         result.save(tmp_path)
     assert str(refused.value) == (
-        f"{tmp_path} exists, is not empty and holds no run.\nChoose another --out."
+        f"{tmp_path} holds no run but other files (thesis.tex).\nChoose another folder."
     )
 
 
@@ -456,7 +557,7 @@ def test_a_save_that_fails_leaves_the_old_run_whole(result, tmp_path, monkeypatc
     def full(*args: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("headwater.attribution.result.save_file", full)
+    monkeypatch.setattr("headwater.attribution.folders.save_file", full)
     with pytest.raises(OSError, match="no space"):
         result.save(folder)
     assert torch.equal(Attribution.load(folder).scores, result.scores)

@@ -159,9 +159,11 @@ def test_what_a_family_does_not_offer_is_refused_by_name(family, selection):
         names(family, selection)
     adapter = model(family, prove=False).adapter
     site = KINDS[selection.choices[0].kind].site
+    kind = KINDS[selection.choices[0].kind].plural
     assert str(refused.value).startswith(
-        f"no 'layers.0.{site}' in {adapter.family.name}: {adapter.missing[site]}.\nA layer offers: "
+        f"{adapter.family.name} has no {kind}: {adapter.missing[site]}.\nIt offers tokens, "
     )
+    assert kind not in str(refused.value).splitlines()[1]
 
 
 def test_an_unknown_component_is_answered_with_the_closest():

@@ -108,8 +108,8 @@ def test_the_mean_of_a_rotated_query_or_key_is_refused(components):
     with pytest.raises(UnfitReferenceError) as refused:
         attribute(model("Llama"), task(5, 5), components, reference=hw.Mean())
     assert str(refused.value) == (
-        f"'layers.{layer}.attn.{name}' is taken after rotary embedding, where every position is "
-        "turned by another angle: a mean over positions is not a query or key.\n"
+        f"'layers.{layer}.attn.{name}' carries its position (by rotary embedding in most "
+        "families): a mean over positions is not a query or key.\n"
         "Use reference=hw.PositionalMean()."
     )
 

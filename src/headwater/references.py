@@ -141,7 +141,7 @@ class Corrupted(Reference):
             MissingFieldError: If the task has no corrupted prompts.
         """
         if any(batch.corrupted is None for batch in batches):
-            raise MissingFieldError(_NO_CORRUPTED.format(who="hw.Corrupted()"))
+            raise _no_corrupted("hw.Corrupted()", task)
         return _CorruptedRun(model, tuple(sites))
 
 
@@ -244,8 +244,8 @@ class Mean(Reference):
         rotated = [site for site in sites if site.name in ("attn.q", "attn.k")]
         if rotated and not self.positional:
             raise UnfitReferenceError(
-                f"'{rotated[0]}' is taken after rotary embedding, where every position is turned "
-                "by another angle: a mean over positions is not a query or key.\n"
+                f"'{rotated[0]}' carries its position (by rotary embedding in most families): a "
+                "mean over positions is not a query or key.\n"
                 "Use reference=hw.PositionalMean()."
             )
         moments = _Moments(positional=self.positional)
@@ -274,7 +274,7 @@ class Mean(Reference):
             return list(self.over)
         corrupted = [pair.corrupted for pair in task.pairs if pair.corrupted is not None]
         if len(corrupted) < len(task.pairs):
-            raise MissingFieldError(_NO_CORRUPTED.format(who=f"hw.{type(self).__name__}()"))
+            raise _no_corrupted(f"hw.{type(self).__name__}()", task)
         return corrupted
 
     def to_dict(self) -> dict[str, object]:
@@ -356,11 +356,16 @@ class _Means(Off):
         )
 
 
-_NO_CORRUPTED = (
-    "{who} needs corrupted prompts, and this task has none.\n"
-    'Add a "corrupted" prompt to each pair, or use a reference that needs none: '
-    'hw.Zero(), or hw.Mean(over="clean").'
-)
+def _no_corrupted(who: str, task: Task) -> MissingFieldError:
+    lacking = [i for i, pair in enumerate(task.pairs) if pair.corrupted is None]
+    which = "this task has none"
+    if len(lacking) < len(task.pairs):
+        which = f"pair {lacking[0]} has none ({len(lacking)} of {len(task.pairs)} pairs lack one)"
+    return MissingFieldError(
+        f"{who} needs corrupted prompts, and {which}.\n"
+        'Add a "corrupted" prompt to each pair, or use a reference that needs none: '
+        'hw.Zero(), or hw.Mean(over="clean").'
+    )
 
 
 REFERENCES: dict[str, type[Reference]] = {

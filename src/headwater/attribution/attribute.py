@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from headwater.attribution.manifest import Provenance, describe_model
-from headwater.attribution.result import SHOWN_PAIRS, Attribution, Scores, ShownPrompt
+from headwater.attribution import folders
+from headwater.attribution.checks import refuse_arguments, refuse_modes
+from headwater.attribution.manifest import Provenance, describe_model, planned
+from headwater.attribution.result import Attribution
+from headwater.attribution.scores import SHOWN_PAIRS, Scores, ShownPrompt
 from headwater.components import Selection
-from headwater.errors import GateError, NonFiniteError, UnsupportedModelError
+from headwater.errors import NonFiniteError
 from headwater.estimators import Estimator, Gradient
 from headwater.gates import Cost, GatedFunction, GatedTask
-from headwater.metrics import Metric, resolve_metric
+from headwater.metrics import Metric
 from headwater.models import Model
 from headwater.progress import progress_bar
 from headwater.prompts import Batch, Task
@@ -34,6 +38,7 @@ def attribute(
     device: torch.device | str | None = None,
     seed: int = 0,
     progress: bool | None = None,
+    out: str | Path | None = None,
 ) -> Attribution:
     """Estimate how much the metric falls when each component is switched off.
 
@@ -55,13 +60,16 @@ def attribute(
         device: Compute on this device, on a copy.
         seed: Seeds whatever draws random numbers while scoring.
         progress: True, False, or None to show a bar only on a terminal.
+        out: Folder to save the result in; refused before anything is computed if it cannot take
+            this run.
 
     Returns:
         One score a pair and component, with sizes, metric values, cost and provenance.
 
     Raises:
         UnsupportedModelError: If the model has no adapter, or lacks a selected component.
-        ModelStateError: If dropout is active.
+        ModelStateError: If dropout, autocast or inference mode is active.
+        RunFolderError: If `out` cannot take this run.
         MissingFieldError: If the metric or reference needs a field that the task lacks.
         NonFiniteError: If a metric value or score is NaN or infinite.
 
@@ -72,24 +80,17 @@ def attribute(
         3
     """
     estimator = Gradient() if estimator is None else estimator
-    if not isinstance(estimator, Estimator):
-        raise GateError(
-            f"estimator is {estimator!r}; expected one such as hw.Gradient() or hw.Exact()."
-        )
     if isinstance(model, GatedFunction):
+        refuse_arguments(estimator=estimator)
         return _of_function(model, estimator, seed)
-    if not isinstance(model, Model):
-        raise UnsupportedModelError(
-            f"model is a {type(model).__name__}; expected a Model.\n"
-            "Write hw.wrap(module, tokenizer), or hw.load(name)."
-        )
-    if task is None or components is None:
-        raise GateError(
-            "attribute(model, task, components, ...) needs a task and components.\n"
-            'Write for example hw.attribute(model, hw.task("ioi"), hw.heads() + hw.mlps()).'
-        )
+    refuse_arguments(
+        model=model, task=task, components=components, estimator=estimator, reference=reference
+    )
+    assert task is not None
+    assert components is not None
+    refuse_modes()
     if metric is not None:
-        task = Task(task.pairs, metric=resolve_metric(metric), name=task.name, source=task.source)
+        task = task.with_metric(metric)
     reference = Corrupted() if reference is None else reference
     runner = model
     if dtype is not None or device is not None:
@@ -102,8 +103,10 @@ def attribute(
         batch_size=batch_size,
         seed=seed,
     )
+    if out is not None:
+        folders.claim(Path(out), planned(provenance, task))
     scores = _score(runner, task, components, estimator, reference, provenance, progress)
-    return Attribution(
+    result = Attribution(
         scores=scores,
         provenance=provenance,
         task=task,
@@ -111,6 +114,9 @@ def attribute(
         owner=None if runner is model else runner,
         reference=reference,
     )
+    if out is not None:
+        result.save(out)
+    return result
 
 
 def _score(
@@ -186,7 +192,7 @@ def _of_function(function: GatedFunction, estimator: Estimator, seed: int) -> At
         model={"name": "gated function"},
         estimator=estimator.to_dict(),
         reference={"name": "the gated function's own"},
-        components=[],
+        components=[{"names": list(function.names)}],
         batch_size=function.batch,
         seed=seed,
     )

@@ -1,24 +1,19 @@
 """What is written beside the scores: everything needed to say where they came from.
 
-A run folder holds `run.json` (this manifest), `scores.safetensors`, and once audited `audit.json`.
-Files are written under a temporary name and renamed, so a folder is never half a run.
+This is the content of a run folder's `run.json`.
 """
 
 import hashlib
 import json
-import os
 import platform
-import tempfile
-from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from torch import Tensor
 
-from headwater.errors import MetricError, RunFolderError
+from headwater.errors import MetricError
 from headwater.metrics import Metric
 from headwater.metrics import metric as as_metric
 from headwater.models import Model
@@ -51,6 +46,9 @@ class Manifest(BaseModel):
     names: list[str]
     is_cut: bool
     tokens: list[dict[str, list[str] | None]]
+    scores_hash: str = ""
+    """Of the numbers in `scores.safetensors`; a folder whose files do not belong together is
+    refused."""
     cost: dict[str, int | float]
     specification: str
     """Hash of what decides the numbers; two runs of one folder must agree in it."""
@@ -111,72 +109,18 @@ def describe_model(model: Model) -> dict[str, Any]:
     }
 
 
-def specification_hash(decisive: dict[str, Any]) -> str:
-    """Return a hash of the fields that decide the numbers."""
-    text = json.dumps(decisive, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under a temporary name in the same folder, then rename it."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(Path(name))
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Return a run folder's manifest.
-
-    Raises:
-        RunFolderError: If the folder holds no run, or one this release cannot read.
-    """
-    path = folder / "run.json"
-    if not path.is_file():
-        raise RunFolderError(
-            f"no run in {folder}: it has no run.json.\n"
-            f"Make one: headwater attribute --model tiny --task ioi --out {folder}"
-        )
-    try:
-        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
-        lines = str(error).splitlines()
-        raise RunFolderError(
-            f"{path} is not a manifest this release can read (schema {SCHEMA}): {lines[0]}.\n"
-            "Run `headwater attribute` again into an empty folder."
-        ) from error
-
-
-def refuse_other_run(folder: Path, manifest: Manifest) -> None:
-    """Refuse to mix two runs in one folder.
-
-    Raises:
-        RunFolderError: If the folder holds a run of another specification, or other files.
-    """
-    if not (folder / "run.json").exists():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise RunFolderError(
-                f"{folder} exists, is not empty and holds no run.\nChoose another --out."
-            )
-        return
-    there = read_manifest(folder)
-    if there.specification == manifest.specification:
-        return
-    old, new = there.decisive(), manifest.decisive()
-    differing = [key for key in new if json.dumps(old.get(key)) != json.dumps(new[key])]
-    lines = [f"  {key}: {_short(old.get(key))} there, {_short(new[key])} now" for key in differing]
-    raise RunFolderError(
-        f"{folder} already holds another run. They differ in\n"
-        + "\n".join(lines)
-        + "\nChoose another --out, or delete the folder."
+def planned(provenance: Provenance, task: Task | None) -> Manifest:
+    """Return the manifest of a run not done yet: everything that decides its numbers."""
+    manifest = Manifest(
+        provenance=provenance,
+        task=None if task is None else task.to_dict(),
+        prompts_hash=None if task is None else task.prompts_hash(),
+        names=[],
+        is_cut=False,
+        tokens=[],
+        cost={},
+        specification="",
     )
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    text = json.dumps(manifest.decisive(), sort_keys=True, default=str)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return manifest.model_copy(update={"specification": digest})

@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import html
-import json
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from headwater import page as pages
-from headwater.attribution.manifest import (
-    Manifest,
-    Provenance,
-    read_manifest,
-    refuse_other_run,
-    saved_task,
-    specification_hash,
-    write_atomically,
-)
+from headwater.attribution import folders
+from headwater.attribution.manifest import Manifest, Provenance, planned, saved_task
 from headwater.attribution.rows import Row, rows_of, warnings_of
+from headwater.attribution.scores import Scores
 from headwater.audits import Audit
-from headwater.components import Component, ComponentTable, parse_component
 from headwater.errors import (
     MissingExtraError,
     ModelGoneError,
-    RunFolderError,
+    ResultError,
     UnknownComponentError,
     did_you_mean,
 )
@@ -43,40 +32,6 @@ from headwater.references import Reference
 
 if TYPE_CHECKING:
     import pandas
-
-
-SHOWN_PAIRS = 24
-"""Prompt pairs kept as tokens, to be shown in full."""
-
-ShownPrompt = dict[str, list[str] | None]
-"""The tokens of a pair: `clean` and `corrupted`."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """The numbers of one attribution."""
-
-    components: Sequence[Component | str]
-    """Components of a model, or the bare names of a gated function."""
-    values: Float[Tensor, "pair component"]
-    clean: Float[Tensor, " pair"]
-    """The metric of each clean prompt."""
-    corrupted: Float[Tensor, " pair"] | None
-    """The metric of each corrupted prompt, where the reference ran them."""
-    sizes: Float[Tensor, " component"] | None
-    """Mean over pairs of |x - reference| / |residual|."""
-    cost: Cost
-    is_cut: bool
-    """Whether every path from prompt to logits crosses exactly one component."""
-    tokens: tuple[ShownPrompt, ...]
-    """Tokens of the first pairs."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The components' names, in the order of the score columns."""
-        if isinstance(self.components, ComponentTable):
-            return self.components.names
-        return tuple(c if isinstance(c, str) else c.name for c in self.components)
 
 
 class Attribution:
@@ -272,18 +227,14 @@ class Attribution:
     def manifest(self) -> Manifest:
         """Return what is written to `run.json`."""
         if self._manifest is None:
-            manifest = Manifest(
-                provenance=self.provenance,
-                task=None if self.task is None else self.task.to_dict(),
-                prompts_hash=None if self.task is None else self.task.prompts_hash(),
-                names=list(self.names),
-                is_cut=self.parts.is_cut,
-                tokens=list(self.parts.tokens),
-                cost=self._cost_dict(),
-                specification="",
+            self._manifest = planned(self.provenance, self.task).model_copy(
+                update={
+                    "names": list(self.names),
+                    "is_cut": self.parts.is_cut,
+                    "tokens": list(self.parts.tokens),
+                    "cost": self._cost_dict(),
+                }
             )
-            digest = specification_hash(manifest.decisive())
-            self._manifest = manifest.model_copy(update={"specification": digest})
         return self._manifest
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -294,33 +245,21 @@ class Attribution:
             overwrite: Replace a run of another specification instead of refusing.
 
         Raises:
-            RunFolderError: If the folder holds a run of another specification, or other files.
+            RunFolderError: If the folder cannot be written, or holds a run of another
+                specification or other files.
         """
         folder = Path(folder)
-        manifest = self.manifest()
         if not overwrite:
-            refuse_other_run(folder, manifest)
+            folders.claim(folder, self.manifest())
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {"scores": self.scores, "clean": self.parts.clean}
-        optional = {"corrupted": self.parts.corrupted, "sizes": self.parts.sizes}
-        tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        write_atomically(folder / "scores.safetensors", lambda path: save_file(tensors, path))
-        if self.checked is None:
-            (folder / "audit.json").unlink(missing_ok=True)  # it was of the scores just replaced
-        else:
-            self.save_audit(folder)
-        text = manifest.model_dump_json(indent=1)
-        write_atomically(folder / "run.json", lambda path: path.write_text(text, encoding="utf-8"))
+        folders.write(folder, self.manifest(), self.parts, self.checked)
         return folder
 
     def save_audit(self, folder: str | Path) -> None:
-        """Write the last audit into a run's folder."""
-        assert self.checked is not None
-        text = json.dumps(self.checked.to_dict(), indent=1)
-        write_atomically(
-            Path(folder) / "audit.json", lambda path: path.write_text(text, encoding="utf-8")
-        )
+        """Write the last audit into the folder of this run."""
+        if self.checked is None:
+            raise ResultError("there is no audit to save yet.\nMake one: scores.audit().")
+        folders.write_audit(Path(folder), self.checked)
 
     @staticmethod
     def load(
@@ -335,36 +274,9 @@ class Attribution:
         Raises:
             RunFolderError: If the folder holds no run, or a broken one.
         """
-        folder = Path(folder)
-        manifest = read_manifest(folder)
-        try:
-            tensors = load_file(folder / "scores.safetensors")
-            audit = folder / "audit.json"
-            checked = (
-                Audit.from_dict(json.loads(audit.read_text(encoding="utf-8")))
-                if audit.is_file()
-                else None
-            )
-            values, clean = tensors["scores"], tensors["clean"]
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise RunFolderError(
-                f"{folder} holds a manifest, but its scores cannot be read: {error}.\n"
-                "Run `headwater attribute` again into an empty folder."
-            ) from error
-        of_model = manifest.task is not None
+        manifest, scores, checked = folders.read(Path(folder))
         return Attribution(
-            scores=Scores(
-                components=tuple(
-                    parse_component(name) if of_model else name for name in manifest.names
-                ),
-                values=values,
-                clean=clean,
-                corrupted=tensors.get("corrupted"),
-                sizes=tensors.get("sizes"),
-                cost=Cost(**manifest.cost),  # pyright: ignore[reportArgumentType]
-                is_cut=manifest.is_cut,
-                tokens=tuple(manifest.tokens),
-            ),
+            scores=scores,
             provenance=manifest.provenance,
             task=saved_task(manifest, metric),
             manifest=manifest,

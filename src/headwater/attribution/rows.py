@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from headwater.attribution.scores import Scores
+
 if TYPE_CHECKING:
     from headwater.attribution.result import Attribution
 
@@ -84,9 +86,9 @@ def rows_of(result: Attribution, columns: Sequence[int] | None) -> list[Row]:
 
 def warnings_of(result: Attribution) -> list[str]:
     """Return what a reader should know before believing the scores, in sentences."""
-    values = result.parts.values
+    values, parts = result.parts.values, result.parts
+    said = _about_metric(parts)
     dead = (values == 0).all(0).nonzero().flatten().tolist()
-    said = []
     if dead:
         said.append(
             f"{len(dead):,} of {values.shape[1]:,} components have a score of exactly 0 on every "
@@ -105,6 +107,23 @@ def warnings_of(result: Attribution) -> list[str]:
                 f"than {LARGE_EFFECT:.0%} of the whole."
             )
     return said
+
+
+def _about_metric(parts: Scores) -> list[str]:
+    if parts.corrupted is None:
+        return []
+    clean, corrupted = float(parts.clean.mean()), float(parts.corrupted.mean())
+    if bool((parts.clean == parts.corrupted).all()):
+        return [
+            f"the metric is the same for clean and corrupted prompts ({clean:.4g}): it does not "
+            "see what the corruption changes, so no score means anything."
+        ]
+    if clean < corrupted:
+        return [
+            f"the clean metric ({clean:.4g}) is below the corrupted one ({corrupted:.4g}): the "
+            "behavior is absent, or answer and wrong are swapped; signs read the other way round."
+        ]
+    return []
 
 
 def _some(result: Attribution, columns: Sequence[int]) -> str:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 NOISE_COMPONENTS = 3
 """Components, the strongest ones, on which the noise floor is measured."""
+DRIFT = 1000.0
+"""Roundings by which the clean metric may differ between estimate and audit (batch shapes do)."""
 
 
 def audit(
@@ -97,6 +99,32 @@ def refuse_other_model(scores: Attribution, model: Model) -> None:
         )
 
 
+def refuse_other_numbers(
+    scores: Attribution, pairs: Sequence[int], clean: Float[Tensor, " batch"]
+) -> None:
+    """Refuse to audit a model that gives other clean metrics than the scored one did.
+
+    Hashes do not see hooks, switched adapters or edits through `.data`; the metric does.
+
+    Raises:
+        ResultError: Naming a pair with both values.
+    """
+    then = scores.parts.clean[list(pairs)].double()
+    now = clean.detach().cpu().double()
+    dtype = getattr(torch, str(scores.provenance.model["dtype"]))
+    eps = max(torch.finfo(dtype).eps, torch.finfo(clean.dtype).eps)
+    allowed = min(DRIFT * eps, 0.1) * float(scores.parts.clean.abs().max())
+    drift = (now - then).abs()
+    if bool((drift > allowed).any()):
+        row = int(drift.argmax())
+        raise ResultError(
+            f"the clean metric of pair {pairs[row]} was {float(then[row]):.6g} when scored and is "
+            f"{float(now[row]):.6g} now: this is not the model that was scored (an adapter "
+            "switched, a hook added, weights edited, another dtype?).\n"
+            "Attribute again, then audit."
+        )
+
+
 def _audit_function(
     scores: Attribution,
     function: GatedFunction,
@@ -142,7 +170,7 @@ def _audit_model(
             batch_size=batch_size or scores.provenance.batch_size,
             cost=cost,
         )
-        runner = _ExactRuns(gated, _end(scores), progress)
+        runner = _ExactRuns(gated, scores, progress)
         strongest = scores.mean().abs().argsort(descending=True)[:NOISE_COMPONENTS].tolist()
         checked = audit_scores(
             scores.names,
@@ -162,8 +190,9 @@ def _audit_model(
 class _ExactRuns:
     """Exact effects over a whole task, in the order of its pairs."""
 
-    def __init__(self, gated: GatedTask, end, progress: bool | None) -> None:
-        self.gated, self.end, self.progress = gated, end, progress
+    def __init__(self, gated: GatedTask, scores: Attribution, progress: bool | None) -> None:
+        self.gated, self.scores, self.progress = gated, scores, progress
+        self.end = _end(scores)
 
     def effects(self, columns: Sequence[int]) -> Float[Tensor, "pair index"]:
         """Return the exact effect of each column on each pair."""
@@ -174,7 +203,9 @@ class _ExactRuns:
         title = f"exact effects of {len(columns):,} components"
         with progress_bar(title, total, show=self.progress) as self.gated.cost.listener:
             for batch, function in self.gated:
-                part = function.at(self.end).effects(columns).T
+                function = function.at(self.end)
+                part = function.effects(columns).T
+                refuse_other_numbers(self.scores, batch.pairs, function.clean_value())
                 if effects is None:
                     effects = part.new_empty(pairs, len(columns)).cpu()
                 effects[list(batch.pairs)] = part.to(effects)

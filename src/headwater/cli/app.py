@@ -114,11 +114,12 @@ def attribute(
         batch_size=batch_size,
         seed=seed,
         progress=progress,
+        out=out,
     )
     if audit is not None:
         scores.audit(sample=audit, seed=seed, progress=progress)
-    if out is not None:
-        scores.save(out)
+        if out is not None:
+            scores.save_audit(out)
     _print(scores, as_json, show.attribution)
     if out is not None and not as_json:
         show.next_steps(out, audited=scores.checked is not None)

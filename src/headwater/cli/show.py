@@ -25,7 +25,7 @@ def attribution(scores: Attribution) -> None:
     metric = "f" if scores.task is None else scores.task.metric.name
     console.print(
         f"{metric}: clean {float(parts.clean.mean()):+.3f}{corrupted}, "
-        f"mean over {len(parts.clean)} pairs\n",
+        f"mean over {len(parts.clean)} pair{'s' if len(parts.clean) > 1 else ''}\n",
         highlight=False,
     )
     console.print(_strongest(scores))
@@ -78,7 +78,10 @@ def sites(model: str, listed: Sequence[Mapping[str, Any]]) -> None:
     console = Console(soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("site", "shape", "meaning"):
-        table.add_column(heading, no_wrap=heading != "meaning")
+        # the meaning is what a reader needs whole; shapes may wrap
+        table.add_column(
+            heading, no_wrap=heading == "site", ratio=2 if heading == "meaning" else None
+        )
     for row in listed:
         table.add_row(*(escape(str(row[key])) for key in ("site", "shape", "meaning")))
     console.print(f"[bold]sites of {escape(model)}[/]")

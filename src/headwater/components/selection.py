@@ -9,7 +9,7 @@ from typing import Literal
 from headwater.architectures.adapter import Adapter
 from headwater.components.kinds import KINDS, Kind, Unit
 from headwater.components.table import ComponentTable, Group
-from headwater.errors import GateError
+from headwater.errors import GateError, UnavailableSiteError
 from headwater.sites import Site
 
 Positions = Literal["all", "each"] | Sequence[int]
@@ -54,7 +54,7 @@ class Selection:
         grouped = adapter.n_kv_heads != adapter.n_heads
         for choice in self.choices:
             for site in _sites(choice, adapter):
-                adapter.point(site)  # refuses by name what this model does not offer
+                _refuse_missing(choice, site, adapter)
                 positions = choice.positions
                 if positions == "each":
                     positions = tuple(range(length or 0))
@@ -96,6 +96,20 @@ class Selection:
                 for entry in data
             )
         )
+
+
+def _refuse_missing(choice: Choice, site: Site, adapter: Adapter) -> None:
+    if site.layer is None or site.name not in adapter.missing:
+        return
+    offered = [
+        rule.plural
+        for rule in KINDS.values()
+        if rule.site == "embed" or rule.site not in adapter.missing
+    ]
+    raise UnavailableSiteError(
+        f"{adapter.family.name} has no {KINDS[choice.kind].plural}: {adapter.missing[site.name]}.\n"
+        f"It offers {', '.join(offered)}."
+    )
 
 
 def _sites(choice: Choice, adapter: Adapter) -> list[Site]:

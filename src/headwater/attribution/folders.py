@@ -1,0 +1,206 @@
+"""A run's folder: `run.json`, `scores.safetensors`, and once audited `audit.json`.
+
+Every file is written under a temporary name and renamed. The manifest comes last and carries a hash
+of the scores, so a folder is a whole run or none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from headwater.attribution.manifest import SCHEMA, Manifest
+from headwater.attribution.scores import Scores
+from headwater.audits import Audit
+from headwater.components import parse_component
+from headwater.errors import ResultError, RunFolderError
+from headwater.gates import Cost
+
+MANIFEST, SCORES, AUDIT, PAGE = "run.json", "scores.safetensors", "audit.json", "page.html"
+
+
+def claim(folder: Path, manifest: Manifest) -> None:
+    """Refuse a folder that cannot take this run, before anything is computed.
+
+    Raises:
+        RunFolderError: If it is a file, cannot be written, or holds another run or other files.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise RunFolderError(
+            f"{folder} cannot be written: {error.strerror or error}.\nChoose another folder."
+        ) from error
+    if (folder / MANIFEST).exists():
+        _refuse_other(folder, read_manifest(folder), manifest)
+    elif foreign := sorted({path.name for path in folder.iterdir()} - {SCORES, AUDIT, PAGE}):
+        raise RunFolderError(
+            f"{folder} holds no run but other files ({', '.join(foreign[:3])}).\n"
+            "Choose another folder."
+        )
+
+
+def _refuse_other(folder: Path, there: Manifest, manifest: Manifest) -> None:
+    if there.specification == manifest.specification:
+        return
+    old, new = there.decisive(), manifest.decisive()
+    differing = [key for key in new if json.dumps(old.get(key)) != json.dumps(new[key])]
+    lines = [f"  {key}: {_short(old.get(key))} there, {_short(new[key])} now" for key in differing]
+    raise RunFolderError(
+        f"{folder} already holds another run. They differ in\n"
+        + "\n".join(lines)
+        + "\nChoose another --out, or delete the folder."
+    )
+
+
+def write(folder: Path, manifest: Manifest, scores: Scores, audit: Audit | None) -> None:
+    """Write a run; an audit and page of the same numbers stay, of other numbers they go."""
+    tensors = _tensors(scores)
+    manifest = manifest.model_copy(update={"scores_hash": _hash(tensors)})
+    same = (folder / MANIFEST).exists() and _still_holds(folder, manifest)
+    if not same:
+        for stale in (MANIFEST, AUDIT, PAGE):
+            (folder / stale).unlink(missing_ok=True)
+    write_atomically(folder / SCORES, lambda path: save_file(tensors, path))
+    if audit is not None:
+        write_audit(folder, audit)
+    write_text(folder / MANIFEST, manifest.model_dump_json(indent=1))
+
+
+def write_audit(folder: Path, audit: Audit) -> None:
+    """Write an audit beside the scores it is of."""
+    write_text(folder / AUDIT, json.dumps(audit.to_dict(), indent=1))
+
+
+def read(folder: Path) -> tuple[Manifest, Scores, Audit | None]:
+    """Read a run back.
+
+    Raises:
+        RunFolderError: If the folder holds no run, or files that do not belong together.
+    """
+    manifest = read_manifest(folder)
+    try:
+        tensors = load_file(folder / SCORES)
+        values, clean = tensors["scores"], tensors["clean"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise RunFolderError(
+            f"{folder} holds a manifest, but its scores cannot be read: {error}.\n"
+            "Run `headwater attribute` again into an empty folder."
+        ) from error
+    if values.shape != (len(clean), len(manifest.names)) or _hash(tensors) != manifest.scores_hash:
+        raise RunFolderError(
+            f"{folder / SCORES} does not belong to {folder / MANIFEST}: the manifest names "
+            f"{len(manifest.names):,} components, the scores are {tuple(values.shape)}, and the "
+            "hash it holds is of other numbers.\n"
+            "Run `headwater attribute` again into an empty folder."
+        )
+    of_model = manifest.task is not None
+    scores = Scores(
+        components=tuple(parse_component(name) if of_model else name for name in manifest.names),
+        values=values,
+        clean=clean,
+        corrupted=tensors.get("corrupted"),
+        sizes=tensors.get("sizes"),
+        cost=Cost(**manifest.cost),  # pyright: ignore[reportArgumentType]
+        is_cut=manifest.is_cut,
+        tokens=tuple(manifest.tokens),
+    )
+    return manifest, scores, _read_audit(folder)
+
+
+def _read_audit(folder: Path) -> Audit | None:
+    path = folder / AUDIT
+    if not path.is_file():
+        return None
+    try:
+        return Audit.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, ResultError) as error:
+        raise RunFolderError(
+            f"{path} cannot be read: {str(error).splitlines()[0]}\n"
+            "The scores beside it are whole: delete this file and audit again."
+        ) from error
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return a run folder's manifest.
+
+    Raises:
+        RunFolderError: If the folder holds no run, or one this release cannot read.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise RunFolderError(
+            f"no run in {folder}: it has no run.json.\n"
+            f"Make one: headwater attribute --model tiny --task ioi --out {folder}"
+        )
+    try:
+        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        lines = str(error).splitlines()
+        raise RunFolderError(
+            f"{path} is not a manifest this release can read (schema {SCHEMA}): {lines[0]}.\n"
+            "Run `headwater attribute` again into an empty folder."
+        ) from error
+
+
+def write_atomically(path: Path, writer: Callable[[Path], object]) -> None:
+    """Write a file under a temporary name in the same folder, then rename it."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        writer(Path(name))
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text under a temporary name, then rename it."""
+    write_atomically(path, lambda there: there.write_text(text, encoding="utf-8"))
+
+
+def _tensors(scores: Scores) -> dict[str, Tensor]:
+    named = {
+        "scores": scores.values,
+        "clean": scores.clean,
+        "corrupted": scores.corrupted,
+        "sizes": scores.sizes,
+    }
+    return {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in named.items()
+        if tensor is not None
+    }
+
+
+def _hash(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _still_holds(folder: Path, manifest: Manifest) -> bool:
+    there = read_manifest(folder)
+    return there.specification == manifest.specification and (
+        there.scores_hash == manifest.scores_hash
+    )
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
