@@ -368,6 +368,35 @@ def test_a_saturated_probability_is_not_taken_for_constant():
     refuse_constant(prob(), logits, batch())
 
 
+CUT = {
+    "argmax": lambda logits, batch: (logits.argmax(-1) == 2).float(),
+    "item": lambda logits, batch: logits.new_tensor([row[2].item() for row in logits]),
+    "detach": lambda logits, batch: logits[:, 2].detach(),
+    "no_grad": torch.no_grad()(lambda logits, batch: logits[:, 2] * 1),
+}
+
+
+@pytest.mark.parametrize("way", CUT)
+def test_a_metric_that_cuts_the_gradient_is_refused_where_one_is_wanted(way):
+    logits = random_logits().requires_grad_()
+    with pytest.raises(MetricError) as refusal:
+        metric(CUT[way], name="mine")(logits, batch())
+    assert str(refusal.value) == (
+        "the value of the metric mine does not depend on the logits in a way autograd can follow "
+        "(argmax, a comparison, .item(), .detach() or no_grad inside?), so it has no gradient.\n"
+        "Compute it from the logits by differentiable operations, for example "
+        "logits.log_softmax(-1), or score with hw.Exact(), which works with any metric."
+    )
+
+
+@pytest.mark.parametrize("way", CUT)
+def test_a_metric_without_gradient_is_fine_where_none_is_wanted(way):
+    chosen = metric(CUT[way])
+    assert chosen(random_logits(), batch()).shape == (2,)
+    with torch.no_grad():
+        assert chosen(random_logits().requires_grad_(), batch()).shape == (2,)
+
+
 def test_a_value_that_is_not_finite_is_refused_with_its_pairs():
     logits = random_logits().repeat(2, 1, 1)
     logits[3, 0, 2] = torch.nan  # second setting, second row

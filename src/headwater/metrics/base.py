@@ -62,10 +62,25 @@ class Metric(ABC):
             One number a row.
 
         Raises:
-            MetricError: If the logits are not of the batch's rows and read positions.
+            MetricError: If the logits are not of the batch's rows and read positions, or the
+                value of logits that require a gradient has none.
             MissingFieldError: If the batch lacks what the metric needs.
             NonFiniteError: If a value is NaN or infinite.
         """
+        self._refuse_misfit(logits, batch)
+        values = self.value(logits, batch)
+        _refuse_non_finite(self.name, values, batch)
+        if logits.requires_grad and torch.is_grad_enabled() and not values.requires_grad:
+            raise MetricError(
+                f"the value of the metric {self.name} does not depend on the logits in a way "
+                "autograd can follow (argmax, a comparison, .item(), .detach() or no_grad "
+                "inside?), so it has no gradient.\n"
+                "Compute it from the logits by differentiable operations, for example "
+                "logits.log_softmax(-1), or score with hw.Exact(), which works with any metric."
+            )
+        return values
+
+    def _refuse_misfit(self, logits: Float[Tensor, "rows read vocab"], batch: Batch) -> None:
         if logits.shape[:2] != (len(batch), len(batch.read_columns())):
             raise MetricError(
                 f"the metric {self.name} got logits for {logits.shape[0]} rows and "
@@ -79,9 +94,6 @@ class Metric(ABC):
                     f"the metric {self.name} needs `{field}`, which this batch does not carry."
                     f"{HOW_TO_CARRY[field]}"
                 )
-        values = self.value(logits, batch)
-        _refuse_non_finite(self.name, values, batch)
-        return values
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `resolve_metric` rebuilds the metric from."""

@@ -100,7 +100,8 @@ def metric(
     """Make a metric of a function `(logits, batch) -> one number a row`.
 
     Args:
-        function: Differentiable; it must rise when the behavior is present.
+        function: It must rise when the behavior is present; differentiable, unless it is only
+            scored with `hw.Exact()`.
         positions: Left out, the function gets the last position's logits, `[rows, vocab]`. An
             integer k gives the last k positions, negative positions those, `"all"` every one
             (mind `batch.mask`); then it gets `[rows, positions, vocab]`.
