@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 from hypothesis import given, settings
@@ -475,6 +476,33 @@ def test_a_datasets_object_is_accepted():
     assert task.pairs == (Pair(**SHORT), Pair("Mary met", "John met", "John", label="x"))
 
 
+@pytest.mark.parametrize("missing", [None, float("nan"), pandas.NA, pandas.NaT], ids=str)
+def test_a_pandas_table_is_accepted_with_missing_cells_left_out(missing):
+    rows = [{**SHORT, "label": missing}, {**SHORT, "wrong": missing, "label": "x"}]
+    task = Task(pandas.DataFrame(rows))
+    assert task.pairs == (Pair(**SHORT), Pair("Mary met", "John met", "John", label="x"))
+
+
+def test_token_ids_and_lists_of_a_pandas_table_are_answers():
+    table = pandas.DataFrame({"clean": ["a", "b"], "answer": [3, 5], "wrong": [["c", "d"], "e"]})
+    assert Task(table).pairs == (Pair("a", None, 3, ("c", "d")), Pair("b", None, 5, "e"))
+
+
+def test_a_pandas_table_without_prompts_is_refused():
+    with pytest.raises(PromptError, match=r"^pair 0: unknown field 'claen'\. Closest: 'clean'"):
+        Task(pandas.DataFrame({"claen": ["a"]}))
+    with pytest.raises(PromptError, match=r"^there are no pairs"):
+        Task(pandas.DataFrame({"clean": []}))
+
+
+def test_the_first_pair_without_corrupted_prompt_is_found():
+    bare = {"clean": "Mary met"}
+    assert Task([SHORT, SHORT]).lacking_corrupted() is None
+    assert Task([SHORT, bare, SHORT, bare]).lacking_corrupted() == 1
+    assert not Task([SHORT, bare]).has_corrupted
+    assert Task([SHORT, SHORT]).has_corrupted
+
+
 def test_rows_of_the_other_formats_are_accepted():
     row = {"Unnamed: 0": 4, "clean": "a", "corrupted": "b", "correct_idx": 3, "incorrect_idx": 5}
     circuits = {"clean_prefix": "a", "patch_prefix": "b", "clean_answer": "c", "patch_answer": "d"}
@@ -487,6 +515,17 @@ BAD_TASKS = {
     "a file": (
         "pairs.jsonl",
         "hw.Task takes pairs, not the file 'pairs.jsonl'. Read it: hw.Task.read('pairs.jsonl').",
+    ),
+    "a name": (
+        "ioi",
+        "hw.Task takes pairs, not the text 'ioi'. An embedded task: hw.task('ioi'); "
+        "a file of pairs: hw.Task.read('ioi').",
+    ),
+    "an empty mapping": ({}, "there are no pairs. A task needs at least one."),
+    "a pair without fields": (
+        [SHORT, {}],
+        "pair 1: there is no field at all; the fields are 'clean', 'corrupted', 'answer', "
+        "'wrong', 'label'. Give the prompt under 'clean'.",
     ),
     "a dictionary of splits": (
         {"train": [SHORT], "test": [SHORT]},
@@ -533,6 +572,20 @@ def test_pairs_that_cannot_be_used_are_refused(case):
     with pytest.raises(PromptError) as refusal:
         Task(pairs)
     assert str(refusal.value) == message
+
+
+@pytest.mark.parametrize("field", ["clean", "corrupted", "answer", "wrong", "label"])
+def test_half_of_a_surrogate_pair_is_refused_in_every_field(field):
+    with pytest.raises(PromptError) as refusal:
+        Task([{**SHORT, field: "Mary \ud800"}])
+    assert str(refusal.value) == (
+        f"pair 0: {field} has '\\ud800' at character 5, half of a surrogate pair and no character: "
+        "'Mary \\ud800' (str). Remove it, or write the whole character."
+    )
+
+
+def test_whole_characters_outside_the_basic_plane_are_accepted():
+    assert Pair("a \U0001f600").clean == "a \U0001f600"
 
 
 @pytest.mark.skipif(not REAL, reason=f"no real pair files under {DATA}")

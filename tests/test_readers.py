@@ -154,6 +154,16 @@ REFUSED = {
         json_lines(PLAIN, {"answer": " x"}),
         "pairs.jsonl, line 2: the field 'clean' is missing or empty. Give the prompt there.",
     ),
+    "empty object": (
+        json_lines({}),
+        "pairs.jsonl, line 1: there is no field at all; the fields are 'clean', 'corrupted', "
+        "'answer', 'wrong', 'label'. Give the prompt under 'clean'.",
+    ),
+    "half of a surrogate pair": (
+        json_lines(PLAIN) + '{"clean": "A \\ud83d"}\n',
+        "pairs.jsonl, line 2: clean has '\\ud83d' at character 2, half of a surrogate pair and no "
+        "character: 'A \\ud83d' (str). Remove it, or write the whole character.",
+    ),
     "number as prompt": (
         json_lines({"clean": 3}),
         "pairs.jsonl, line 1: clean is 3 (int), not a text.",

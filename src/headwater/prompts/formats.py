@@ -126,6 +126,11 @@ def recognize(names: Collection[str], *, table: bool = False) -> Format:
         found = HEADWATER
     refuse_unknown_fields(dict.fromkeys(name for name in names if name in named), found.fields)
     prompt = found.fields[0]
+    if not named:
+        raise PromptError(
+            f"there is no field at all; the fields are {', '.join(map(repr, found.fields))}. "
+            f"Give the prompt under {prompt!r}."
+        )
     if prompt not in named:
         raise PromptError(
             f"the field {prompt!r} is missing; the fields are {', '.join(map(repr, names))}. "

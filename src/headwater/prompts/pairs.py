@@ -99,6 +99,7 @@ def checked_fields(row: Mapping[str, object]) -> dict[str, Any]:
     label = row.get("label", "")
     if not isinstance(label, str):
         raise PromptError(f"label is {described(label)}, not a text.")
+    _refuse_half_characters("label", label, PromptError)
     for name in ("answer", "wrong"):
         checked[name] = as_answers(row.get(name), name)
     wrong = set(checked["wrong"])
@@ -145,6 +146,7 @@ def _as_answer(value: object, name: str) -> Answer:
     if isinstance(value, str):
         if not value:
             raise AnswerError(f"{name} is an empty text. Give the text that follows the prompt.")
+        _refuse_half_characters(name, value, AnswerError)
         return value
     if isinstance(value, bool):
         raise AnswerError(f"{name} is {described(value)}, neither a text nor a token id.")
@@ -159,6 +161,18 @@ def _check_prompt(name: str, value: object) -> None:
         raise PromptError(f"{name} is {described(value)}, not a text.")
     if not value.strip():
         raise PromptError(f"{name} is blank ({value!r}). Give the text of the prompt.")
+    _refuse_half_characters(name, value, PromptError)
+
+
+def _refuse_half_characters(name: str, text: str, error: type[PromptError]) -> None:
+    # JSON may spell half of a surrogate pair; no tokenizer takes it, and no file in UTF-8.
+    try:
+        text.encode()
+    except UnicodeEncodeError as found:
+        raise error(
+            f"{name} has {text[found.start]!r} at character {found.start}, half of a surrogate "
+            f"pair and no character: {described(text)}. Remove it, or write the whole character."
+        ) from None
 
 
 def described(value: object) -> str:

@@ -54,7 +54,8 @@ class Task:
         """Check the pairs and choose the metric.
 
         Args:
-            pairs: `hw.Pair` objects, mappings with the same fields, or a `datasets.Dataset`.
+            pairs: `hw.Pair` objects, mappings with the same fields, a `datasets.Dataset`, or a
+                pandas table with the fields as columns (missing cells count as left out).
             metric: A name, an `hw` metric or a function. Left out: `logit_diff` if every pair has
                 `answer` and `wrong`, `logprob` if every pair has `answer`, else `cross_entropy`.
             name: Shown in results.
@@ -100,7 +101,12 @@ class Task:
     @property
     def has_corrupted(self) -> bool:
         """Whether every pair has a corrupted prompt."""
-        return all(pair.corrupted is not None for pair in self.pairs)
+        return self.lacking_corrupted() is None
+
+    def lacking_corrupted(self) -> int | None:
+        """Return the index of the first pair without a corrupted prompt; None if all have one."""
+        lacking = (index for index, pair in enumerate(self.pairs) if pair.corrupted is None)
+        return next(lacking, None)
 
     def batches(
         self,
@@ -267,17 +273,10 @@ def _default_metric(pairs: Sequence[Pair]) -> Metric:
 
 
 def _checked(pairs: Any) -> list[Pair]:
-    if isinstance(pairs, str | Path):
-        raise PromptError(
-            f"hw.Task takes pairs, not the file {str(pairs)!r}. Read it: "
-            f"hw.Task.read({str(pairs)!r})."
-        )
-    if isinstance(pairs, Mapping):
-        splits = ", ".join(map(repr, pairs))
-        raise PromptError(
-            f"hw.Task takes a list of pairs; this is a mapping with {splits}. Put a single pair "
-            "in a list; of a `datasets.DatasetDict` choose one split."
-        )
+    _refuse_no_list(pairs)
+    if hasattr(pairs, "iterrows"):
+        # A pandas table iterates over its column names, and has NaN where a cell is missing.
+        pairs = pairs.astype(object).where(pairs.notna(), None).to_dict("records")
     checked = []
     for number, row in enumerate(pairs):
         try:
@@ -287,3 +286,23 @@ def _checked(pairs: Any) -> list[Pair]:
     if not checked:
         raise PromptError("there are no pairs. A task needs at least one.")
     return checked
+
+
+def _refuse_no_list(pairs: Any) -> None:
+    """Raise if `pairs` is what one might take for pairs: a name, a file, a mapping."""
+    if isinstance(pairs, str | Path):
+        shown = repr(str(pairs))
+        if isinstance(pairs, Path) or Path(pairs).suffix:
+            raise PromptError(
+                f"hw.Task takes pairs, not the file {shown}. Read it: hw.Task.read({shown})."
+            )
+        raise PromptError(
+            f"hw.Task takes pairs, not the text {shown}. An embedded task: hw.task({shown}); "
+            f"a file of pairs: hw.Task.read({shown})."
+        )
+    if isinstance(pairs, Mapping) and pairs:
+        splits = ", ".join(map(repr, pairs))
+        raise PromptError(
+            f"hw.Task takes a list of pairs; this is a mapping with {splits}. Put a single pair "
+            "in a list; of a `datasets.DatasetDict` choose one split."
+        )
