@@ -132,3 +132,28 @@ def test_a_proof_is_plain_data_for_a_manifest():
     entry = prove(model_of("GPT-2")).to_dict()
     assert entry["family"] == "GPT-2"
     assert all(error <= allowed for error, allowed in entry["checks"].values())
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"), [(math.nan, "holds NaN"), (-math.inf, "holds infinity")]
+)
+def test_weights_that_are_no_numbers_are_named(value, problem):
+    module = tiny_models.build("Llama")
+    with torch.no_grad():
+        module.model.layers[0].mlp.up_proj.weight[2, 3] = value
+        module.model.norm.weight[1] = value
+    with pytest.raises(FailedProofError) as caught:
+        prove(Model(module, adapter=resolve(module)))
+    assert str(caught.value).split("\n")[0] == (
+        f"LlamaForCausalLM cannot be run: parameter model.layers.0.mlp.up_proj.weight {problem}, "
+        f"parameter model.norm.weight {problem}."
+    )
+
+
+def test_weights_without_values_are_named():
+    module = tiny_models.build("GPT-2").to("meta")
+    with pytest.raises(FailedProofError) as caught:
+        prove(Model(module, adapter=resolve(module)))
+    message = str(caught.value)
+    assert "parameter transformer.wte.weight is on the meta device, without values" in message
+    assert ", and " in message

@@ -87,17 +87,47 @@ def prove(model: Model) -> Proof:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        _refuse_broken_weights(model.module)
         raise FailedProofError(
             f"{name} cannot be run as {adapter.family.name}: on random tokens it raised "
             f"{type(error).__name__}: {error}\n{_advice(adapter)}"
         ) from error
     proof = Proof(name, adapter.family.name, str(model.dtype).removeprefix("torch."), checks)
     if not proof.holds:
+        _refuse_broken_weights(model.module)
         raise FailedProofError(
             f"the self-proof failed, so no attribution of this model could be trusted.\n{proof}\n"
             f"{_advice(adapter)}"
         )
     return proof
+
+
+def _refuse_broken_weights(module: nn.Module) -> None:
+    """Blame the weights, not the record, where weights are missing or no numbers."""
+    broken = [
+        f"parameter {name} {problem}"
+        for name, parameter in module.named_parameters()
+        if (problem := _problem(parameter)) is not None
+    ]
+    if broken:
+        more = f", and {len(broken) - 3} more" if len(broken) > 3 else ""
+        raise FailedProofError(
+            f"{type(module).__name__} cannot be run: {', '.join(broken[:3])}{more}.\n"
+            "Load its weights again from the checkpoint; if they overflowed in float16, with "
+            "dtype='bfloat16' or 'float32'."
+        )
+
+
+def _problem(parameter: torch.Tensor) -> str | None:
+    if parameter.is_meta:
+        return "is on the meta device, without values"
+    if not parameter.is_floating_point():
+        return None
+    # some eight-bit types cannot be asked
+    values = parameter.detach().float() if parameter.element_size() == 1 else parameter.detach()
+    if values.isnan().any():
+        return "holds NaN"
+    return "holds infinity" if values.isinf().any() else None
 
 
 @contextmanager
