@@ -17,6 +17,7 @@ from headwater.architectures.table import BY_MODEL_TYPE
 from headwater.errors import (
     FailedProofError,
     ModelStateError,
+    PromptError,
     UnknownModelError,
     UnknownOptionError,
     UnsupportedModelError,
@@ -164,7 +165,98 @@ def test_a_model_type_transformers_does_not_know_is_refused(tmp_path):
         load(str(tmp_path))
 
 
+@pytest.mark.parametrize(("device", "near"), [("gpu", "cuda"), ("gpu:1", "cuda"), ("cud", "cuda")])
+def test_a_device_nobody_knows_is_refused_before_anything_is_loaded(device, near, offline):
+    with pytest.raises(UnknownOptionError) as caught:
+        load("no/such-model", device=device)
+    first, here = str(caught.value).split("\n")
+    assert first.startswith(f"no device {device!r}. Closest: '{near}'")
+    assert here.startswith("Here: 'cpu'")
+
+
+def test_a_device_that_is_not_here_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UnknownOptionError) as caught:
+        load("tiny", device="cuda:3")
+    assert "the device 'cuda:3' is not available" in str(caught.value)
+    assert "Closest: 'cuda:0'" in str(caught.value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for ask in (lambda: load("tiny", device="cuda"), lambda: load("tiny").to(device="cuda")):
+        with pytest.raises(UnknownOptionError, match=r"'cuda' is not available.*Closest: 'cpu'"):
+            ask()
+
+
+def test_loading_a_module_is_refused_with_what_to_write():
+    with pytest.raises(UnsupportedModelError) as caught:
+        load(tiny_models.shared("Llama"))
+    assert str(caught.value) == (
+        "hw.load takes the name or folder of a model, but got LlamaForCausalLM.\n"
+        "For a module you already have write hw.wrap(module, tokenizer)."
+    )
+
+
+def test_a_folder_may_be_a_path(folder):
+    assert load(folder).name == str(folder)
+
+
+# prompts the model cannot embed
+
+
+@pytest.mark.parametrize(("wrong", "family"), [(61, "GPT-2"), (-1, "Llama"), (999, "Mamba")])
+def test_a_token_beyond_the_embedding_is_refused(wrong, family):
+    model, ids = wrap(tiny_models.shared(family)), tiny_models.tokens()
+    ids[1, 4] = wrong
+    with pytest.raises(PromptError) as caught:
+        model.run(ids)
+    name = type(model.module).__name__
+    assert str(caught.value).split("\n")[0] == (
+        f"token id {wrong} in prompt 1 at position 4: {name} embeds the ids 0 to 60."
+    )
+
+
+@pytest.mark.parametrize("family", ["GPT-2", "OPT", "GPT-Neo", "GPT-J"])
+@torch.no_grad()
+def test_prompts_longer_than_the_learned_positions_are_refused(family):
+    module = tiny_models.shared(family)
+    model = wrap(module)
+    ids = tiny_models.tokens(positions=64)
+    assert torch.equal(model.run(ids), module(ids).logits)
+    with pytest.raises(PromptError, match=r"^a prompt of 65 tokens, but .* for only 64\.\n"):
+        model.run(tiny_models.tokens(positions=65))
+
+
+@torch.no_grad()
+def test_padding_takes_no_learned_position():
+    module = tiny_models.shared("GPT-2")
+    ids = tiny_models.tokens(positions=70)
+    mask = torch.arange(70).expand(2, -1) >= 10
+    alone = module(ids[:, 10:]).logits
+    torch.testing.assert_close(wrap(module).run(ids, mask=mask)[:, 10:], alone)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Falcon", "BLOOM", "Mamba"])
+@torch.no_grad()
+def test_computed_positions_have_no_limit(family):
+    model = wrap(tiny_models.shared(family))
+    assert model.run(tiny_models.tokens(positions=70)).shape[1] == 70
+
+
 # wrapping
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda: "tiny", "but got str.\nTo load a model by its name write hw.load('tiny')."),
+        (lambda: wrap(nn.Linear(1, 1)), "but got Model.\nIt is wrapped already: use it as it is"),
+        (lambda: 3, "but got int.\nWrite hw.wrap(module, tokenizer)"),
+    ],
+)
+def test_wrapping_what_is_no_module_is_refused_with_what_to_write(given, message):
+    with pytest.raises(UnsupportedModelError) as caught:
+        wrap(given())
+    assert str(caught.value).startswith("hw.wrap takes a torch.nn.Module, " + message)
 
 
 def test_wrapping_changes_neither_flags_nor_mode():

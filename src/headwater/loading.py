@@ -5,6 +5,7 @@ Weights are read from safetensors only; no pickle is ever opened.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -39,6 +40,8 @@ DTYPES: dict[str, torch.dtype] = {
 }
 """Names accepted for a number type."""
 
+_ALSO_CALLED = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "metal": "mps", "apple": "mps"}
+
 
 def embedded_folder() -> Path:
     """The folder of the package that holds the embedded models."""
@@ -71,6 +74,69 @@ def to_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
             "Use 'float64', 'float32', 'bfloat16' or 'float16'."
         )
     return DTYPES[name]
+
+
+def to_device(device: str | int | torch.device | None) -> torch.device | None:
+    """Read a device given by name, and see whether it is there.
+
+    Args:
+        device: For example `"cuda"`, `"cuda:1"` or `"cpu"`; None for no choice.
+
+    Returns:
+        The torch device, or None.
+
+    Raises:
+        UnknownOptionError: If there is no such device, or not on this machine.
+    """
+    if device is None:
+        return None
+    here = _devices_here()
+    listed = f"Here: {', '.join(repr(name) for name in here)}."
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        name = str(device)
+        near = _ALSO_CALLED.get(name.lower().partition(":")[0])
+        hint = f" Closest: '{near}'." if near else did_you_mean(name, ("cpu", "cuda", "mps", "xpu"))
+        raise UnknownOptionError(f"no device {name!r}.{hint}\n{listed}") from error
+    looked_up = found.type in ("cuda", "mps", "xpu")
+    if looked_up and f"{found.type}:{found.index or 0}" not in here:
+        near = next((name for name in here if name.startswith(found.type)), "cpu")
+        raise UnknownOptionError(
+            f"the device {str(found)!r} is not available: torch {torch.__version__} does not see "
+            f"it. Closest: {near!r}.\n{listed}"
+        )
+    return found
+
+
+def _devices_here() -> list[str]:
+    counts = {
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+        "xpu": torch.xpu.device_count() if torch.xpu.is_available() else 0,
+    }
+    numbered = [f"{kind}:{index}" for kind, count in counts.items() for index in range(count)]
+    return ["cpu", *numbered]
+
+
+def refuse_no_name(name: Any) -> str:
+    """Return the name or folder of a model as text, and say what to write for anything else.
+
+    Args:
+        name: What was given to `load`.
+
+    Returns:
+        The name.
+
+    Raises:
+        UnsupportedModelError: If it is neither a text nor a path.
+    """
+    if isinstance(name, (str, os.PathLike)):
+        return os.fspath(name)
+    raise UnsupportedModelError(
+        f"hw.load takes the name or folder of a model, but got {type(name).__name__}.\n"
+        "For a module you already have write hw.wrap(module, tokenizer)."
+    )
 
 
 def fetch(

@@ -19,14 +19,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from headwater import states
+from headwater import limits, states
 from headwater.architectures.adapter import Adapter, resolve
 from headwater.architectures.overview import site_rows
 from headwater.attention import switched_on
 from headwater.errors import UnknownOptionError, UnsupportedModelError
 from headwater.fingerprints import config_hash, tokenizer_hash, weights_hash
 from headwater.interrupts import Held
-from headwater.loading import fetch, refuse_config, to_dtype
+from headwater.loading import fetch, refuse_config, refuse_no_name, to_device, to_dtype
 from headwater.precision import eager_experts, true_float64
 from headwater.proof import Proof
 from headwater.proof import prove as prove_adapter
@@ -40,7 +40,7 @@ from headwater.taps import (
     starting_at,
     tapped,
 )
-from headwater.unwrapping import unwrapped
+from headwater.unwrapping import refuse_no_module, unwrapped
 
 # one lock a module, not a wrapper: two wrappers of one module stub the same layers
 _locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
@@ -82,6 +82,7 @@ class Model:
             self.lock = _locks.setdefault(module, threading.RLock())
         self._hashes: tuple[tuple[tuple[int, int], ...] | None, dict[str, str]] | None = None
         self._takes = frozenset(inspect.signature(module.forward).parameters)
+        self._longest = limits.position_limit(module)
 
     def __repr__(self) -> str:
         shape = "no adapter" if self.adapter is None else _size_in_words(self.adapter)
@@ -138,8 +139,11 @@ class Model:
 
         Raises:
             UnsupportedModelError: If the model has no adapter, or does not offer a tapped site.
+            PromptError: If it has no embedding for a token (seen on the CPU) or a position.
         """
         adapter = self.anatomy()
+        limits.refuse_unknown_ids(self.module, ids)
+        limits.refuse_long_prompts(self.module, self._longest, ids, mask, position_ids)
         taps = taps or {}
         double = self.dtype == torch.float64
         with self.lock, Held() as interrupts, ExitStack() as stack:
@@ -247,15 +251,17 @@ class Model:
 
         Raises:
             UnsupportedModelError: If the model is quantized and a dtype is asked for.
+            UnknownOptionError: If there is no such dtype, or no such device here.
         """
         if dtype is not None and getattr(self.module, "is_quantized", False):
             raise UnsupportedModelError(
                 f"{self.name} is quantized: its weights cannot be converted to {dtype}.\n"
                 "Load the unquantized checkpoint with hw.load(name, dtype=...)."
             )
+        options = {"device": to_device(device), "dtype": to_dtype(dtype)}
         with self.lock:
             module = copy.deepcopy(self.module)
-        module = module.to(device=device, dtype=to_dtype(dtype))
+        module = module.to(**options)
         twin = Model(module, self.tokenizer, name=self.name, refusal=self.refusal, notes=self.notes)
         if self.adapter is not None:
             adapter = resolve(module, self.adapter.family)
@@ -288,7 +294,7 @@ def _size_in_words(adapter: Adapter) -> str:
 
 
 def load(
-    name: str,
+    name: str | Any,
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
@@ -313,19 +319,22 @@ def load(
 
     Raises:
         UnknownModelError: If there is no such model.
-        UnsupportedModelError: If headwater cannot run it with gates.
-        UnknownOptionError: If the dtype does not exist, or both device and device_map are given.
+        UnsupportedModelError: If headwater cannot run it with gates, or it is no name.
+        UnknownOptionError: If the dtype or device does not exist here, or both device and
+            device_map are given.
     """
+    name = refuse_no_name(name)
     if device is not None and device_map is not None:
         raise UnknownOptionError(
             f"both device={str(device)!r} and device_map={device_map!r} were given.\n"
             "Give one: device moves the whole model, device_map spreads it."
         )
+    place = to_device(device)
     module, tokenizer = fetch(
         name, dtype=to_dtype(dtype), device_map=device_map, trust_remote_code=trust_remote_code
     )
-    if device is not None:
-        module = module.to(device)
+    if place is not None:
+        module = module.to(place)
     if frozen:
         module.requires_grad_(False)
     model = Model(module, tokenizer, name=name, adapter=resolve(module))
@@ -334,7 +343,7 @@ def load(
     return model
 
 
-def wrap(module: nn.Module, tokenizer: Any = None) -> Model:
+def wrap(module: nn.Module | Any, tokenizer: Any = None) -> Model:
     """Use a module of yours; its weights, flags and mode stay as they are.
 
     Args:
@@ -345,7 +354,11 @@ def wrap(module: nn.Module, tokenizer: Any = None) -> Model:
     Returns:
         The model. If it cannot be attributed (no language model, unknown family, failed proof),
         attribution is refused later with the reason, which `refusal` holds.
+
+    Raises:
+        UnsupportedModelError: If it is no module at all, for example a name.
     """
+    refuse_no_module(module)
     notes: tuple[str, ...] = ()
     try:
         module, notes = unwrapped(module)

@@ -43,6 +43,27 @@ def unwrapped(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
             return module, tuple(notes)
 
 
+def refuse_no_module(given: Any) -> None:
+    """Refuse what is no module, and say what to write instead.
+
+    Args:
+        given: What was given to `wrap`.
+
+    Raises:
+        UnsupportedModelError: If it is a name, a headwater model, or anything else.
+    """
+    if isinstance(given, nn.Module):
+        return
+    kind = type(given).__name__
+    if isinstance(given, str):
+        advice = f"To load a model by its name write hw.load({given!r})."
+    elif isinstance(getattr(given, "module", None), nn.Module):
+        advice = "It is wrapped already: use it as it is, or write hw.wrap(model.module)."
+    else:
+        advice = "Write hw.wrap(module, tokenizer), or hw.load(name)."
+    raise UnsupportedModelError(f"hw.wrap takes a torch.nn.Module, but got {kind}.\n{advice}")
+
+
 def _refuse_prompt_learning(module: Any) -> None:
     config = getattr(module, "active_peft_config", None)
     if getattr(config, "is_prompt_learning", False):
