@@ -614,3 +614,11 @@ def test_the_cost_of_a_model_is_counted_in_prompts_run():
     exact = attribute(chosen, three, hw.mlps(), hw.Exact()).cost
     # the corrupted run, the run at rest, then two and one of the two layers
     assert (exact.forwards, exact.backwards) == (3 * (1 + 1 + 1 + 0.5), 0)
+
+
+def test_an_audit_of_exact_effects_says_that_it_ran_them_again():
+    scores = attribute(model("GPT-2"), task(5), hw.heads() + hw.mlps(), hw.Exact())
+    audit = scores.audit(4)
+    assert audit.sentence.startswith("4 of 10 exact effects run again: the largest difference is ")
+    assert "there is no estimate to doubt" in audit.verdict
+    assert all(row["low"] is None for row in audit.statistics)
