@@ -15,6 +15,7 @@ import headwater as hw
 from headwater.attribution import attribute
 from headwater.errors import GateError, UnalignedPromptsError
 from headwater.prompts import Batch
+from headwater.sites import Site
 from oracles import Part, Twin
 from tiny_tasks import gated, model, pair, tokenizer
 
@@ -203,3 +204,29 @@ def test_prompts_of_several_lengths_are_refused_though_answers_even_them_out():
     assert pairs.batches(tokenizer())[0].mask.all()
     message = refused(UnalignedPromptsError, pairs, hw.mlps(positions="each"))
     assert re.search(r"but this task has lengths 4, 5: ", message)
+
+
+def test_a_resampled_prompt_keeps_its_own_answer_behind_it():
+    pairs = [
+        hw.Pair("Mary and John went to the", answer=" store , Mary"),
+        hw.Pair("Anna and Paul went to the", answer=" park , Anna"),
+    ]
+    subject = hw.load("tiny")
+    task = hw.Task(pairs, metric=hw.logprob())
+    batches = task.batches(subject.tokenizer)
+    sites = [Site(0, "mlp.out")]
+    off = hw.Resample().prepare(subject, task, batches, sites)
+    (batch,) = batches
+    seen = off(batch).values[sites[0]]
+    own = batch.clean.clone()
+    prompt = int(batch.prompt_lengths()[0])
+    own[0, :prompt], own[1, :prompt] = batch.clean[1, :prompt], batch.clean[0, :prompt]
+    kept = {}
+    subject.run(own, mask=batch.mask, taps={sites[0]: lambda value: kept.update(value=value)})
+    torch.testing.assert_close(seen, kept["value"])
+
+
+def test_positions_of_a_residual_are_no_cut_when_an_answer_stands_behind_them():
+    task = hw.Task([hw.Pair("Mary and John", answer=" went to")], metric=hw.logprob())
+    scores = hw.attribute(hw.load("tiny"), task, hw.residual(layers=1), reference=hw.Zero())
+    assert not scores.parts.is_cut

@@ -182,7 +182,7 @@ class Resample(Reference):
         for batch in batches:
             ids = batch.clean if batch.corrupted is None else batch.corrupted
             for row, pair in enumerate(batch.pairs):
-                prompts[pair] = ids[row][batch.mask[row]]
+                prompts[pair] = ids[row][_prompt_mask(batch)[row]]
                 by_length.setdefault(len(prompts[pair]), []).append(pair)
         donors: dict[int, Tensor] = {}
         chooser = random.Random(self.seed)
@@ -211,9 +211,9 @@ class _Donors(Off):
     donors: Mapping[int, Tensor]
 
     def __call__(self, batch: Batch) -> OffValues:
-        ids = batch.clean.clone()
+        ids, own = batch.clean.clone(), _prompt_mask(batch)
         for row, pair in enumerate(batch.pairs):
-            ids[row][batch.mask[row]] = self.donors[pair].to(ids.device)
+            ids[row][own[row]] = self.donors[pair].to(ids.device)
         values, _ = capture(self.model, ids, batch, self.sites)
         return OffValues(values, forwards=len(batch))
 
@@ -347,13 +347,26 @@ class _Means(Off):
         longest = int(batch.mask.sum(1).max())
         if longest > self.seen:
             raise UnfitReferenceError(
-                f"a prompt of this task has {longest} tokens, but the longest prompt averaged has "
+                f"a prompt of this task has {longest} tokens{_with_answer(batch)}, but the longest "
+                "prompt averaged has "
                 f"{self.seen}: hw.PositionalMean has no mean at position {self.seen}.\n"
                 "Give longer prompts in over=, or use hw.Mean()."
             )
         return OffValues(
             {site: mean[batch.position_ids.to(mean.device)] for site, mean in self.means.items()}
         )
+
+
+def _with_answer(batch: Batch) -> str:
+    return "" if batch.ending is None else " with the answer behind it"
+
+
+def _prompt_mask(batch: Batch) -> Tensor:
+    """True at the prompt's own tokens: neither padding nor a teacher-forced answer."""
+    length = batch.mask.shape[1]
+    ending = batch.mask.sum(1) - batch.prompt_lengths()
+    column = torch.arange(length, device=batch.mask.device)
+    return batch.mask & (column < length - ending[:, None])
 
 
 def _no_corrupted(who: str, task: Task) -> MissingFieldError:

@@ -164,7 +164,7 @@ def _score(
         corrupted=corrupted,
         sizes=sizes,
         cost=cost,
-        is_cut=table.is_cut(gated.length),
+        is_cut=gated.is_cut,
         tokens=tuple(tokens[pair] for pair in sorted(tokens)),
     )
 

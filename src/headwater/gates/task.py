@@ -89,6 +89,13 @@ class GatedTask:
                 ),
             )
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether every path from prompt to logits crosses exactly one component."""
+        # what stands behind the prompt is part of the run, but no position reaches it
+        ended = any(batch.ending is not None for batch in self.batches)
+        return self.table.is_cut(None if ended else self.length)
+
     def shares(self) -> list[float]:
         """Return for each component the share of a forward that one exact effect costs."""
         depth = self.model.anatomy().n_layers
