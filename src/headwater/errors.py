@@ -7,7 +7,7 @@
     │   ├── UnknownModelError
     │   ├── UnknownTaskError
     │   ├── UnknownWordError                 a prompt or answer the tokenizer has no token for
-    │   └── UnknownOptionError               an estimator, metric, reference or dtype
+    │   └── UnknownOptionError               an estimator, metric, reference, dtype or device
     ├── UnsupportedModelError (ValueError)   a model headwater cannot run with gates
     │   ├── FailedProofError                 the adapter's self-proof failed; carries the numbers
     │   └── UnavailableSiteError             this model does not offer this site; says why
@@ -68,7 +68,7 @@ class UnknownWordError(UnknownNameError):
 
 
 class UnknownOptionError(UnknownNameError):
-    """An estimator, metric, reference, component kind or dtype that does not exist."""
+    """An estimator, metric, reference, component kind, dtype or device that does not exist."""
 
 
 class UnsupportedModelError(HeadwaterError, ValueError):
