@@ -8,7 +8,7 @@ cached residual, so that exact effects cost about half a forward each.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,13 +20,13 @@ from headwater.errors import UnfitReferenceError
 from headwater.gates.function import Cost, End, GatedFunction
 from headwater.gates.placement import spread_weight
 from headwater.gates.sizes import Sizes
-from headwater.metrics import Metric
+from headwater.metrics import Metric, kl
 from headwater.models import Model
 from headwater.prompts import Batch
 from headwater.references import OffValues, capture
 from headwater.sites import Site
+from headwater.taps import Tap
 
-Tap = Callable[[Tensor], Tensor | None]
 Place = tuple[int, Group]
 """A gate's column and the group that holds it."""
 
@@ -79,7 +79,7 @@ class ModelGates(GatedFunction):
             dtype=torch.promote_types(model.dtype, torch.float32),
             device=model.device,
             end=end,
-            stationary=frozenset({"clean"}) if "clean_logits" in metric.needs else frozenset(),
+            stationary=frozenset({"clean"}) if isinstance(metric, kl) else frozenset(),
             cost=Cost() if cost is None else cost,
         )
         self.sizes = Sizes(model.anatomy(), table, batch)
