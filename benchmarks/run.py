@@ -40,6 +40,8 @@ def rows() -> list[tuple[str, str, str]]:
          ""),
         ("import headwater", f"{_import_seconds('headwater'):.3f} s CPU", "0.05 s"),
         ("headwater --help", f"{_command_seconds('--help'):.2f} s CPU", "0.4 s"),
+        ("importing torch, transformers and one model class, without headwater",
+         f"{_import_seconds('torch, transformers.models.llama.modeling_llama'):.2f} s CPU", ""),
         ("headwater demo", f"{_command_seconds('demo', '--out', '/tmp/headwater-demo'):.2f} s CPU",
          "10 s"),
     ]  # fmt: skip

@@ -154,5 +154,9 @@ def test_demo_prints_the_result_and_writes_the_page(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "20 of 20 components checked exactly" in done.stdout
     assert (tmp_path / "demo" / "page.html").stat().st_size > 20_000
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    shown = readme[readme.index("```\nioi on tiny") + 3 :].split("```")[0]
+    for part in shown.split("..."):
+        assert " ".join(part.split()) in " ".join(done.stdout.split())
     again = headwater("demo", cwd=tmp_path)
     assert again.returncode == 0, again.stderr

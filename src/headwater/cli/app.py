@@ -218,7 +218,7 @@ def demo(
     import headwater as hw
     from headwater.cli import show
 
-    model, task = hw.load("tiny"), hw.task("ioi")
+    model, task = hw.load("tiny"), hw.task("ioi", count=100)
     components = hw.heads() + hw.mlps()
     scores = hw.attribute(model, task, components, hw.Gradient(), progress=progress)
     scores.audit(sample=32, progress=progress)
