@@ -84,7 +84,7 @@ def test_a_gate_at_one_half_is_half_way_between_value_and_reference():
     function = gated(chosen, one, hw.mlps(layers=1), hw.Zero())
     hook = chosen.adapter.layers[1].mlp.register_forward_hook(lambda _, __, out: out / 2)
     with torch.no_grad():
-        halved = chosen.run(function.ids)
+        halved = chosen.forward(function.ids)
         hook.remove()
         ours = function(function.gates() / 2)[0]
     last = halved[0, -1]
@@ -213,7 +213,7 @@ def test_rows_that_are_all_padding_stay_finite_with_finite_gradients(family, dty
 
     site = chosen.sites()[0]
     with chosen.frozen():
-        logits = chosen.run(
+        logits = chosen.forward(
             batch.clean, mask=batch.mask, position_ids=batch.position_ids, taps={site: grow}
         )
     assert bool(logits.isfinite().all())

@@ -33,7 +33,7 @@ def model() -> Model:
 @torch.no_grad()
 def whole_run(model: Model, taps=TAPS):
     residual = torch.zeros(BATCH, POSITIONS, 24, dtype=model.dtype)
-    return model.run(tiny_models.tokens(), taps=taps, start=(1, residual), read=1)
+    return model.forward(tiny_models.tokens(), taps=taps, start=(1, residual), read=1)
 
 
 def interrupted(model: Model, run) -> None:

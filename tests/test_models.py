@@ -208,7 +208,7 @@ def test_a_token_beyond_the_embedding_is_refused(wrong, family):
     model, ids = wrap(tiny_models.shared(family)), tiny_models.tokens()
     ids[1, 4] = wrong
     with pytest.raises(PromptError) as caught:
-        model.run(ids)
+        model.forward(ids)
     name = type(model.module).__name__
     assert str(caught.value).split("\n")[0] == (
         f"token id {wrong} in prompt 1 at position 4: {name} embeds the ids 0 to 60."
@@ -221,9 +221,9 @@ def test_prompts_longer_than_the_learned_positions_are_refused(family):
     module = tiny_models.shared(family)
     model = wrap(module)
     ids = tiny_models.tokens(positions=64)
-    assert torch.equal(model.run(ids), module(ids).logits)
+    assert torch.equal(model.forward(ids), module(ids).logits)
     with pytest.raises(PromptError, match=r"^a prompt of 65 tokens, but .* for only 64\.\n"):
-        model.run(tiny_models.tokens(positions=65))
+        model.forward(tiny_models.tokens(positions=65))
 
 
 @torch.no_grad()
@@ -232,14 +232,14 @@ def test_padding_takes_no_learned_position():
     ids = tiny_models.tokens(positions=70)
     mask = torch.arange(70).expand(2, -1) >= 10
     alone = module(ids[:, 10:]).logits
-    torch.testing.assert_close(wrap(module).run(ids, mask=mask)[:, 10:], alone)
+    torch.testing.assert_close(wrap(module).forward(ids, mask=mask)[:, 10:], alone)
 
 
 @pytest.mark.parametrize("family", ["Llama", "Falcon", "BLOOM", "Mamba"])
 @torch.no_grad()
 def test_computed_positions_have_no_limit(family):
     model = wrap(tiny_models.shared(family))
-    assert model.run(tiny_models.tokens(positions=70)).shape[1] == 70
+    assert model.forward(tiny_models.tokens(positions=70)).shape[1] == 70
 
 
 # wrapping
@@ -333,7 +333,7 @@ def test_a_peft_model_runs_with_its_adapters():
     model, ids = wrap(PeftModel(module)), tiny_models.tokens()
     assert model.module is module
     assert model.notes == ("the PEFT adapters run as part of the model inside the PeftModel",)
-    torch.testing.assert_close(model.run(ids), module(ids).logits)
+    torch.testing.assert_close(model.forward(ids), module(ids).logits)
 
 
 def test_prompt_learning_adapters_are_refused_by_name():
@@ -351,7 +351,7 @@ def test_a_compiled_model_runs_uncompiled_and_says_so():
     model = wrap(torch.compile(module, backend="eager"))
     assert model.module is module
     assert model.notes == ("torch.compile is bypassed: compiled code skips hooks",)
-    torch.testing.assert_close(model.run(ids), module(ids).logits)
+    torch.testing.assert_close(model.forward(ids), module(ids).logits)
 
 
 def test_parts_compiled_in_place_run_uncompiled_and_stay_compiled():
@@ -364,7 +364,7 @@ def test_parts_compiled_in_place_run_uncompiled_and_stay_compiled():
     for part in (module, module.model.layers[1]):
         part._compiled_call_impl = compiled
     model = wrap(module)
-    assert torch.equal(model.run(ids), plain)
+    assert torch.equal(model.forward(ids), plain)
     assert module._compiled_call_impl is compiled
     assert module.model.layers[1]._compiled_call_impl is compiled
 
@@ -450,7 +450,7 @@ def test_the_language_model_inside_a_multimodal_model_is_attributed(build):
     model = wrap(module)
     assert model.anatomy().n_layers == 2
     with torch.no_grad():
-        assert torch.equal(model.run(ids), module(input_ids=ids).logits)
+        assert torch.equal(model.forward(ids), module(input_ids=ids).logits)
 
 
 # state
@@ -509,7 +509,7 @@ def test_to_makes_a_converted_copy():
     assert (model.dtype, twin.dtype) == (torch.float32, torch.float64)
     assert twin.module is not model.module
     with torch.no_grad():
-        double, single = twin.run(ids), model.run(ids)
+        double, single = twin.run(ids), model.forward(ids)
     assert double.dtype == torch.float64
     torch.testing.assert_close(double.float(), single, atol=1e-4, rtol=1e-4)
 
@@ -524,7 +524,7 @@ def test_threads_that_stub_the_same_layers_do_not_disturb_each_other():
     kept = {}
     with torch.no_grad():
         keep = {Site(1, "resid_pre"): lambda x: kept.__setitem__("residual", x.clone())}
-        expected = wrap(module).run(ids, taps=keep)
+        expected = wrap(module).forward(ids, taps=keep)
     wrong = []
 
     def work():
@@ -532,7 +532,7 @@ def test_threads_that_stub_the_same_layers_do_not_disturb_each_other():
         with torch.no_grad():
             for _ in range(10):
                 for start in (None, (1, kept["residual"])):
-                    if not torch.equal(model.run(ids, start=start), expected):
+                    if not torch.equal(model.forward(ids, start=start), expected):
                         wrong.append(start)
 
     workers = [threading.Thread(target=work) for _ in range(4)]
@@ -548,8 +548,8 @@ def test_explicit_positions_are_passed_on():
     model, ids = wrap(tiny_models.shared("GPT-2")), tiny_models.tokens()
     shifted = torch.arange(7).expand(2, 7) + 3
     expected = model.module(ids, position_ids=shifted).logits
-    assert torch.equal(model.run(ids, position_ids=shifted), expected)
-    assert not torch.equal(model.run(ids), expected)
+    assert torch.equal(model.forward(ids, position_ids=shifted), expected)
+    assert not torch.equal(model.forward(ids), expected)
 
 
 # identity

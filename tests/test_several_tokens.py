@@ -222,7 +222,7 @@ def test_a_resampled_prompt_keeps_its_own_answer_behind_it():
     prompt = int(batch.prompt_lengths()[0])
     own[0, :prompt], own[1, :prompt] = batch.clean[1, :prompt], batch.clean[0, :prompt]
     kept = {}
-    subject.run(own, mask=batch.mask, taps={sites[0]: lambda value: kept.update(value=value)})
+    subject.forward(own, mask=batch.mask, taps={sites[0]: lambda value: kept.update(value=value)})
     torch.testing.assert_close(seen, kept["value"])
 
 

@@ -63,7 +63,7 @@ def inside_attention(model: Model, site: Site) -> bool:
 @torch.no_grad()
 def test_every_site_hands_its_tap_the_documented_shape(family):
     model, seen = model_of(family), {}
-    model.run(tiny_models.tokens(), taps=reading(model.sites(), seen))
+    model.forward(tiny_models.tokens(), taps=reading(model.sites(), seen))
     adapter = model.anatomy()
     sizes = {
         "batch": BATCH,
@@ -86,7 +86,7 @@ def test_every_site_hands_its_tap_the_documented_shape(family):
 @torch.no_grad()
 def test_taps_come_in_the_order_in_which_sites_are_listed(family):
     model, seen = model_of(family), {}
-    model.run(tiny_models.tokens(), taps=reading(reversed(model.sites()), seen))
+    model.forward(tiny_models.tokens(), taps=reading(reversed(model.sites()), seen))
     called = [site for site in seen if site.name in ("embed", "resid_post", "final_norm")]
     assert called == [site for site in model.sites() if site in set(called)]
 
@@ -95,7 +95,7 @@ def test_taps_come_in_the_order_in_which_sites_are_listed(family):
 @torch.no_grad()
 def test_a_run_without_taps_is_the_module_itself(family):
     model, ids = model_of(family), tiny_models.tokens()
-    assert torch.equal(model.run(ids), model.module(ids, use_cache=False).logits)
+    assert torch.equal(model.forward(ids), model.module(ids, use_cache=False).logits)
 
 
 @every_family
@@ -103,29 +103,29 @@ def test_a_run_without_taps_is_the_module_itself(family):
 def test_replacing_every_site_by_its_own_value_changes_no_bit(family):
     model, ids = model_of(family), tiny_models.tokens()
     outside = [site for site in model.sites() if not inside_attention(model, site)]
-    replaced = model.run(ids, taps=dict.fromkeys(outside, torch.clone))
-    assert torch.equal(replaced, model.run(ids))
+    replaced = model.forward(ids, taps=dict.fromkeys(outside, torch.clone))
+    assert torch.equal(replaced, model.forward(ids))
     # q, k, v and the pattern need headwater's attention: compare with a run that only reads
-    only_read = model.run(ids, taps=reading(model.sites(), {}))
-    assert torch.equal(model.run(ids, taps=dict.fromkeys(model.sites(), torch.clone)), only_read)
+    only_read = model.forward(ids, taps=reading(model.sites(), {}))
+    assert torch.equal(model.forward(ids, taps=dict.fromkeys(model.sites(), torch.clone)), only_read)
 
 
 @every_family
 @torch.no_grad()
 def test_every_replacement_reaches_the_logits(family):
     model, ids = model_of(family), tiny_models.tokens()
-    before = model.run(ids, taps=reading(model.sites(), {}))
+    before = model.forward(ids, taps=reading(model.sites(), {}))
     generator = torch.Generator().manual_seed(0)
     for site in [s for s in model.sites() if s.layer in (None, 1)]:
         noise = lambda x: x + torch.randn(x.shape, generator=generator)  # noqa: E731
-        assert (model.run(ids, taps={site: noise}) - before).abs().max() > 1e-3, site
+        assert (model.forward(ids, taps={site: noise}) - before).abs().max() > 1e-3, site
 
 
 @every_family
 def test_what_a_tap_is_handed_lies_on_the_path_to_the_logits(family):
     model, seen = model_of(family), {}
     taps = {site: lambda value, site=site: seen.__setitem__(site, value) for site in model.sites()}
-    logits = model.run(tiny_models.tokens(), taps=taps)
+    logits = model.forward(tiny_models.tokens(), taps=taps)
     sites = list(seen)
     gradients = torch.autograd.grad(logits.square().sum(), [seen[site] for site in sites])
     for site, gradient in zip(sites, gradients, strict=True):
@@ -143,7 +143,7 @@ def test_a_replaced_residual_goes_on_as_the_residual(family):
         if name in adapter.missing:
             continue
         taps = {Site(1, name): lambda _: value.clone(), **reading(sites, seen)}
-        model.run(ids, taps=taps)
+        model.forward(ids, taps=taps)
         writes = adapter.writes if name == "resid_pre" else ("mlp.out",)
         added = sum(seen[Site(1, write)] * adapter.write_scale for write in writes)
         torch.testing.assert_close(seen[Site(1, "resid_post")], value + added)
@@ -155,7 +155,7 @@ def test_z_of_a_head_is_its_pattern_times_the_values_of_its_group(family):
     model, seen = model_of(family), {}
     adapter = model.anatomy()
     names = ("attn.pattern", "attn.v", "attn.z")
-    model.run(tiny_models.tokens(), taps=reading([Site(1, name) for name in names], seen))
+    model.forward(tiny_models.tokens(), taps=reading([Site(1, name) for name in names], seen))
     pattern, value, z = (seen[Site(1, name)] for name in names)
     for head in range(adapter.n_heads):
         of_group = value[:, :, head * adapter.n_kv_heads // adapter.n_heads]
@@ -172,7 +172,7 @@ def test_z_of_a_head_is_right_in_families_with_an_attention_of_their_own(family)
     path, layout = OWN_ATTENTION[family]
     projection = adapter.layers[1].get_submodule(path)
     projection.register_forward_hook(lambda *call: seen.__setitem__("v", call[-1].clone()))
-    model.run(ids, taps=reading([Site(1, "attn.z")], seen))
+    model.forward(ids, taps=reading([Site(1, "attn.z")], seen))
     pattern = module(ids, output_attentions=True, use_cache=False).attentions[1]
     value = layout(seen["v"], adapter.n_heads, adapter.d_head)
     for head in range(adapter.n_heads):
@@ -185,7 +185,7 @@ def test_z_of_a_head_is_right_in_families_with_an_attention_of_their_own(family)
 @torch.no_grad()
 def test_the_residual_stream_is_the_sum_of_the_writes(family):
     model, seen = model_of(family), {}
-    model.run(tiny_models.tokens(), taps=reading(model.sites(), seen))
+    model.forward(tiny_models.tokens(), taps=reading(model.sites(), seen))
     adapter = model.anatomy()
     stream = seen[Site(None, "embed")]
     for layer in range(adapter.n_layers):
@@ -198,13 +198,13 @@ def test_the_residual_stream_is_the_sum_of_the_writes(family):
 @torch.no_grad()
 def test_a_run_that_starts_at_any_layer_is_the_run(family):
     model, ids, seen = model_of(family), tiny_models.tokens(), {}
-    logits = model.run(ids, taps=reading(model.sites(), seen))
+    logits = model.forward(ids, taps=reading(model.sites(), seen))
     last = model.anatomy().n_layers
-    plain = model.run(ids)
-    model.run(ids, taps=reading([s for s in model.sites() if not inside_attention(model, s)], seen))
+    plain = model.forward(ids)
+    model.forward(ids, taps=reading([s for s in model.sites() if not inside_attention(model, s)], seen))
     for layer in range(last + 1):
         site = Site(layer, "resid_pre") if layer < last else Site(last - 1, "resid_post")
-        assert torch.equal(model.run(ids, start=(layer, seen[site])), plain)
+        assert torch.equal(model.forward(ids, start=(layer, seen[site])), plain)
     assert logits.shape == plain.shape
 
 
@@ -213,8 +213,8 @@ def test_a_run_that_starts_at_any_layer_is_the_run(family):
 def test_many_rows_may_start_from_stacked_residuals(family):
     model, ids, seen = model_of(family), tiny_models.tokens(), {}
     site = Site(1, "resid_pre")
-    plain = model.run(ids, taps=reading([site], seen))
-    stacked = model.run(ids.repeat(3, 1), start=(1, seen[site].repeat(3, 1, 1)))
+    plain = model.forward(ids, taps=reading([site], seen))
+    stacked = model.forward(ids.repeat(3, 1), start=(1, seen[site].repeat(3, 1, 1)))
     torch.testing.assert_close(stacked, plain.repeat(3, 1, 1), atol=1e-5, rtol=1e-5)
 
 
@@ -222,9 +222,9 @@ def test_many_rows_may_start_from_stacked_residuals(family):
 @torch.no_grad()
 def test_only_the_positions_asked_for_are_unembedded(family):
     model, ids = model_of(family), tiny_models.tokens()
-    logits = model.run(ids)
-    torch.testing.assert_close(model.run(ids, read=2), logits[:, -2:])
-    torch.testing.assert_close(model.run(ids, read=[0, 3, -1]), logits[:, [0, 3, -1]])
+    logits = model.forward(ids)
+    torch.testing.assert_close(model.forward(ids, read=2), logits[:, -2:])
+    torch.testing.assert_close(model.forward(ids, read=[0, 3, -1]), logits[:, [0, 3, -1]])
 
 
 @every_family
@@ -233,9 +233,9 @@ def test_left_padding_changes_no_number(family):
     model, ids = model_of(family), tiny_models.tokens(batch=3)
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[1, :2] = mask[2, :4] = False
-    padded = model.run(ids.masked_fill(~mask, 0), mask=mask)
+    padded = model.forward(ids.masked_fill(~mask, 0), mask=mask)
     for row, start in enumerate((0, 2, 4)):
-        alone = model.run(ids[row : row + 1, start:])
+        alone = model.forward(ids[row : row + 1, start:])
         torch.testing.assert_close(padded[row, start:], alone[0], atol=1e-5, rtol=1e-5)
 
 
@@ -272,7 +272,7 @@ def test_an_exception_inside_any_tap_leaves_the_model_as_it_was(family):
     for site in [s for s in model.sites() if s.layer in (None, 1)]:
         start = None if site.name == "embed" else (1, residual)
         with pytest.raises(_StopHereError):
-            model.run(ids, taps={site: stop}, start=start, read=1)
+            model.forward(ids, taps={site: stop}, start=start, read=1)
         assert state_of(model.module) == before, site
 
 
@@ -280,13 +280,13 @@ def test_a_tap_in_a_skipped_layer_is_refused():
     model, ids = model_of("Llama"), tiny_models.tokens()
     residual = torch.zeros(BATCH, POSITIONS, model.anatomy().d_model)
     with pytest.raises(UnavailableSiteError) as caught:
-        model.run(ids, taps={Site(0, "attn.z"): torch.clone}, start=(2, residual))
+        model.forward(ids, taps={Site(0, "attn.z"): torch.clone}, start=(2, residual))
     assert str(caught.value) == (
         "tap at 'layers.0.attn.z', but the run starts at layer 2: it would never be called.\n"
         "Start at layer 0 or earlier."
     )
     with pytest.raises(UnavailableSiteError, match="tap at 'embed'"):
-        model.run(ids, taps={Site(None, "embed"): torch.clone}, start=(2, residual))
+        model.forward(ids, taps={Site(None, "embed"): torch.clone}, start=(2, residual))
 
 
 @torch.no_grad()
@@ -299,7 +299,7 @@ def test_falcon_does_not_write_into_what_a_tap_kept_or_returned():
         kept.append((value, value.clone()))
         return given
 
-    model.run(ids, taps={Site(layer, "mlp.out"): replace for layer in range(2)})
+    model.forward(ids, taps={Site(layer, "mlp.out"): replace for layer in range(2)})
     assert torch.equal(given, untouched)
     assert all(torch.equal(value, copy) for value, copy in kept)
 
@@ -309,11 +309,11 @@ def test_resid_mid_can_be_gated_and_differentiated_in_the_gate():
     m = torch.ones((), requires_grad=True)
     taps = {Site(1, "resid_mid"): lambda x: torch.lerp(torch.zeros_like(x), x, m)}
     with model.frozen():
-        (slope,) = torch.autograd.grad(model.run(ids, taps=taps).square().sum(), m)
+        (slope,) = torch.autograd.grad(model.forward(ids, taps=taps).square().sum(), m)
     step = 1e-2
     with torch.no_grad():
         ends = [
-            model.run(ids, taps={Site(1, "resid_mid"): lambda x, s=s: x * s}).square().sum()
+            model.forward(ids, taps={Site(1, "resid_mid"): lambda x, s=s: x * s}).square().sum()
             for s in (1 - step, 1 + step)
         ]
     # central difference in float32: step^2 and rounding / step are both about 1e-3
@@ -325,7 +325,7 @@ def test_hooks_of_the_user_still_run():
     module = tiny_models.build("GPT-2")
     model, called = Model(module, adapter=resolve(module)), []
     module.transformer.h[1].attn.register_forward_hook(lambda *_: called.append("user"))
-    model.run(tiny_models.tokens(), taps={Site(1, "attn.out"): lambda _: called.append("tap")})
+    model.forward(tiny_models.tokens(), taps={Site(1, "attn.out"): lambda _: called.append("tap")})
     assert called == ["user", "tap"]
 
 
@@ -376,7 +376,7 @@ def test_hooks_of_the_user_are_not_applied_again_by_a_run_that_starts_later(fami
     for start, of_skipped in ((1, {"before 0", "after 0"}), (2, {*called})):
         called.clear()
         before = state_of(model.module)
-        assert torch.equal(model.run(ids, start=(start, seen[start])), expected)
+        assert torch.equal(model.forward(ids, start=(start, seen[start])), expected)
         assert not of_skipped & {*called}
         assert state_of(model.module) == before
 
@@ -403,7 +403,7 @@ def test_hooks_of_the_user_see_a_changed_residual_as_in_a_whole_run(family):
         handle = register(hook, **options)
         expected = model.module(ids, use_cache=False).logits
         handle.remove()
-        assert torch.equal(model.run(ids, start=(start, given)), expected)
+        assert torch.equal(model.forward(ids, start=(start, given)), expected)
 
 
 @torch.no_grad()
@@ -412,7 +412,7 @@ def test_a_layer_compiled_by_the_user_is_put_back():
     model = Model(module, adapter=resolve(module))
     compiled = module.model.layers[0]._call_impl  # what layer.compile() sets, uncompiled
     module.model.layers[0]._compiled_call_impl = compiled
-    model.run(tiny_models.tokens(), start=(1, torch.randn(BATCH, POSITIONS, 24)))
+    model.forward(tiny_models.tokens(), start=(1, torch.randn(BATCH, POSITIONS, 24)))
     assert module.model.layers[0].__dict__["_compiled_call_impl"] is compiled
 
 
@@ -423,7 +423,7 @@ def test_a_forward_put_on_the_instance_by_others_is_put_back():
     layer = module.model.layers[0]
     theirs = layer.forward
     layer.forward = theirs  # device hooks do this
-    model.run(tiny_models.tokens(), start=(1, torch.randn(BATCH, POSITIONS, 24)))
+    model.forward(tiny_models.tokens(), start=(1, torch.randn(BATCH, POSITIONS, 24)))
     assert layer.__dict__["forward"] is theirs
 
 
@@ -433,7 +433,7 @@ def test_activation_checkpointing_is_left_out_of_tapped_runs():
     module.train()
     model = Model(module, adapter=resolve(module))
     calls = []
-    logits = model.run(tiny_models.tokens(), taps={Site(1, "mlp.out"): lambda _: calls.append(1)})
+    logits = model.forward(tiny_models.tokens(), taps={Site(1, "mlp.out"): lambda _: calls.append(1)})
     logits.sum().backward()
     assert calls == [1]
     assert module.is_activation_checkpointing
@@ -442,7 +442,7 @@ def test_activation_checkpointing_is_left_out_of_tapped_runs():
 def test_a_replacement_of_another_shape_is_refused():
     model = model_of("GPT-2")
     with pytest.raises(GateError) as caught:
-        model.run(tiny_models.tokens(), taps={Site(1, "attn.z"): lambda z: z[:, :, :1]})
+        model.forward(tiny_models.tokens(), taps={Site(1, "attn.z"): lambda z: z[:, :, :1]})
     assert str(caught.value) == (
         "a tap at the input of Conv1D returned shape (2, 7, 1, 6) for a value of shape "
         "(2, 7, 4, 6).\nReturn a tensor of the same shape, or None to leave the value as it is."

@@ -125,7 +125,7 @@ def test_a_tap_that_fails_leaves_nothing_behind(mine, error):
 
     for site in wrapped.sites():
         with pytest.raises(type(error)):
-            wrapped.run(torch.tensor([[5, 6, 7]]), taps={site: fail})
+            wrapped.forward(torch.tensor([[5, 6, 7]]), taps={site: fail})
         assert state(mine) == before
 
 

@@ -6,12 +6,21 @@
     │   ├── UnknownComponentError
     │   ├── UnknownModelError
     │   ├── UnknownTaskError
+    │   ├── UnknownModuleError               a module path the model does not have (also AttributeError)
     │   ├── UnknownWordError                 a prompt or answer the tokenizer has no token for
     │   └── UnknownOptionError               an estimator, metric, reference, dtype or device
     ├── UnsupportedModelError (ValueError)   a model headwater cannot run with gates
     │   ├── FailedProofError                 the adapter's self-proof failed; carries the numbers
     │   └── UnavailableSiteError             this model does not offer this site; says why
     ├── ModelStateError (RuntimeError)       dropout is active, a hook is in the way, no gradient
+    ├── TraceError (RuntimeError)            a trace used in a way that has no answer
+    │   ├── OutsideTraceError                a value asked for while no run is open
+    │   ├── AmbiguousTraceError              two runs of one model are open: say which
+    │   ├── OutOfOrderError                  the model has passed this value and nobody kept it
+    │   ├── LateWriteError                   an edit of what the model has already used
+    │   ├── NeverRanError                    the module was not called, or not that often
+    │   ├── GradientError                    there is no gradient to read here; says why
+    │   └── UnknownInterpreterError          this Python's bytecode is not known: use hw.backward
     ├── PromptError (ValueError)             a prompt or pair that cannot be used
     │   ├── PairFileError                    a file of pairs; names file and line
     │   ├── UnalignedPromptsError            clean and corrupted differ in length
@@ -67,6 +76,10 @@ class UnknownWordError(UnknownNameError):
     """A word of a prompt or answer for which the tokenizer only has its unknown token."""
 
 
+class UnknownModuleError(UnknownNameError, AttributeError, LookupError):
+    """A module path or index that the model does not have; the message offers the closest."""
+
+
 class UnknownOptionError(UnknownNameError):
     """An estimator, metric, reference, component kind, dtype or device that does not exist."""
 
@@ -85,6 +98,38 @@ class UnavailableSiteError(UnsupportedModelError):
 
 class ModelStateError(HeadwaterError, RuntimeError):
     """The model is in a state in which no trustworthy run is possible."""
+
+
+class TraceError(HeadwaterError, RuntimeError):
+    """A trace used in a way that has no answer."""
+
+
+class OutsideTraceError(TraceError):
+    """A value of a run was asked for, but no run of this model is open in this thread."""
+
+
+class AmbiguousTraceError(TraceError):
+    """Two runs of one model are open, and it was not said which one is meant."""
+
+
+class OutOfOrderError(TraceError):
+    """The model has passed this value and nobody kept it."""
+
+
+class LateWriteError(TraceError):
+    """An edit of a value or gradient that has already been used."""
+
+
+class NeverRanError(TraceError):
+    """The module was not called in this run, or not that often."""
+
+
+class GradientError(TraceError):
+    """There is no gradient to read; the message says why."""
+
+
+class UnknownInterpreterError(TraceError):
+    """The bytecode of this Python is not known, so `with loss.backward():` cannot be seen."""
 
 
 class PromptError(HeadwaterError, ValueError):

@@ -89,7 +89,7 @@ def _observe(
 
     inside = {"query", "key", "value", "pattern"}
     taps = {s: keeper(s) for s in adapter.sites() if adapter.point(s).side not in inside}
-    model.run(ids, taps=taps)
+    model.forward(ids, taps=taps)
     return seen, handed
 
 
@@ -202,7 +202,7 @@ def _interface(
         taps[Site(layer, "resid_pre")] = lambda _, layer=layer: seen[Site(layer, "resid_pre")]
         taps[Site(layer, "attn.z")] = lambda z, layer=layer: outside.__setitem__(layer, z.clone())
     with switched_on(model.module), listening(counters):
-        model.run(ids, taps=taps)
+        model.forward(ids, taps=taps)
     called = [counter.calls for counter in counters.values()]
     off = sum(calls != 1 for calls in called) + (not all(shapes_fit))
     yield Check(
@@ -234,21 +234,21 @@ def _suffixes(
     logits, last = seen[_LOGITS], adapter.n_layers
     allowed = min(eps * 64, 0.1)
     middle = last // 2
-    replay = model.run(ids, start=(middle, seen[Site(middle, "resid_pre")]))
+    replay = model.forward(ids, start=(middle, seen[Site(middle, "resid_pre")]))
     yield Check(
         "a run from the middle layer = the run",
         _normwise(replay, logits),
         allowed,
         _lines(adapter, "layers", "returns_tuple"),
     )
-    readout = model.run(ids, start=(last, seen[Site(last - 1, "resid_post")]))
+    readout = model.forward(ids, start=(last, seen[Site(last - 1, "resid_post")]))
     yield Check(
         "readout of the last residual = logits",
         _normwise(readout, logits),
         allowed,
         _lines(adapter, "layers", "final_norm", "returns_tuple"),
     )
-    kept = model.run(ids, read=1)
+    kept = model.forward(ids, read=1)
     yield Check(
         "unembedding the last position = its logits",
         _normwise(kept, logits[:, -1:]),
@@ -268,7 +268,7 @@ def _replacement(model: Model, adapter: Adapter, ids: Tensor, eps: float) -> Che
     def keep(name: str) -> Any:
         return lambda value: seen.__setitem__(name, value.clone())
 
-    model.run(
+    model.forward(
         ids,
         taps={
             Site(layer, "resid_mid"): halve,
@@ -290,8 +290,8 @@ def _padding(model: Model, ids: Tensor, eps: float) -> Check:
     pads = 2
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[1, :pads] = False
-    padded = model.run(ids, mask=mask)[1:, pads:]
-    alone = model.run(ids[1:, pads:])
+    padded = model.forward(ids, mask=mask)[1:, pads:]
+    alone = model.forward(ids[1:, pads:])
     return Check(
         "left padding changes nothing",
         _normwise(padded, alone),

@@ -114,7 +114,7 @@ class Model:
             raise type(self.refusal)(*self.refusal.args)
         raise UnsupportedModelError(f"{self.name} has no adapter.")
 
-    def run(
+    def forward(
         self,
         ids: Int[Tensor, "batch pos"],
         *,

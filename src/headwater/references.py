@@ -68,7 +68,7 @@ def capture(
 
         return tap
 
-    logits = model.run(
+    logits = model.forward(
         ids,
         mask=batch.mask,
         position_ids=batch.position_ids,

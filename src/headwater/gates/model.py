@@ -212,7 +212,7 @@ class ModelGates(GatedFunction):
             layer, residual = start
             start = (layer, residual.repeat(settings, 1, 1))
             share = 1 - layer / self._depth
-        logits = self.model.run(
+        logits = self.model.forward(
             ids,
             mask=rows.mask,
             position_ids=rows.position_ids,
@@ -266,7 +266,7 @@ class ModelGates(GatedFunction):
                 site = Site(layer, "resid_pre")
                 taps[site] = _both(taps[site], keep(layer))
             with torch.no_grad():
-                logits = self.model.run(
+                logits = self.model.forward(
                     self.ids,
                     mask=self.rows.mask,
                     position_ids=self.rows.position_ids,
