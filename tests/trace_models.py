@@ -6,6 +6,9 @@ forward hooks, `retain_grad` and `detach`.
 
 from __future__ import annotations
 
+import inspect
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -210,3 +213,70 @@ def assert_all_close(
         torch.testing.assert_close(
             actual[name], one, rtol=rtol, atol=rtol * scale, msg=lambda m, name=name: f"{name}: {m}"
         )
+
+
+class Block(nn.Module):
+    """A residual block: its input plus a branch of it."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.branch = nn.Linear(width, width)
+
+    def forward(self, stream: Tensor) -> Tensor:
+        return stream + self.branch(stream)
+
+
+class Net(nn.Module):
+    """A residual network on plain numbers, with a module that is never called."""
+
+    def __init__(self, depth: int = 3) -> None:
+        super().__init__()
+        self.embed = nn.Linear(3, 4)
+        self.blocks = nn.ModuleList(Block() for _ in range(depth))
+        self.unused = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stream = self.embed(x)
+        for block in self.blocks:
+            stream = block(stream)
+        return self.head(stream)
+
+
+def net() -> Model:
+    """A `Net` in float64 with fixed weights, wrapped."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return hw.wrap(Net().double())
+
+
+def x(rows: int = 5) -> Tensor:
+    """Input of a `Net`."""
+    return torch.linspace(-1, 1, 3 * rows, dtype=torch.float64).reshape(rows, 3)
+
+
+_UNPATCHED = {
+    name: inspect.getattr_static(torch.Tensor, name, None)
+    for name in ("backward", "grad", "retain_grad", "save")
+}
+
+
+def worker_threads() -> list[threading.Thread]:
+    """Threads of traces that are alive."""
+    return [one for one in threading.enumerate() if one.name.startswith("headwater-trace")]
+
+
+def assert_nothing_left(*modules: nn.Module) -> None:
+    """No thread, patch, hook or replaced call outlives a trace."""
+    deadline = time.monotonic() + 2
+    while worker_threads() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert worker_threads() == []
+    for name, original in _UNPATCHED.items():
+        assert inspect.getattr_static(torch.Tensor, name, None) is original, name
+    for module in modules:
+        for path, one in module.named_modules():
+            assert vars(one).get("_compiled_call_impl") is None, path
+            assert "forward" not in vars(one), path
+            assert not one._forward_hooks, path
+            assert not one._forward_pre_hooks, path
