@@ -58,8 +58,16 @@ class Encoder:
             self.prime([text])
         return self._bare[text]
 
-    def prompt(self, text: str) -> Ids:
-        """Return the ids of a prompt as the model is used to it: special tokens in front only.
+    def prompt(self, text: str, *, ending: bool = False) -> Ids:
+        """Return the ids of a prompt as the model is used to it.
+
+        Args:
+            text: The prompt.
+            ending: Whether special tokens behind the text stay. A causal model predicts nothing
+                after them; one that reads in both directions (BERT, T5) is used to them.
+
+        Returns:
+            The ids, special tokens in front included.
 
         Raises:
             UnknownWordError: If a word has no token.
@@ -68,7 +76,8 @@ class Encoder:
         bare = self.bare(text)
         self.refuse_unknown_words(text, bare)
         self.prime([text], special=True)
-        ids = self._without_ending(self._full[text], bare)
+        full = self._full[text]
+        ids = full if ending else self._without_ending(full, bare)
         if not ids:
             raise PromptError(f"the tokenizer turns {text!r} into no tokens at all.")
         return ids
