@@ -156,6 +156,122 @@ def test_editing_one_gradient_changes_no_other_that_was_read(model):
     close(branch_grad, -7 * before)
 
 
+def test_one_value_under_two_names_has_one_gradient(model):
+    with model.trace(x()):
+        earlier = model.embed.output
+        left, entering = model.blocks[0].output, model.blocks[1].input
+        with model.output.square().sum().backward():
+            once = left.grad.clone()
+            left.grad *= 2
+            entering.grad *= 3
+            six = left.grad.clone()
+            arrived = earlier.grad.clone()
+    plain = values_of(model.module, "embed", "blocks.0")
+    loss, at = plain["output"].square().sum(), [plain["embed"], plain["blocks.0"]]
+    expected = torch.autograd.grad(loss, at)
+    close(once, expected[1])
+    close(six, 6 * expected[1])
+    close(arrived, 6 * expected[0])
+
+
+def test_a_replaced_value_and_its_replacement_have_their_own_gradients(model):
+    with model.trace(x()):
+        hidden = model.blocks[1].output
+        doubled = hidden * 2
+        model.blocks[1].output = doubled
+        with model.output.square().sum().backward():
+            of_doubled = doubled.grad.clone()
+            of_hidden = hidden.grad.clone()
+    kept: dict[str, Tensor] = {}
+
+    def double(output: Tensor) -> Tensor:
+        kept["hidden"], kept["doubled"] = output, output * 2
+        return kept["doubled"]
+
+    with hooked(model.module, {"blocks.1": double}):
+        loss = model.module(x()).square().sum()
+    expected = torch.autograd.grad(loss, [kept["doubled"], kept["hidden"]])
+    close(of_doubled, expected[0])
+    close(of_hidden, expected[1])
+
+
+def test_an_edit_is_gone_in_the_next_pass(model):
+    with model.trace(x()):
+        earlier, hidden = model.embed.output, model.blocks[1].output
+        loss = model.output.square().sum()
+        with loss.backward():
+            hidden.grad[:] = 0
+            cut = earlier.grad.clone()
+        with loss.backward():
+            whole = earlier.grad.clone()
+    plain = values_of(model.module, "embed")
+    assert not cut.any()
+    close(whole, torch.autograd.grad(plain["output"].square().sum(), plain["embed"])[0])
+
+
+def test_an_edit_of_the_output_gradient_scales_everything(model):
+    with model.trace(x()):
+        out = model.output
+        with out.square().sum().backward():
+            out.grad *= -3
+    found = parameter_gradients(model.module)
+    forget_gradients(model)
+    (-3 * model.module(x()).square().sum()).backward()
+    assert_all_close(found, parameter_gradients(model.module), rtol=1e-12)
+
+
+def test_a_block_without_a_read_is_a_whole_backward_pass(model):
+    with model.trace(x()):
+        model.blocks[0].output.save()
+        with model.output.square().sum().backward():
+            pass
+    found = parameter_gradients(model.module)
+    forget_gradients(model)
+    model.module(x()).square().sum().backward()
+    assert_all_close(found, parameter_gradients(model.module), rtol=1e-12)
+
+
+def test_an_error_in_a_backward_block_is_the_users_own(model):
+    raised = KeyError("mine")
+
+    def body() -> None:
+        with model.trace(x()):
+            hidden = model.blocks[0].output
+            loss = model.output.sum()
+            with loss.backward():
+                hidden.grad.clone()
+                raise raised
+
+    with pytest.raises(KeyError) as caught:
+        body()
+    assert caught.value is raised
+
+
+class _RaisesBackward(torch.autograd.Function):
+    error = LookupError("from the backward pass")
+
+    @staticmethod
+    def forward(ctx: Any, given: Tensor) -> Tensor:
+        return given.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        raise _RaisesBackward.error
+
+
+def test_an_error_of_the_backward_pass_reaches_the_block(model):
+    def body() -> None:
+        with model.trace(x()):
+            hidden = model.blocks[0].output
+            model.blocks[1].output = _RaisesBackward.apply(model.blocks[1].output)
+            loss = model.output.sum()
+            with loss.backward():
+                hidden.grad.clone()
+
+    with pytest.raises(LookupError, match="from the backward pass"):
+        body()
+
+
 # ---- 3: a bare call is torch's own ---------------------------------------------------------------
 
 
