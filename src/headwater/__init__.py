@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from headwater.references import PositionalMean as PositionalMean
     from headwater.references import Resample as Resample
     from headwater.references import Zero as Zero
+    from headwater.trace.backward import backward as backward
+    from headwater.trace.registry import save as save
     from headwater.zoo import task as task
 
 _HOME = {
@@ -60,6 +62,8 @@ _HOME = {
     "models": "Model load wrap",
     "prompts": "Pair Task",
     "references": "Corrupted Mean PositionalMean Resample Zero",
+    "trace.backward": "backward",
+    "trace.registry": "save",
     "zoo": "task",
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}

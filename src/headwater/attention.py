@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,13 +68,25 @@ def listening(taps: Mapping[nn.Module, AttentionTaps]) -> Iterator[None]:
     Args:
         taps: By attention module, the one transformers passes to its attention function.
     """
-    outer = _listeners.get() or {}
-    inner = {module: (*outer.get(module, ()), tap) for module, tap in taps.items()}
-    token = _listeners.set({**outer, **inner})
+    token = listen(taps)
     try:
         yield
     finally:
         _listeners.reset(token)
+
+
+def listen(taps: Mapping[nn.Module, AttentionTaps]) -> Token[_Listeners | None]:
+    """Attach taps until the end of the current `contextvars.Context`.
+
+    Args:
+        taps: By attention module.
+
+    Returns:
+        What takes them away again.
+    """
+    outer = _listeners.get() or {}
+    inner = {module: (*outer.get(module, ()), tap) for module, tap in taps.items()}
+    return _listeners.set({**outer, **inner})
 
 
 def can_switch(module: nn.Module) -> bool:

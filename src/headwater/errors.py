@@ -39,6 +39,8 @@
     │   └── ModelGoneError                   the result outlived its model; pass model=
     └── MissingExtraError (ImportError)      an optional dependency; the message names the extra
 
+Notices are warnings: HeadwaterNotice (UserWarning).
+
 Every message states the fact with its values, where it happened, and what to type instead.
 """
 
@@ -198,6 +200,10 @@ class ModelGoneError(ResultError):
 
 class MissingExtraError(HeadwaterError, ImportError):
     """An optional dependency is not installed; the message names the extra."""
+
+
+class HeadwaterNotice(UserWarning):
+    """Something that is probably not what was meant; shown once."""
 
 
 def closest(name: str, known: Iterable[str], count: int = 3) -> list[str]:

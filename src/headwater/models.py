@@ -40,6 +40,12 @@ from headwater.taps import (
     starting_at,
     tapped,
 )
+from headwater.trace.bodies import BodyFunction, run_bodies
+from headwater.trace.frames import user_frame
+from headwater.trace.inputs import prepared
+from headwater.trace.opcodes import enters_with
+from headwater.trace.submodules import Submodule, attribute
+from headwater.trace.tracing import Trace
 from headwater.unwrapping import refuse_no_module, unwrapped
 
 # one lock a module, not a wrapper: two wrappers of one module stub the same layers
@@ -81,6 +87,8 @@ class Model:
         with _locks_guard:
             self.lock = _locks.setdefault(module, threading.RLock())
         self._hashes: tuple[tuple[tuple[int, int], ...] | None, dict[str, str]] | None = None
+        self.noticed: set[str] = set()
+        """What this model's user was told once."""
         self._takes = frozenset(inspect.signature(module.forward).parameters)
         self._longest = limits.position_limit(module)
 
@@ -164,6 +172,111 @@ class Model:
         tap = taps.get(Site(None, "logits"))
         replaced = tap(logits) if tap is not None else None
         return logits if replaced is None else replaced
+
+    def trace(self, *inputs: Any, **options: Any) -> Trace:
+        """Run the model around your code: `with model.trace("Mary and John") as run: ...`.
+
+        In the block, `model.path.to[1].module.output` is what that module returned, the very
+        object: edit it in place or assign. `with loss.backward():` reads and edits gradients.
+
+        Args:
+            *inputs: A prompt, a list of prompts, token ids, a dict, tensors: what the module takes.
+            **options: Keyword inputs of the module, and of the trace: `requires_grad` (None:
+                gradients from the embedding's output on if the weights ask for none; True: from
+                floating inputs too; False: neither), `order` (`"strict"` refuses to serve values
+                late), `worker` (`"greenlet"` runs the model in this thread).
+
+        Returns:
+            A context manager; nothing happens before it is entered.
+
+        Raises:
+            UnknownOptionError: If an option has a value it cannot have.
+            TraceError: On entering, inside a `torch.func` transform.
+            PromptError: On entering, if the inputs cannot be used.
+        """
+        return Trace(self, inputs, options, generating=False)
+
+    def generate(self, *inputs: Any, **options: Any) -> Any:
+        """Generate as the module does; in a `with`, trace the generation step by step.
+
+        Args:
+            *inputs: A prompt, a list of prompts, or token ids.
+            **options: What the module's `generate` takes, and the options of `trace`; `trace=True`
+                makes it a trace without looking at the calling line.
+
+        Returns:
+            The ids, prompt included; in a `with` a trace, whose `run.steps()` are the steps and
+            whose `run.result` is the ids.
+
+        Raises:
+            UnsupportedModelError: If the module cannot generate.
+            PromptError: If the inputs cannot be used.
+        """
+        if not callable(getattr(self.module, "generate", None)):
+            raise UnsupportedModelError(
+                f"{type(self.module).__name__} has no generate(): it is no language model of "
+                "Hugging Face.\nTrace single runs: with model.trace(inputs) as run: ..."
+            )
+        traced = options.pop("trace", None)
+        if traced or (traced is None and enters_with(user_frame())):
+            return Trace(self, inputs, options, generating=True)
+        args, kwargs = prepared(self, inputs, options, for_generate=True)
+        return self.module.generate(*args, **kwargs)
+
+    def run(self, inputs: Any, *bodies: BodyFunction, **options: Any) -> Any:
+        """Run the model once for several bodies, functions of a run that share the forward.
+
+        Args:
+            inputs: As for `trace`; a tuple is several positional inputs.
+            *bodies: Each is called with its run, reads and edits values, and returns something.
+                Those that wait for the same value get it in the order given here.
+            **options: As for `trace`.
+
+        Returns:
+            What the bodies returned: a list, or the value of the only one.
+
+        Raises:
+            TraceError: If there is no body.
+            PromptError: If the inputs cannot be used.
+        """
+        return run_bodies(self, inputs, bodies, options)
+
+    @property
+    def output(self) -> Any:
+        """The model's output in the trace that is open; assign to replace it."""
+        return Submodule(self, self.module, "").output
+
+    @output.setter
+    def output(self, value: Any) -> None:
+        Submodule(self, self.module, "").output = value
+
+    @property
+    def input(self) -> Any:
+        """The model's first argument in the trace that is open; assign to replace it."""
+        return Submodule(self, self.module, "").input
+
+    @input.setter
+    def input(self, value: Any) -> None:
+        Submodule(self, self.module, "").input = value
+
+    @property
+    def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The model's arguments in the trace that is open; assign a pair to replace them."""
+        return Submodule(self, self.module, "").inputs
+
+    @inputs.setter
+    def inputs(self, value: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
+        Submodule(self, self.module, "").inputs = value
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module itself; no trace sees this call."""
+        return self.module(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        module = self.__dict__.get("module")
+        if module is None or name.startswith("__"):
+            raise AttributeError(name)
+        return attribute(Submodule(self, module, ""), name)
 
     def frozen(self) -> AbstractContextManager[None]:
         """Parameters ask for no gradient inside the block; their flags come back exactly.

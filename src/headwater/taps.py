@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -19,18 +20,18 @@ from headwater.architectures.adapter import Adapter, Point
 from headwater.attention import AttentionTaps, listening
 from headwater.errors import GateError, UnavailableSiteError
 from headwater.sites import Site
+from headwater.trace.dispatch import CALL, Dispatcher, unwatch, watch
 
 Tap = Callable[[Tensor], Tensor | None]
 """Gets the value at a site; returns its replacement, or None to leave it."""
 
-_CALL = "_compiled_call_impl"
-_ABSENT = object()
-_INSIDE_ATTENTION = {"query": "q", "key": "k", "value": "v", "pattern": "pattern"}
+INSIDE_ATTENTION = {"query": "q", "key": "k", "value": "v", "pattern": "pattern"}
+"""The sides that only the attention interface shows, and their names in `AttentionTaps`."""
 
 
 def needs_attention(adapter: Adapter, taps: Mapping[Site, Tap]) -> bool:
     """Whether any tap sits inside the attention interface (queries, keys, values, pattern)."""
-    return any(adapter.point(site).side in _INSIDE_ATTENTION for site in taps)
+    return any(adapter.point(site).side in INSIDE_ATTENTION for site in taps)
 
 
 @contextmanager
@@ -52,9 +53,9 @@ def tapped(adapter: Adapter, taps: Mapping[Site, Tap], shape: Sequence[int]) -> 
     with ExitStack() as stack:
         for site, tap in taps.items():
             point = adapter.point(site)
-            if point.side in _INSIDE_ATTENTION:
+            if point.side in INSIDE_ATTENTION:
                 listener = listeners.setdefault(point.module, AttentionTaps())
-                setattr(listener, _INSIDE_ATTENTION[point.side], _keeping(tap))
+                setattr(listener, INSIDE_ATTENTION[point.side], _keeping(tap))
             elif point.side != "logits":
                 stack.callback(_hooked(point, tap, shape).remove)
         if listeners:
@@ -83,11 +84,14 @@ def starting_at(
         for number, skipped in enumerate(adapter.layers[:layer]):
             # nothing of ours runs before the final norm, so the last layer hands the residual on
             given = residual if number == adapter.n_layers - 1 else None
-            stack.callback(_skipped(skipped, given, adapter))
+            stub = _Stub(given, as_tuple=adapter.family.returns_tuple)
+            watch((skipped,), stub)
+            stack.callback(unwatch, (skipped,), stub)
         if layer < adapter.n_layers:
             # registered last: hooks of the user on the layer's input are in the residual already
             handle = adapter.layers[layer].register_forward_pre_hook(
-                lambda _, args, kwargs: _with_input(args, kwargs, residual), with_kwargs=True
+                _here_only(lambda _, args, kwargs: _with_input(args, kwargs, residual)),
+                with_kwargs=True,
             )
             stack.callback(handle.remove)
         yield
@@ -114,7 +118,9 @@ def reading(adapter: Adapter, read: int | Sequence[int] | None) -> Iterator[None
         # a strided slice would be multiplied row by row, at twice the cost
         return _with_input(args, kwargs, kept.contiguous())
 
-    handle = adapter.unembed.register_forward_pre_hook(slice_positions, with_kwargs=True)
+    handle = adapter.unembed.register_forward_pre_hook(
+        _here_only(slice_positions), with_kwargs=True
+    )
     try:
         yield
     finally:
@@ -137,11 +143,11 @@ def plainly(module: nn.Module) -> Iterator[None]:
     before: list[tuple[nn.Module, str, Any]] = []
     try:
         for part in module.modules():
-            for name in (_CALL, "gradient_checkpointing"):
+            for name in (CALL, "gradient_checkpointing"):
                 value = part.__dict__.get(name)
-                if value:
+                if value and not isinstance(value, Dispatcher):
                     before.append((part, name, value))
-                    part.__dict__[name] = None if name == _CALL else False
+                    part.__dict__[name] = None if name == CALL else False
         yield
     finally:
         for part, name, value in before:
@@ -175,7 +181,7 @@ def _hooked(point: Point, tap: Tap, shape: Sequence[int]) -> Any:
                 return (_tap(point, tap, output[0], shape), *output[1:])
             return _tap(point, tap, output, shape)
 
-        return point.module.register_forward_hook(after)
+        return point.module.register_forward_hook(_here_only(after))
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = _input(args, kwargs)
@@ -185,13 +191,31 @@ def _hooked(point: Point, tap: Tap, shape: Sequence[int]) -> Any:
             return None
         return _with_input(args, kwargs, _tap(point, tap, value, shape))
 
-    return point.module.register_forward_pre_hook(before, with_kwargs=True)
+    return point.module.register_forward_pre_hook(_here_only(before), with_kwargs=True)
 
 
 def _tap(point: Point, tap: Tap, value: Tensor, shape: Sequence[int]) -> Tensor:
     """Call `tap` with `value` in the site's shape; return what goes on, in the model's shape."""
     if point.mutated:
         value = value.clone()
+    seen = in_site_shape(point, value, shape)
+    replacement = tap(seen)
+    result = in_model_shape(point, value, seen, seen if replacement is None else replacement)
+    # the model writes into this tensor next: the tap's own must stay as it was
+    return result.clone() if point.mutated else result
+
+
+def in_site_shape(point: Point, value: Tensor, shape: Sequence[int]) -> Tensor:
+    """View a module's tensor in the shape of a site.
+
+    Args:
+        point: The site in this model.
+        value: The module's tensor.
+        shape: Batch and positions of the run, for models that flatten them.
+
+    Returns:
+        A view of `value`.
+    """
     seen = value
     if point.half is not None:
         seen = seen.chunk(2, dim=-1)[point.half]
@@ -199,8 +223,24 @@ def _tap(point: Point, tap: Tap, value: Tensor, shape: Sequence[int]) -> Tensor:
         seen = seen.unflatten(0, tuple(shape))
     if point.heads is not None:
         seen = seen.unflatten(-1, (point.heads, -1))
-    replacement = tap(seen)
-    result = seen if replacement is None else replacement
+    return seen
+
+
+def in_model_shape(point: Point, value: Tensor, seen: Tensor, result: Tensor) -> Tensor:
+    """Put the new value of a site back into the shape of the module's tensor.
+
+    Args:
+        point: The site in this model.
+        value: The module's tensor.
+        seen: `value` in the site's shape.
+        result: The new value in the site's shape.
+
+    Returns:
+        What replaces `value`.
+
+    Raises:
+        GateError: If `result` has another shape than `seen`.
+    """
     if result.shape != seen.shape:
         raise GateError(
             f"a tap at the {point.side} of {type(point.module).__name__} returned shape "
@@ -215,8 +255,7 @@ def _tap(point: Point, tap: Tap, value: Tensor, shape: Sequence[int]) -> Tensor:
         halves = list(value.chunk(2, dim=-1))
         halves[point.half] = result
         result = torch.cat(halves, dim=-1)
-    # the model writes into this tensor next: the tap's own must stay as it was
-    return result.clone() if point.mutated else result
+    return result
 
 
 def _keeping(tap: Tap) -> Tap:
@@ -239,23 +278,31 @@ def _with_input(args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor) ->
     return args, {**kwargs, "hidden_states": value}
 
 
-def _skipped(layer: nn.Module, residual: Tensor | None, adapter: Adapter) -> Callable[[], None]:
-    """Have calls of a layer return their input, or `residual`; return what puts it back.
+class _Stub:
+    """Stands in for a layer in this thread: its calls return their input, or a given residual."""
 
-    This takes the place of a compiled call, before which torch runs neither hooks nor `forward`.
-    """
+    running = True
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        value = _input(args, kwargs) if residual is None else residual
-        return (value, None) if adapter.family.returns_tuple else value
+    def __init__(self, residual: Tensor | None, *, as_tuple: bool) -> None:
+        self.thread: int | None = get_ident()
+        self._residual = residual
+        self._as_tuple = as_tuple
 
-    before = vars(layer).get(_CALL, _ABSENT)
+    def call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what the layer's successor gets."""
+        value = _input(args, kwargs) if self._residual is None else self._residual
+        return (value, None) if self._as_tuple else value
 
-    def restore() -> None:
-        if before is _ABSENT:
-            vars(layer).pop(_CALL, None)
-        else:
-            vars(layer)[_CALL] = before
+    def has_edited(self, module: nn.Module) -> bool:
+        """A stub edits nothing."""
+        return False
 
-    vars(layer)[_CALL] = call
-    return restore
+
+def _here_only(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a hook see only the calls of this thread: others may use the model at the same time."""
+    owner = get_ident()
+
+    def checked(*args: Any) -> Any:
+        return hook(*args) if get_ident() == owner else None
+
+    return checked

@@ -1,0 +1,589 @@
+"""Backward passes that pause at gradients: `with loss.backward(): hidden.grad[:] = 0`.
+
+Autograd hands one buffer to both arms of a sum, so what the user gets is a copy, and the tensor's
+hook returns the copy if it was edited: an edit in place then changes this path and no other.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import warnings
+from collections.abc import Sequence
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from headwater.errors import (
+    GradientError,
+    HeadwaterNotice,
+    LateWriteError,
+    OutOfOrderError,
+    TraceError,
+)
+from headwater.interrupts import Held
+from headwater.trace.context import CallerState
+from headwater.trace.coroutines import Abandoned, ThreadCoroutine
+from headwater.trace.frames import user_frame
+from headwater.trace.handed import share_memory
+from headwater.trace.registry import blocks_here, original_backward, runs_here
+
+_lock = threading.Lock()
+_open_blocks = 0
+_grad: Any = torch._C.TensorBase.grad  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Gradient:
+    """What one tensor's gradient is in one backward pass."""
+
+    __slots__ = ("arrived", "base", "handed", "handle", "name", "original", "tensor", "version")
+
+    def __init__(self, tensor: Tensor, name: str) -> None:
+        self.tensor = tensor
+        self.name = name
+        self.base: Gradient | None = None
+        """The gradient this one is a part of, for a view of a value that was handed out."""
+        self.original: Tensor | None = None
+        """What autograd gave."""
+        self.handed: Tensor | None = None
+        """The copy that the user has."""
+        self.version = 0
+        self.arrived = False
+        self.handle: RemovableHandle | None = None
+
+
+class Backward:
+    """A backward pass around the user's code; made by `loss.backward()` in a `with`.
+
+    Args:
+        loss: What is differentiated.
+        gradient: The gradient of `loss`, for a loss that is no single number.
+        retain_graph: Whether the graph can be used again; None is True in a block.
+        create_graph: Whether gradients are differentiable.
+        inputs: The only tensors into which gradients are accumulated.
+        frames: How many calls lie between the user's line and this one.
+
+    Raises:
+        GradientError: If the loss has no graph; says why.
+    """
+
+    def __init__(
+        self,
+        loss: Tensor,
+        gradient: Tensor | None = None,
+        retain_graph: bool | None = None,
+        create_graph: bool = False,
+        inputs: Tensor | Sequence[Tensor] | None = None,
+    ) -> None:
+        self._loss = loss
+        retain = True if retain_graph is None else retain_graph
+        self._arguments = (gradient, retain, create_graph, inputs)
+        self._gradients: dict[int, Gradient] = {}
+        self._wanted: tuple[Gradient, ...] = ()
+        self._current: Gradient | None = None
+        self._coroutine: ThreadCoroutine | None = None
+        self._strict = False
+        self._blocks: list[Any] = []
+
+    def __enter__(self) -> Backward:
+        global _open_blocks
+        refuse_no_graph(self._loss)
+        self._coroutine = ThreadCoroutine(
+            functools.partial(
+                CallerState.capture().run, original_backward(), self._loss, *self._arguments
+            )
+        )
+        for run in runs_here():
+            self._strict |= run._state is not None and run._state.strict
+            for entry, tensor in run._entries():
+                if tensor.requires_grad and id(tensor) not in self._gradients:
+                    self._register(tensor, entry.name)
+        self._blocks = blocks_here()
+        self._blocks.append(self)
+        with _lock:
+            _open_blocks += 1
+            if _open_blocks == 1:
+                Tensor.grad = property(_read, _write, _delete)  # pyright: ignore
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                self._settle()
+                self._run_out()
+        finally:
+            self._close()
+
+    def save(self) -> Backward:
+        """Return the block: nothing needs saving."""
+        return self
+
+    # ---- the user's side --------------------------------------------------------------------
+
+    def read(self, tensor: Tensor, frame: FrameType) -> Tensor:
+        """The gradient that flows into a tensor in this pass; edit it in place or assign.
+
+        Args:
+            tensor: A value of the trace, or computed from one.
+            frame: The user's frame, for the name of the tensor in errors.
+
+        Returns:
+            A copy in the tensor's shape.
+
+        Raises:
+            GradientError: If no gradient flows into it; says why.
+        """
+        self._settle()
+        found = self._gradients.get(id(tensor)) or self._first_asked(tensor, frame)
+        if found.handed is not None:
+            self._refuse_backwards(found)
+            return found.handed
+        if not found.arrived and not (found.base is not None and found.base.arrived):
+            self._wait(found, frame)
+        else:
+            self._refuse_backwards(found)
+        self._hand(found)
+        assert found.handed is not None
+        return found.handed
+
+    def write(self, tensor: Tensor, value: Tensor | None, frame: FrameType) -> None:
+        """Replace the gradient that flows on from a tensor.
+
+        Args:
+            tensor: A value of the trace, or computed from one.
+            value: The new gradient.
+            frame: The user's frame.
+
+        Raises:
+            LateWriteError: If the pass has used the gradient already.
+            GradientError: If there is no gradient, or `value` does not fit.
+        """
+        held = self.read(tensor, frame)
+        found = self._gradients[id(tensor)]
+        name = found.name
+        if not isinstance(value, Tensor):
+            raise GradientError(
+                f"{name}.grad = {value!r} in a backward block: assign a tensor, for no gradient "
+                "torch.zeros_like(...)."
+            )
+        if value.shape != held.shape:
+            raise GradientError(
+                f"the gradient of {name} has shape {tuple(held.shape)}, the one assigned has "
+                f"{tuple(value.shape)}.\nAssign a tensor of the same shape."
+            )
+        if found is not self._current and found.base is not self._current:
+            raise LateWriteError(self._late(found))
+        if value is held:
+            return
+        if found.base is not None and found is not self._current:
+            held.copy_(value)
+            return
+        found.handed = value.to(held.dtype)
+        found.version = -1
+
+    # ---- turns ----------------------------------------------------------------------------------
+
+    def _first_asked(self, tensor: Tensor, frame: FrameType) -> Gradient:
+        """Register a tensor that was computed in the body, or is a view of one handed out."""
+        name = named(tensor, frame)
+        base = self._base_of(tensor)
+        if not tensor.requires_grad and base is None:
+            raise GradientError(without_gradient(tensor, name))
+        found = self._register(tensor, name)
+        if base is not None:
+            found.base = base
+            self._notice_zero(tensor, base)
+        return found
+
+    def _register(self, tensor: Tensor, name: str) -> Gradient:
+        found = self._gradients[id(tensor)] = Gradient(tensor, name)
+        if tensor.requires_grad:
+            found.handle = tensor.register_hook(functools.partial(self._arrive, found))
+        return found
+
+    def _base_of(self, tensor: Tensor) -> Gradient | None:
+        """The value handed out that `tensor` is a view of: the smallest that holds it all."""
+        if tensor._base is None:
+            return None
+        holding = [
+            one
+            for one in self._gradients.values()
+            if one.base is None and one.tensor.requires_grad and _holds(one.tensor, tensor)
+        ]
+        # of several values over the same memory, the last one handed out is nearest to the view
+        return min(reversed(holding), key=lambda one: one.tensor.numel(), default=None)
+
+    def _arrive(self, found: Gradient, gradient: Tensor) -> Tensor | None:
+        """The hook of a tensor, in the thread of the pass."""
+        assert self._coroutine is not None
+        if self._coroutine.abandoned:
+            raise Abandoned
+        found.original = gradient
+        found.arrived = True
+        if not any(one is found or one.base is found for one in self._wanted):
+            return None
+        self._current = found
+        self._coroutine.pause()
+        self._current = None
+        for one in self._gradients.values():  # what was edited by now has been edited in time
+            if one.base is found and one.handed is not None:
+                one.version = one.handed._version
+        handed = found.handed
+        if handed is None or (found.version != -1 and handed._version == found.version):
+            return None
+        found.version = handed._version
+        return handed
+
+    def _hand(self, found: Gradient) -> None:
+        """Give the user a copy of a gradient that has arrived."""
+        if found.arrived and found.original is not None:
+            found.handed = _copy(found.original, self._arguments[2])
+            found.original = None
+        elif found.base is not None:
+            base = found.base
+            if base.handed is None:
+                self._hand(base)
+            assert base.handed is not None
+            found.handed = _part(base, found.tensor)
+        assert found.handed is not None
+        found.version = found.handed._version
+
+    def _wait(self, found: Gradient, frame: FrameType) -> None:
+        self._wanted = (found,)
+        self._resume()
+        self._wanted = ()
+        if found.arrived or (found.base is not None and found.base.arrived):
+            return
+        raise GradientError(self._absent(found))
+
+    def _resume(self) -> None:
+        coroutine = self._coroutine
+        if coroutine is None or coroutine.finished:
+            return
+        coroutine.resume()
+        if coroutine.error is not None:
+            error, coroutine.error = coroutine.error, None
+            raise freed(error) or error
+
+    def _run_out(self) -> None:
+        coroutine = self._coroutine
+        if coroutine is not None and not coroutine.started and not self._wanted:
+            self._coroutine = None  # nobody asked for anything: no need of a thread
+            try:
+                original_backward()(self._loss, *self._arguments)
+            except RuntimeError as error:
+                raise freed(error) or error from None
+        while self._coroutine is not None and not self._coroutine.finished:
+            self._resume()
+
+    def _settle(self) -> None:
+        """Refuse edits of gradients that the pass has used."""
+        for found in self._gradients.values():
+            handed = found.handed
+            if handed is None or found is self._current or found.base is self._current is not None:
+                continue
+            root = found if found.base is None or found.arrived else found.base
+            if root is self._current:
+                continue
+            if found.version not in (-1, handed._version):
+                found.version = handed._version
+                raise LateWriteError(self._late(found))
+
+    def _refuse_backwards(self, found: Gradient) -> None:
+        if self._strict and found is not self._current and found.base is not self._current:
+            raise OutOfOrderError(
+                f'{found.name}.grad is read out of order (order="strict"): the backward pass has '
+                "passed it.\nRead gradients in the order of backpropagation, last layer first."
+            )
+
+    def _late(self, found: Gradient) -> str:
+        at = "its end" if self._current is None else f"{self._current.name}"
+        return (
+            f"{found.name}.grad is edited too late: the backward pass has used it and is at {at}, "
+            "so the edit would change nothing.\nEdit gradients in the order of backpropagation, "
+            "last layer first; to work on a copy, write .clone() first."
+        )
+
+    def _absent(self, found: Gradient) -> str:
+        name = found.name
+        if reaches(self._loss, found.tensor):
+            return (
+                f"{name}.grad is asked for too late: the backward pass had passed it.\nValues that "
+                "you computed are seen from the moment you ask: read .grad in the order of "
+                "backpropagation, or read the gradient of a module's output, which is kept."
+            )
+        return (
+            f"no gradient flows into {name}: the loss does not depend on it.\nIs it computed after "
+            "the loss, or was it replaced or detached on the way there?"
+        )
+
+    def _notice_zero(self, view: Tensor, base: Gradient) -> None:
+        whole = base.tensor
+        first = (
+            view.shape == whole.shape[1:]
+            and whole.shape[:1] > (1,)
+            and view.storage_offset() == whole.storage_offset()
+        )
+        if not first or not base.name.endswith("].output"):
+            return
+        for run in runs_here():
+            if base.name in run._model.noticed:
+                return
+            run._model.noticed.add(base.name)
+        warnings.warn(
+            f"{base.name} is a tensor, not a tuple: [0] is the first prompt of the batch, "
+            f"and this is its gradient. Write {base.name} for all of them.",
+            HeadwaterNotice,
+            stacklevel=5,
+        )
+
+    def _close(self) -> None:
+        global _open_blocks
+        with Held():
+            try:
+                if self._coroutine is not None:
+                    self._coroutine.close()
+            finally:
+                for found in self._gradients.values():
+                    if found.handle is not None:
+                        found.handle.remove()
+                self._gradients.clear()
+                self._coroutine = self._current = None
+                self._wanted = ()
+                if self in self._blocks:
+                    self._blocks.remove(self)
+                with _lock:
+                    _open_blocks -= 1
+                    if _open_blocks == 0:
+                        del Tensor.grad  # pyright: ignore
+
+
+def backward(
+    loss: Tensor,
+    gradient: Tensor | None = None,
+    *,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs: Tensor | Sequence[Tensor] | None = None,
+) -> Backward:
+    """A backward pass around a block: `with hw.backward(loss): grad = hidden.grad`.
+
+    The explicit form of `with loss.backward():`, which needs an open trace; this works anywhere.
+
+    Args:
+        loss: What is differentiated.
+        gradient: The gradient of `loss`, for a loss that is no single number.
+        retain_graph: Whether the graph can be used again; None is True.
+        create_graph: Whether the gradients are differentiable themselves.
+        inputs: The only tensors into which gradients are accumulated.
+
+    Returns:
+        A context manager. Inside, `.grad` of a tensor is the gradient that flows into it in this
+        pass, writable.
+    """
+    return Backward(loss, gradient, retain_graph, create_graph, inputs)
+
+
+def bare(
+    loss: Tensor, gradient: Any, retain_graph: Any, create_graph: bool, inputs: Any
+) -> Any:
+    """`loss.backward()` that is not in a `with`, while a trace is open: torch's own.
+
+    Args:
+        loss: What is differentiated.
+        gradient: As in torch.
+        retain_graph: As in torch.
+        create_graph: As in torch.
+        inputs: As in torch.
+
+    Returns:
+        What torch returns.
+
+    Raises:
+        GradientError: If the loss has no graph, or its graph was freed.
+    """
+    refuse_no_graph(loss)
+    try:
+        return original_backward()(loss, gradient, retain_graph, create_graph, inputs)
+    except RuntimeError as error:
+        raise freed(error) or error from None
+
+
+def freed(error: BaseException) -> GradientError | None:
+    """Answer torch's error about a graph that is gone.
+
+    Args:
+        error: What torch raised.
+
+    Returns:
+        Our error, or None if it is about something else.
+    """
+    if not isinstance(error, RuntimeError) or "second time" not in str(error):
+        return None
+    return GradientError(
+        "this graph was used by an earlier backward pass and freed.\nGive the earlier one "
+        "retain_graph=True: loss.backward(retain_graph=True). In a block, with loss.backward():, "
+        "the graph is kept unless you say retain_graph=False."
+    )
+
+
+def refuse_no_graph(loss: Tensor) -> None:
+    """Refuse a loss that nothing was recorded for.
+
+    Args:
+        loss: What is to be differentiated.
+
+    Raises:
+        GradientError: Says why there is no graph.
+    """
+    if not loss.requires_grad:
+        raise GradientError(without_gradient(loss, "the loss"))
+
+
+def without_gradient(tensor: Tensor, name: str) -> str:
+    """Say why a tensor has no gradient.
+
+    Args:
+        tensor: The tensor.
+        name: What the user calls it.
+
+    Returns:
+        The reason and what to type.
+    """
+    runs = runs_here()
+    head = f"{name} has no gradient: "
+    if tensor.is_inference():
+        return head + "it was computed under torch.inference_mode().\nLeave that mode out."
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        return head + f"it holds {tensor.dtype}, which has no derivative."
+    if any(run._state is not None and getattr(run, "_generating", False) for run in runs):
+        return head + (
+            "model.generate runs under torch.no_grad().\nTrace the ids it returns: with "
+            "model.trace(ids)."
+        )
+    graphless = any(run._state is not None and not run._state.grad for run in runs)
+    if graphless or not torch.is_grad_enabled():
+        return head + "it was computed under torch.no_grad().\nOpen the trace outside of it."
+    if any(run._state is not None and run._state.leafless for run in runs):
+        return head + (
+            "the parameters are frozen and the trace has requires_grad=False.\nLeave that out, or "
+            "load the model with hw.load(name, frozen=False)."
+        )
+    return head + (
+        "nothing it was computed from asks for one, or it was detached on the way.\nGive the trace "
+        "requires_grad=True, or take .detach() and torch.no_grad() away."
+    )
+
+
+def named(tensor: Tensor, frame: FrameType) -> str:
+    """What the user calls a tensor: its module if it was handed out, else its variable.
+
+    Args:
+        tensor: The tensor.
+        frame: The user's frame.
+
+    Returns:
+        A name, never an id.
+    """
+    for run in runs_here():
+        entry = None if run._state is None else run._state.handed.find(tensor)
+        if entry is not None:
+            return entry.name
+    for scope in (frame.f_locals, frame.f_globals):
+        for name, value in scope.items():
+            if value is tensor:
+                return name
+    return f"a tensor of shape {tuple(tensor.shape)}"
+
+
+def reaches(loss: Tensor, tensor: Tensor) -> bool:
+    """Whether `tensor` is an ancestor of `loss` in the graph; walks all of it.
+
+    Args:
+        loss: What is differentiated.
+        tensor: A tensor.
+
+    Returns:
+        Whether a gradient could flow.
+    """
+    target = tensor.grad_fn
+    todo, seen = [loss.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        if node is target or getattr(node, "variable", None) is tensor:
+            return True
+        seen.add(node)
+        todo.extend(following for following, _ in node.next_functions)
+    return False
+
+
+def _holds(whole: Tensor, part: Tensor) -> bool:
+    if whole is part or not share_memory(whole, part):
+        return False
+    start, end = _extent(whole)
+    first, last = _extent(part)
+    return start <= first and last <= end
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    start = tensor.storage_offset()
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return start, start + sum((size - 1) * stride for size, stride in steps if size)
+
+
+def _copy(gradient: Tensor, differentiable: bool) -> Tensor:
+    """A writable copy; of an expanded gradient too."""
+    strided = gradient.layout == torch.strided
+    copied = gradient.clone(memory_format=torch.contiguous_format) if strided else gradient.clone()
+    return copied if differentiable else copied.detach()
+
+
+def _part(base: Gradient, view: Tensor) -> Tensor:
+    """The part of a handed gradient that belongs to a view of the tensor; writes go through."""
+    whole, gradient = base.tensor, base.handed
+    assert gradient is not None
+    if gradient.stride() != whole.stride():
+        laid_out = torch.empty_strided(
+            whole.shape, whole.stride(), dtype=gradient.dtype, device=gradient.device
+        )
+        laid_out.copy_(gradient)
+        gradient, base.version = laid_out, -1
+        base.handed = gradient
+    offset = view.storage_offset() - whole.storage_offset()
+    return gradient.as_strided(view.shape, view.stride(), offset)
+
+
+def _block() -> Backward | None:
+    blocks = blocks_here()
+    return blocks[-1] if blocks else None
+
+
+def _read(tensor: Tensor) -> Tensor | None:
+    block = _block()
+    if block is None:
+        return _grad.__get__(tensor)
+    return block.read(tensor, user_frame())
+
+
+def _write(tensor: Tensor, value: Tensor | None) -> None:
+    block = _block()
+    if block is None:
+        _grad.__set__(tensor, value)
+    else:
+        block.write(tensor, value, user_frame())
+
+
+def _delete(tensor: Tensor) -> None:
+    if _block() is not None:
+        raise TraceError("del x.grad in a backward block: do it after the block.")
+    _grad.__delete__(tensor)

@@ -1,0 +1,77 @@
+"""The calls of a module that runs several times: layers with shared weights, steps of a generation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from headwater.errors import NeverRanError
+from headwater.trace.submodules import Submodule
+
+if TYPE_CHECKING:
+    from headwater.trace.run import Run
+
+
+class Call(Submodule):
+    """One call of a module; `index` counts from 0."""
+
+    __slots__ = ()
+
+    @property
+    def index(self) -> int:
+        """The number of the call, from 0."""
+        return (self._call or 1) - 1
+
+    def __repr__(self) -> str:
+        return f"<call {self.index} of {self._name()}>"
+
+
+class Calls:
+    """All calls of one module in a run.
+
+    Args:
+        run: The run.
+        module: The module.
+    """
+
+    def __init__(self, run: Run, module: Submodule) -> None:
+        self._run = run
+        self._module = module
+
+    def __iter__(self) -> Iterator[Call]:
+        """Go to each call that has not begun; ends when the model makes no more."""
+        run, proxy = self._run, self._module
+        forward = run._forward(f"run.calls({proxy._name()!r})")
+        window, number = forward.window(proxy.module, proxy.path)
+        run._windows.append(window)
+        try:
+            while True:
+                number += 1
+                where = (proxy.module, "input", number)
+                if where not in forward.values:
+                    if forward.ended:
+                        return
+                    run._settle(forward)
+                    run._wait(forward, where)
+                if where not in forward.values:
+                    return
+                forward.advance(window, proxy.module, number)
+                yield self._at(number)
+        finally:
+            run._windows.remove(window)
+
+    def __getitem__(self, index: int) -> Call:
+        """The call number `index`, from 0; its values are read like those of a module."""
+        if not isinstance(index, int) or index < 0:
+            raise NeverRanError(
+                f"calls have numbers from 0, and {index!r} is none: how many there will be is not "
+                "known before the model is through."
+            )
+        return self._at(index + 1)
+
+    def __repr__(self) -> str:
+        return f"<calls of {self._module._name()}>"
+
+    def _at(self, number: int) -> Call:
+        proxy: Any = self._module
+        return Call(proxy._model, proxy.module, proxy.path, self._run, number)

@@ -1,0 +1,439 @@
+"""One forward run of a model, seen from the model: what was asked for, and what has passed.
+
+Only the modules asked for are watched, with their ancestors and those ancestors' children: so a
+call that is under way is always seen, and a module that was passed or left out can be named.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from headwater.errors import NeverRanError, OutOfOrderError, TraceError
+from headwater.interrupts import Held
+from headwater.trace.coroutines import Abandoned
+from headwater.trace.dispatch import unwatch, watch
+from headwater.trace.handed import Handed, Where
+from headwater.trace.submodules import typed
+
+if TYPE_CHECKING:
+    from headwater.models import Model
+
+Lineage = tuple[tuple[nn.Module, tuple[nn.Module, ...]], ...]
+
+
+@runtime_checkable
+class Body(Protocol):
+    """User code that waits for a value."""
+
+    def receive(self) -> None:
+        """Give it the turn, from the model's side; return when it waits again or ends."""
+
+
+class Window:
+    """The part of a run since one call of a module began; in it, that call is the first."""
+
+    def __init__(self, members: frozenset[nn.Module]) -> None:
+        self.members = members
+        self.base: dict[nn.Module, int] = {}
+        self.stamp = 0
+
+
+class Forward:
+    """What one run of a model has done so far.
+
+    Args:
+        model: The model.
+        leaf: Whether the embedding's output becomes a leaf that requires grad.
+        strict: Whether values must be read in the order in which the model computes them.
+    """
+
+    def __init__(self, model: Model, *, leaf: bool, strict: bool) -> None:
+        self.model = model
+        self.grad = torch.is_grad_enabled()
+        self.leafless = self.grad and not leaf
+        self.strict = strict
+        self.thread: int | None = None
+        self.running = False
+        self.started = False
+        self.ended = False
+        self.abandoned = False
+        self.stopped: str | None = None
+        self.values: dict[Where, Any] = {}
+        self.wanted: dict[Where, list[Body]] = {}
+        self.held: Where | None = None
+        self.handed = Handed()
+        self.result: Any = None
+        self.skips: dict[tuple[nn.Module, int], Any] = {}
+        self.keeping: set[tuple[nn.Module, str]] = set()
+        self.separate: set[tuple[nn.Module, str]] = set()
+        self.errands: list[Callable[[], Any]] = []
+        self.listening: set[nn.Module] = set()
+        self.exits = ExitStack()
+        self.last_edit: str | None = None
+        self.seconds: dict[Where, int] = {}  # the order in which values passed
+        self.clock = 0
+        self._arrived = 0
+        self._edited: set[nn.Module] = set()
+        self._counts: dict[nn.Module, int] = {}
+        self._done: dict[nn.Module, int] = {}
+        self._live: dict[tuple[nn.Module, int], Any] = {}
+        self._blind: dict[nn.Module, int] = {}
+        self._pid = os.getpid()
+        self._embedding = self._embeddings() if leaf else None
+        if self._embedding is not None:
+            self._watch_all((self._embedding,))
+
+    # ---- the model's side -------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """The model starts, in this thread."""
+        self.thread = get_ident()
+        self.running = self.started = True
+        while self.errands:
+            self.errands.pop(0)()
+
+    def call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a watched module; hand over what somebody waits for.
+
+        Args:
+            module: The module.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            What the caller of the module gets.
+
+        Raises:
+            Abandoned: If the run is to end.
+        """
+        if self.abandoned:
+            raise Abandoned
+        number = self._counts[module] = self._counts.get(module, 0) + 1
+        self._live[module, number] = (args, kwargs)
+        where = (module, "input", number)
+        if where in self.wanted or (self.keeping and (module, "input") in self.keeping):
+            args, kwargs = self.arrive(where, (args, kwargs))
+            self._live[module, number] = (args, kwargs)
+        if self.skips and (module, number) in self.skips:
+            output = self.skips.pop((module, number))
+        else:
+            output = module._call_impl(*args, **kwargs)
+        if module is self._embedding:
+            output = _leaf(output)
+        self._live.pop((module, number), None)
+        self._done[module] = self._done.get(module, 0) + 1
+        where = (module, "output", number)
+        if where in self.wanted or (self.keeping and (module, "output") in self.keeping):
+            output = self.arrive(where, output)
+        return output
+
+    def arrive(self, where: Where, value: Any) -> Any:
+        """Hand a value to those who wait for it, from the model's side.
+
+        Args:
+            where: Where the value flows.
+            value: The value.
+
+        Returns:
+            What flows on.
+
+        Raises:
+            Abandoned: If the run is to end.
+        """
+        if where[:2] in self.separate and isinstance(value, Tensor):
+            value = value.clone()  # the model writes into this tensor next
+        outer = self.held
+        self.values[where] = value
+        self.held = where
+        self.clock += 1
+        self._arrived = self.seconds[where] = self.clock
+        self.running = False
+        for body in self.wanted.pop(where, ()):
+            body.receive()
+        self.running = True
+        self.held = outer
+        while self.errands:
+            self.errands.pop(0)()
+        if self.abandoned:
+            raise Abandoned
+        value = self.values.get(where, value)
+        if where[:2] in self.separate and isinstance(value, Tensor):
+            return value.clone()
+        return value
+
+    def inner(self, module: nn.Module, side: str, value: Any) -> Any:
+        """Hand over a value from inside the call of `module` that is under way."""
+        where = (module, side, self._counts.get(module, 0))
+        if self.abandoned:
+            raise Abandoned
+        if where in self.wanted or where[:2] in self.keeping:
+            return self.arrive(where, value)
+        return value
+
+    def end(self) -> None:
+        """The model is through, or failed."""
+        self.running = False
+        self.ended = True
+        self.held = None
+        self._live.clear()
+
+    # ---- the user's side --------------------------------------------------------------------
+
+    def find(
+        self, module: nn.Module, path: str, side: str, windows: Iterable[Window], call: int | None
+    ) -> Where:
+        """Which value is meant, watching the module from now on.
+
+        Args:
+            module: The module.
+            path: Its path.
+            side: Which of its values.
+            windows: The loops over calls that are open, innermost last.
+            call: The number of the call from 1, or None for the first one of the window.
+
+        Returns:
+            Where the value flows.
+
+        Raises:
+            OutOfOrderError: If earlier calls went by unseen.
+        """
+        self.look_at(module, path)
+        if call is None:
+            for window in reversed(list(windows)):
+                if module in window.members:
+                    if self._blind.get(module, -1) > window.stamp:
+                        raise OutOfOrderError(self._passed(path, side))
+                    return (module, side, window.base.get(module, 0) + 1)
+        if module in self._blind:
+            raise OutOfOrderError(self._passed(path, side))
+        return (module, side, call or 1)
+
+    def find_live(self, where: Where) -> Any:
+        """The input of a call that is under way, or None."""
+        module, side, number = where
+        return self._live.get((module, number)) if side == "input" else None
+
+    def refuse_passed(self, where: Where, path: str, side: str) -> None:
+        """Refuse to wait for what will not come any more.
+
+        Args:
+            where: The value.
+            path: The module's path.
+            side: What the user asked for.
+
+        Raises:
+            OutOfOrderError: If the model has passed it.
+            NeverRanError: If the module was not called in this run, or not that often.
+        """
+        module, _, number = where
+        begun, done = self._counts.get(module, 0), self._done.get(module, 0)
+        passed = begun if where[1] == "input" else done
+        if passed >= number:
+            raise OutOfOrderError(self._passed(path, side))
+        if self.stopped is not None:
+            raise OutOfOrderError(
+                f"{typed(path)}.{side} was not computed: run.stop() ended the model "
+                f"{self.stopped}.\nRead it before you stop the run."
+            )
+        if self.ended:
+            raise NeverRanError(self.absent(where, path, side))
+
+    def window(self, module: nn.Module, path: str) -> tuple[Window, int]:
+        """Start a loop over the calls of a module that have not begun.
+
+        Args:
+            module: The module.
+            path: Its path.
+
+        Returns:
+            The window, and the number of calls that have begun.
+        """
+        self.look_at(module, path)
+        return Window(frozenset(module.modules())), self._counts.get(module, 0)
+
+    def advance(self, window: Window, module: nn.Module, number: int) -> None:
+        """Move a window to the call of `module` that has just begun."""
+        for where in [w for w in self.values if w[0] in window.members and w != self.held]:
+            known = window.base.get(where[0])
+            # what the last iteration was given is the user's now; what was kept stays
+            if known is not None and where[2] > known and where[:2] not in self.keeping:
+                del self.values[where]
+        window.base = {one: self._counts.get(one, 0) for one in window.members}
+        window.base[module] = number - 1
+        window.stamp = self._arrived
+
+    def calls_begun(self, module: nn.Module) -> int:
+        """How many calls of a watched module have begun."""
+        return self._counts.get(module, 0)
+
+    def note_edit(self, where: Where, what: str) -> None:
+        """Remember the last edit, for the model's error messages."""
+        self._edited.add(where[0])
+        self.last_edit = what
+
+    def has_edited(self, module: nn.Module) -> bool:
+        """Whether a value of this module was changed."""
+        return module in self._edited
+
+    def look_at(self, module: nn.Module, path: str) -> None:
+        """Watch a module, its ancestors and their children."""
+        if module in self._counts:
+            return
+        for parent, children in self._lineage(module, path):
+            if parent not in self._counts:
+                self._watch_all((parent,))
+            fresh = [child for child in children if child not in self._counts]
+            if fresh:
+                stamp = self._unseen(parent)
+                if stamp is not None:
+                    self._blind.update(dict.fromkeys(fresh, stamp))
+                self._watch_all(fresh)
+        if module not in self._counts:
+            self._watch_all((module,))
+
+    def look_at_all(self) -> None:
+        """Watch every module."""
+        if self.started:
+            raise TraceError(
+                'run.keep("all") came after the first value was read: some modules have run '
+                "already.\nWrite it as the first line of the trace."
+            )
+        self._watch_all([m for m in self.model.module.modules() if m not in self._counts])
+
+    def interrupt(self) -> None:
+        """Have the model end at the next module it calls."""
+        self.abandoned = True
+        with suppress(RuntimeError):  # a module list that is being changed
+            self._watch_all([m for m in self.model.module.modules() if m not in self._counts])
+
+    def close(self, coroutine: Any) -> None:
+        """End the model, leave no trace in its modules, and forget every value.
+
+        Args:
+            coroutine: What runs the model, or None.
+        """
+        with Held():
+            try:
+                if coroutine is not None and not coroutine.finished and not self.forked:
+                    self.abandoned = True
+                    if coroutine.started and not coroutine.paused:
+                        self.interrupt()
+                    coroutine.close()
+            finally:
+                unwatch(list(self._counts), self)
+                self.end()
+                self.exits.close()
+                for left in (self.values, self.wanted, self.handed, self.skips, self.listening):
+                    left.clear()
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child process, to which the model's thread did not come along."""
+        return os.getpid() != self._pid
+
+    def absent(self, where: Where, path: str, side: str) -> str:
+        """Say why a value never came."""
+        module, _, number = where
+        begun = self._counts.get(module, 0)
+        if begun:
+            times = "once" if begun == 1 else f"{begun} times"
+            return (
+                f"call {number} of {typed(path)} was asked for, but it ran {times} in this run.\n"
+                "Loop over the calls that happen: for call in run.calls(...)."
+            )
+        lines = [f"{typed(path)} never ran in this run, so it has no {side}."]
+        lineage = self._lineage(module, path)
+        names = _prefixes(path)
+        for (parent, children), name in zip(reversed(lineage), reversed(names), strict=True):
+            if self._counts.get(parent, 0) or parent is self.model.module:
+                ran = [
+                    label
+                    for label, child in parent.named_children()
+                    if self._counts.get(child, 0) and child in children
+                ]
+                who = typed(name)
+                what = f"called {', '.join(ran)}" if ran else "called none of its modules"
+                lines.append(f"{who} ran and {what}.")
+                break
+        lines.append(
+            "A module runs only if it is called; its forward() called directly, or its weight "
+            "used by a function, is not seen."
+        )
+        return "\n".join(lines)
+
+    def _passed(self, path: str, side: str) -> str:
+        now = f" The model is at {self.position()}." if self.held else ""
+        return (
+            f"{typed(path)}.{side} is asked for too late: the model has passed it and it was not kept."
+            f"{now}\nRead it before what comes later in the model, or write "
+            f"run.keep([{path!r}]) as the first line of the trace."
+        )
+
+    def position(self) -> str:
+        """Where the model waits, in words."""
+        if self.held is None:
+            return "its end" if self.ended else "its start"
+        module, side, _ = self.held
+        return f"{typed(path_of(self.model.module, module))}.{side}"
+
+    def _unseen(self, parent: nn.Module) -> int | None:
+        """The moment until which children of `parent` may have been called unseen, or None."""
+        if not self.started:
+            return None
+        begun = self._counts[parent]
+        if begun and self.held == (parent, "input", begun):
+            return self._arrived if begun > 1 or parent in self._blind else None
+        if not begun:
+            return self._blind.get(parent)
+        self.clock += 1
+        return self.clock
+
+    def _watch_all(self, modules: Iterable[nn.Module]) -> None:
+        modules = list(modules)
+        for module in modules:
+            self._counts[module] = 0
+        watch(modules, self)
+
+    def _lineage(self, module: nn.Module, path: str) -> Lineage:
+        """Each ancestor from the root down, with its children."""
+        found: list[tuple[nn.Module, tuple[nn.Module, ...]]] = []
+        parent = self.model.module
+        for name in path.split(".") if path else []:
+            found.append((parent, tuple(dict.fromkeys(parent.children()))))
+            parent = parent._modules.get(name) or getattr(parent, name)
+        return tuple(found)
+
+    def _embeddings(self) -> nn.Module | None:
+        find = getattr(self.model.module, "get_input_embeddings", None)
+        if find is None:
+            return None
+        with suppress(NotImplementedError, AttributeError):
+            return find()
+        return None
+
+
+def path_of(root: nn.Module, module: nn.Module) -> str:
+    """The path of a module in `root`."""
+    return next((name for name, one in root.named_modules() if one is module), "?")
+
+
+def _prefixes(path: str) -> list[str]:
+    parts = path.split(".") if path else []
+    return [".".join(parts[:number]) for number in range(len(parts))]
+
+
+def _leaf(output: Any) -> Any:
+    """Have gradients begin at an embedding's output when the weights ask for none."""
+    if not isinstance(output, Tensor) or output.requires_grad or not torch.is_grad_enabled():
+        return output
+    if output.is_inference() or not output.is_floating_point():
+        return output
+    # the leaf itself may not be written to; the model and the user may write to its copy
+    return output.detach().requires_grad_().clone()

@@ -1,0 +1,139 @@
+"""The tensors a run has handed out: what they are called, and whether they were edited since.
+
+Values are held weakly. An edit in place shows in a tensor's version counter, which its views share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+Where = tuple[nn.Module, str, int]
+"""A value of a run: the module, which of its values (`input`, `output`, or a site), the call."""
+
+_LATEST = 256  # edits in place are looked for in this many of the last tensors handed out
+
+
+class Outputs(tuple[Any, ...]):
+    """A tuple a module returned, with the `save` that NNsight code calls."""
+
+    __slots__ = ()
+
+    def save(self) -> Outputs:
+        """Return the tuple: nothing needs saving."""
+        return self
+
+
+class Entry:
+    """One tensor that was handed out."""
+
+    __slots__ = ("name", "reference", "where")
+
+    def __init__(self, tensor: Tensor, name: str, where: Where) -> None:
+        self.reference = weakref.ref(tensor)
+        self.name = name
+        self.where = where
+
+
+class Handed:
+    """Everything handed out in a run, in order."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self._of: dict[int, Entry] = {}
+        self._seen: list[tuple[Entry, int]] = []
+
+    def add(self, value: Any, name: str, where: Where) -> None:
+        """Note the tensors of a value.
+
+        Args:
+            value: A tensor, or a nest of tuples, lists, mappings and dataclasses.
+            name: What the user would type to get it.
+            where: Where it flows.
+        """
+        for suffix, tensor in tensors_in(value):
+            there = self._of.get(id(tensor))
+            if there is not None and there.reference() is tensor:
+                there.where = where  # a block's input is the tensor its predecessor returned
+                continue
+            entry = Entry(tensor, name + suffix, where)
+            self.entries.append(entry)
+            self._of[id(tensor)] = entry
+            if not tensor.is_inference():
+                self._seen.append((entry, tensor._version))
+
+    def find(self, tensor: Tensor) -> Entry | None:
+        """The entry of exactly this tensor, if it was handed out."""
+        entry = self._of.get(id(tensor))
+        return entry if entry is not None and entry.reference() is tensor else None
+
+    def alive(self) -> list[tuple[Entry, Tensor]]:
+        """The entries whose tensors still exist."""
+        pairs = [(entry, entry.reference()) for entry in self.entries]
+        return [(entry, tensor) for entry, tensor in pairs if tensor is not None]
+
+    def look(self) -> None:
+        """Remember the versions: the user's code has the turn now."""
+        self._seen = [
+            (entry, tensor._version)
+            for entry in self.entries[-_LATEST:]
+            if (tensor := entry.reference()) is not None and not tensor.is_inference()
+        ]
+
+    def edited(self) -> list[Entry]:
+        """The entries edited in place since the last `look`."""
+        return [
+            entry
+            for entry, version in self._seen
+            if (tensor := entry.reference()) is not None and tensor._version != version
+        ]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.entries.clear()
+        self._of.clear()
+        self._seen.clear()
+
+
+def tensors_in(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """Find the tensors of a nested value.
+
+    Args:
+        value: Tensors in tuples, lists, mappings and dataclasses; other objects are not entered.
+        path: Where `value` is.
+        depth: How deep; nests of more than eight levels are not followed.
+
+    Yields:
+        What to type after the value's name, and the tensor.
+    """
+    if isinstance(value, Tensor):
+        yield path, value
+    elif depth > 8 or value is None:
+        return
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            # fields of a ModelOutput are attributes as well
+            step = f".{key}" if dataclasses.is_dataclass(value) else f"[{key!r}]"
+            yield from tensors_in(item, path + step, depth + 1)
+    elif isinstance(value, (tuple, list)):
+        for number, item in enumerate(value):
+            yield from tensors_in(item, f"{path}[{number}]", depth + 1)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from tensors_in(
+                getattr(value, field.name, None), f"{path}.{field.name}", depth + 1
+            )
+
+
+def share_memory(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are, or may be, views of the same memory."""
+    if one is other:
+        return True
+    try:
+        return one.untyped_storage()._cdata == other.untyped_storage()._cdata
+    except (RuntimeError, NotImplementedError):  # tensors without storage
+        return False

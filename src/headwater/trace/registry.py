@@ -1,0 +1,117 @@
+"""Which runs are open in this thread, and what of torch is changed while any is.
+
+`Tensor.backward` and `.save` are replaced only while a trace is open somewhere in the process, and
+act only in threads that have one open.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+from headwater.trace.frames import user_frame
+from headwater.trace.opcodes import enters_with
+
+if TYPE_CHECKING:
+    from headwater.trace.run import Run
+
+
+class _Open(threading.local):
+    def __init__(self) -> None:
+        self.runs: list[weakref.ref[Run]] = []
+        self.blocks: list[Any] = []
+
+
+_here = _Open()
+_lock = threading.Lock()
+_open_runs = 0
+_backward = Tensor.backward
+
+
+def runs_here() -> list[Run]:
+    """The runs open in this thread, innermost last."""
+    return [run for reference in _here.runs if (run := reference()) is not None]
+
+
+def blocks_here() -> list[Any]:
+    """The backward blocks open in this thread, innermost last."""
+    return _here.blocks
+
+
+class Opened:
+    """The note that a run is open in this thread; closed once, from any thread.
+
+    Args:
+        run: The run, held weakly.
+    """
+
+    def __init__(self, run: Run) -> None:
+        global _open_runs
+        self._runs = _here.runs
+        self._reference = weakref.ref(run)
+        self._runs.append(self._reference)
+        self._closed = False
+        with _lock:
+            _open_runs += 1
+            if _open_runs == 1:
+                # plain assignments: looked up on the class by every tensor
+                Tensor.backward = _backward_or_block  # pyright: ignore[reportAttributeAccessIssue]
+                for kind in (Tensor, ModelOutput):
+                    kind.save = _save  # pyright: ignore[reportAttributeAccessIssue]
+
+    def close(self) -> None:
+        """The run is over."""
+        global _open_runs
+        if self._closed:
+            return
+        self._closed = True
+        if self._reference in self._runs:
+            self._runs.remove(self._reference)
+        with _lock:
+            _open_runs -= 1
+            if _open_runs == 0:
+                Tensor.backward = _backward
+                for kind in (Tensor, ModelOutput):
+                    del kind.save  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def original_backward() -> Any:
+    """`torch.Tensor.backward` as torch has it."""
+    return _backward
+
+
+def save(value: Any) -> Any:
+    """Return `value`: values of a trace are ordinary objects and need no saving.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        The same.
+    """
+    return value
+
+
+def _save(self: Any) -> Any:
+    return self
+
+
+def _backward_or_block(
+    self: Tensor,
+    gradient: Tensor | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs: Any = None,
+) -> Any:
+    """What `Tensor.backward` is while a trace is open: a block in a `with`, else torch's own."""
+    if not _here.runs:
+        return _backward(self, gradient, retain_graph, create_graph, inputs)
+    from headwater.trace.backward import Backward, bare
+
+    if enters_with(user_frame()):
+        return Backward(self, gradient, retain_graph, create_graph, inputs)
+    return bare(self, gradient, retain_graph, create_graph, inputs)

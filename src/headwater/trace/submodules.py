@@ -1,0 +1,290 @@
+"""A module of a model, as a trace sees it: where its output and input are read and written.
+
+`output`, `input`, `inputs`, `skip`, `path` and `module` are the proxy's own; a submodule of one of
+these names is reached by its path, `run["bert.encoder.layer.0.output"]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import nn
+
+from headwater.errors import (
+    AmbiguousTraceError,
+    OutsideTraceError,
+    TraceError,
+    UnknownModuleError,
+    did_you_mean,
+)
+from headwater.trace.registry import runs_here
+
+if TYPE_CHECKING:
+    from headwater.models import Model
+    from headwater.trace.run import Run
+
+OWN = ("output", "input", "inputs", "skip", "path", "module")
+"""Names of the proxy itself; they win over submodules of the same name."""
+
+
+class Submodule:
+    """A module at a path; its values belong to the run it is bound to, or to the one open here.
+
+    Args:
+        model: The model.
+        module: The module.
+        path: Its path in the model; empty for the model itself.
+        run: The run it is bound to; None for the one open in the calling thread.
+        where_call: The number of the call from 1 it is bound to; None for the first one.
+    """
+
+    __slots__ = ("_call", "_model", "_run", "module", "path")
+
+    def __init__(
+        self,
+        model: Model,
+        module: nn.Module,
+        path: str,
+        run: Run | None = None,
+        call: int | None = None,
+    ) -> None:
+        for name, value in (
+            ("_model", model),
+            ("module", module),
+            ("path", path),
+            ("_run", run),
+            ("_call", call),
+        ):
+            object.__setattr__(self, name, value)
+
+    @property
+    def output(self) -> Any:
+        """What the module returned, the very object: edits in place land.
+
+        Outside loops over calls it is the module's first call. Assign to replace it.
+
+        Raises:
+            OutsideTraceError: If no run of this model is open here.
+            OutOfOrderError: If the model has passed it and it was not kept.
+            NeverRanError: If the module is not called in this run.
+        """
+        return self._bound()._output(self)
+
+    @output.setter
+    def output(self, value: Any) -> None:
+        self._bound()._write(self, "output", value)
+
+    @property
+    def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The positional and keyword arguments of the call; assign a pair to replace them."""
+        return self._bound()._read(self, "inputs")
+
+    @inputs.setter
+    def inputs(self, value: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
+        self._bound()._write(self, "inputs", value)
+
+    @property
+    def input(self) -> Any:
+        """The first argument of the call; assign to change what this module alone gets.
+
+        The tensor itself is handed out: an edit in place also changes it for everything else that
+        reads it, for example the skip connection.
+        """
+        return self._bound()._read(self, "input")
+
+    @input.setter
+    def input(self, value: Any) -> None:
+        self._bound()._write(self, "input", value)
+
+    def skip(self, value: Any) -> None:
+        """Leave the module out in this call: it returns `value` and does not run.
+
+        Args:
+            value: What its caller gets.
+
+        Raises:
+            LateWriteError: If the call has begun to run.
+        """
+        self._bound()._skip(self, value)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Apply the module to values of yours; no run sees this call."""
+        return self.module(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return attribute(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("output", "input", "inputs"):
+            object.__setattr__(self, name, value)
+            return
+        raise UnknownModuleError(
+            f"cannot assign {self._name()}.{name}.{did_you_mean(name, ('output', 'input'))}\n"
+            "Assign .output, .input or .inputs; for an attribute of the module write "
+            f"model.module.get_submodule({self.path!r}).{name} = ..."
+        )
+
+    def __getitem__(self, key: int | slice | str) -> Any:
+        children = self.module._modules
+        if isinstance(key, slice):
+            names = list(children)[key]
+            return [self._child(name) for name in names]
+        if isinstance(key, str):
+            if children.get(key) is None:
+                raise UnknownModuleError(
+                    f"{self._name()} has no module {key!r}.{did_you_mean(key, children)}"
+                )
+            return self._child(key)
+        if not children or not isinstance(self.module, (nn.ModuleList, nn.Sequential)):
+            raise UnknownModuleError(
+                f"{self._name()} is a {type(self.module).__name__}, not a list of modules.\n"
+                f"Did you mean {self._name()}.output[{key!r}]?"
+            )
+        if not -len(children) <= key < len(children):
+            raise UnknownModuleError(
+                f"{self._name()}[{key}] is out of range: it has {len(children)} modules, "
+                f"0 to {len(children) - 1}."
+            )
+        return self._child(list(children)[key])
+
+    def __len__(self) -> int:
+        return len(self.module._modules)
+
+    def __iter__(self) -> Iterator[Submodule]:
+        return iter([self._child(name) for name in self.module._modules])
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __dir__(self) -> list[str]:
+        return sorted({*OWN, *self.module._modules, *dir(self.module)})
+
+    def __repr__(self) -> str:
+        kind = type(self.module).__name__
+        return f"<{self._name()}: {kind} with {', '.join(self.module._modules) or 'no modules'}>"
+
+    def _name(self) -> str:
+        return typed(self.path)
+
+    def _child(self, name: str) -> Submodule:
+        module = cast(nn.Module, self.module._modules[name])
+        path = f"{self.path}.{name}" if self.path else name
+        return Submodule(self._model, module, path, self._run)
+
+    def _bound(self) -> Run:
+        return self._run if self._run is not None else open_run(self._model, self._name())
+
+
+def typed(path: str) -> str:
+    """What a user types to reach a path: `model.model.layers[1]` for `model.layers.1`.
+
+    Args:
+        path: The path in the module; empty for the model itself.
+
+    Returns:
+        The expression, for a model in a variable `model`.
+    """
+    found = "model"
+    for name in path.split(".") if path else []:
+        found += f"[{name}]" if name.isdigit() else f".{name}"
+    return found
+
+
+def open_run(model: Model, name: str) -> Run:
+    """The one run of `model` that is open in this thread.
+
+    Args:
+        model: The model.
+        name: What is asked for, for the error.
+
+    Returns:
+        The run.
+
+    Raises:
+        OutsideTraceError: If there is none.
+        AmbiguousTraceError: If there are two.
+    """
+    found = [run for run in runs_here() if run._model.module is model.module]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise AmbiguousTraceError(
+            f"{len(found)} traces of this model are open, so {name} does not say in which.\n"
+            "Name it: with model.trace(a) as run_a, model.trace(b) as run_b: "
+            f"run_a{name.removeprefix('model')}.output, run_b{name.removeprefix('model')}.output"
+        )
+    raise OutsideTraceError(
+        f"{name}: no trace of this model is open in this thread, so it has no values.\n"
+        "Read it inside: with model.trace(prompt) as run: ..."
+    )
+
+
+def attribute(proxy: Submodule, name: str) -> Any:
+    """Look up a child module, or any other attribute of the module itself.
+
+    Args:
+        proxy: The proxy.
+        name: The attribute.
+
+    Returns:
+        A proxy for a module, or the attribute.
+
+    Raises:
+        UnknownModuleError: If there is neither.
+    """
+    module = proxy.module
+    if module._modules.get(name) is not None:
+        return proxy._child(name)
+    try:
+        return getattr(module, name)
+    except AttributeError as error:
+        if name.startswith("__"):
+            raise
+        known = [*module._modules, "output", "input", "inputs", "skip"]
+        hint = did_you_mean(name, known) or f" It has: {', '.join(module._modules) or 'none'}."
+        raise UnknownModuleError(
+            f"{proxy._name()} ({type(module).__name__}) has no module {name!r}.{hint}"
+        ) from error
+
+
+def at_path(proxy: Submodule, path: str) -> Submodule:
+    """Follow a dotted path such as `model.layers.1.mlp`.
+
+    Args:
+        proxy: The proxy of the whole model.
+        path: Names and numbers.
+
+    Returns:
+        The proxy at the path.
+
+    Raises:
+        UnknownModuleError: If there is no such module; the closest are offered.
+    """
+    here = proxy
+    for name in path.split(".") if path else []:
+        if here.module._modules.get(name) is None:
+            every = dict(proxy.module.named_modules())
+            raise UnknownModuleError(
+                f"no module or site {path!r}: {here._name()} has no {name!r}."
+                f"{did_you_mean(path, every)}"
+            )
+        here = here._child(name)
+    return here
+
+
+def refuse_other_thread(entered: int, here: int) -> None:
+    """Refuse to use a run from a thread that did not open it.
+
+    Args:
+        entered: The thread that opened the run.
+        here: The calling thread.
+
+    Raises:
+        TraceError: If they differ.
+    """
+    if entered != here:
+        raise TraceError(
+            "this run was opened in another thread. Each thread opens its own trace: "
+            "with model.trace(prompt) as run: ..."
+        )

@@ -1,0 +1,337 @@
+"""Open a run around the user's code: the model in a worker, or several bodies on one forward."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from threading import get_ident
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from headwater.errors import (
+    GradientError,
+    HeadwaterError,
+    OutsideTraceError,
+    TraceError,
+    UnknownModuleError,
+    UnknownOptionError,
+    did_you_mean,
+)
+from headwater.trace import coroutines
+from headwater.trace.context import CallerState, refuse_transforms
+from headwater.trace.forward import Forward, path_of
+from headwater.trace.handed import Where
+from headwater.trace.inputs import prepared
+from headwater.trace.registry import Opened
+from headwater.trace.run import Run
+from headwater.trace.submodules import typed
+
+if TYPE_CHECKING:
+    from headwater.models import Model
+
+OPTIONS = ("requires_grad", "order", "worker", "remote")
+"""Keywords of a trace that are not the model's."""
+
+
+class Trace(Run):
+    """A run in a `with` block: `with model.trace(prompt) as run: ...`.
+
+    Args:
+        model: The model.
+        args: What the user gave, positional.
+        kwargs: What the user gave by keyword; includes the trace's own options.
+        generating: Whether the model's `generate` runs rather than the model.
+
+    Raises:
+        UnknownOptionError: If an option has a value it cannot have.
+    """
+
+    def __init__(
+        self, model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], *, generating: bool
+    ) -> None:
+        options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
+        super().__init__(model, None)
+        self._options = checked(options)
+        self._given = (args, kwargs)
+        self._generating = generating
+        self._coroutine: coroutines.Coroutine | None = None
+        self._opened: Opened | None = None
+        self._result: Any = None
+        self._has_result = False
+
+    def __enter__(self) -> Trace:
+        if self._opened is not None:
+            raise TraceError("this trace was entered before; write model.trace(...) again.")
+        kind = coroutines.worker(self._options["worker"])
+        threaded = kind is coroutines.ThreadCoroutine
+        if threaded:
+            refuse_transforms()
+        args, kwargs = self._given
+        args, kwargs = prepared(
+            self._model, args, kwargs, for_generate=self._generating, options=OPTIONS
+        )
+        self._given = ((), {})
+        wants = self._options["requires_grad"]
+        if wants and not self._generating:
+            args, kwargs = leaves(args), leaves(kwargs)
+        forward = Forward(
+            self._model,
+            leaf=wants is not False and not self._generating and torch.is_grad_enabled(),
+            strict=self._options["order"] == "strict",
+        )
+        module = self._model.module
+        function = module.generate if self._generating else module
+        state = CallerState.capture() if threaded else None
+        coroutine = kind(functools.partial(_go, forward, state, function, args, kwargs))
+        self._state, self._coroutine, self._ident = forward, coroutine, get_ident()
+        self._opened = Opened(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        forward = self._state
+        if forward is None:
+            return
+        answer = None if error is None else explained(error, forward)
+        try:
+            if error is None:
+                self._settle(forward)
+                self._run_out(forward)
+        finally:
+            self._close()
+        if answer is not None:
+            raise answer from error
+
+    def __del__(self) -> None:
+        if self.__dict__.get("_state") is not None:
+            self._close()
+
+    def __repr__(self) -> str:
+        state = "open" if self._state is not None else "closed" if self._opened else "not entered"
+        return f"<trace of {self._model.name}, {state}>"
+
+    def stop(self) -> None:
+        """End the model here; what it has not computed stays uncomputed."""
+        forward = self._forward("run.stop")
+        self._settle(forward)
+        forward.stopped = f"at {forward.position()}"
+        if self._coroutine is not None:
+            self._coroutine.close()
+        forward.end()
+
+    @property
+    def result(self) -> Any:
+        """What the model returned: runs it to its end. Generated ids for `model.generate`.
+
+        Raises:
+            OutOfOrderError: If the run was stopped.
+            OutsideTraceError: If the run is over and the result was not asked for inside.
+        """
+        if self._has_result:
+            return self._result
+        if self._opened is not None and self._state is None:
+            raise OutsideTraceError(
+                "run.result was not asked for in the trace, so it was not kept.\n"
+                "Write run.result (or model.output) inside the with block."
+            )
+        forward = self._forward("run.result")
+        if forward.stopped is not None:
+            forward.refuse_passed((self._model.module, "output", 1), "", "result")
+        self._settle(forward)
+        self._run_out(forward)
+        self._result, self._has_result = forward.result, True
+        return self._result
+
+    def _run_out(self, forward: Forward) -> None:
+        coroutine = self._coroutine
+        while coroutine is not None and not coroutine.finished and forward.stopped is None:
+            self._wait(forward, None)
+        if self._generating and forward.stopped is None:
+            self._result, self._has_result = forward.result, True
+
+    def _wait(self, forward: Forward, where: Where | None) -> None:
+        coroutine = self._coroutine
+        if coroutine is None or coroutine.finished or forward.ended:
+            return
+        if forward.forked:
+            raise TraceError(
+                "this process was forked inside the trace: the model's thread stayed in the "
+                "parent.\nOpen the trace in the child."
+            )
+        if where is not None:
+            forward.wanted[where] = [_Pausing(coroutine)]
+        coroutine.resume()
+        if coroutine.error is not None:
+            error, coroutine.error = coroutine.error, None
+            forward.end()
+            raise annotated(error, forward, where)
+        forward.handed.look()
+
+    def _close(self) -> None:
+        forward, self._state = self._state, None
+        if forward is None:
+            return
+        try:
+            self._kept = {w: v for w, v in forward.values.items() if w[:2] in forward.keeping}
+            forward.close(self._coroutine)
+        finally:
+            self._coroutine = None
+            self._windows.clear()
+            if self._opened is not None:
+                self._opened.close()
+
+
+class _Pausing:
+    """The body of a `with` block: it gets the turn when the model's coroutine pauses."""
+
+    __slots__ = ("_coroutine",)
+
+    def __init__(self, coroutine: coroutines.Coroutine) -> None:
+        self._coroutine = coroutine
+
+    def receive(self) -> None:
+        self._coroutine.pause()
+
+
+def _go(
+    forward: Forward,
+    state: CallerState | None,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:
+    """Run the model in its coroutine; refers to no trace, so that a dropped trace is noticed."""
+
+    def inside() -> None:
+        forward.begin()
+        try:
+            forward.result = function(*args, **kwargs)
+        finally:
+            forward.end()
+
+    if state is None:
+        inside()
+    else:
+        state.run(inside)
+
+
+def checked(options: dict[str, Any]) -> dict[str, Any]:
+    """Check the options of a trace.
+
+    Args:
+        options: Those that were given.
+
+    Returns:
+        All of them.
+
+    Raises:
+        UnknownOptionError: If one has a value it cannot have.
+    """
+    found = {"requires_grad": None, "order": "any", "worker": "thread", "remote": False, **options}
+    if found["remote"]:
+        raise UnknownOptionError(
+            "trace(remote=True): headwater runs models in this process only, it sends nothing to a "
+            "server.\nLeave remote out, or load a model that fits here: hw.load(name, "
+            "device_map='auto', dtype='bfloat16')."
+        )
+    if found["order"] not in ("any", "strict"):
+        raise UnknownOptionError(
+            f"no order {found['order']!r}.{did_you_mean(str(found['order']), ('any', 'strict'))}\n"
+            "Use order='any' (values handed out are served late) or order='strict'."
+        )
+    if found["requires_grad"] not in (None, True, False):
+        raise UnknownOptionError(
+            f"requires_grad={found['requires_grad']!r}: use True, False, or None (gradients from "
+            "the embedding's output on, if nothing before it asks for them)."
+        )
+    coroutines.worker(found["worker"])
+    return found
+
+
+def leaves(value: Any) -> Any:
+    """Have gradients begin at the floating tensors of a model's arguments.
+
+    Args:
+        value: Tensors in tuples, lists and mappings.
+
+    Returns:
+        The same with copies that require grad in place of tensors that do not.
+    """
+    if isinstance(value, Tensor):
+        if not value.is_floating_point() or value.requires_grad or not torch.is_grad_enabled():
+            return value
+        return value.detach().requires_grad_().clone()
+    if type(value) in (tuple, list):
+        return type(value)(leaves(item) for item in value)
+    if isinstance(value, Mapping):
+        return {key: leaves(item) for key, item in value.items()}
+    return value
+
+
+def annotated(error: BaseException, forward: Forward, where: Where | None) -> BaseException:
+    """Prepare a model's error for the line that waited: our frames off, the last edit as a note."""
+    trace = error.__traceback__
+    while trace is not None and _is_ours(trace):
+        trace = trace.tb_next
+    error.__traceback__ = trace
+    if where is not None:
+        name = f"{typed(path_of(forward.model.module, where[0]))}.{where[1]}"
+        error.add_note(f"The model failed while the trace waited for {name}.")
+    if forward.last_edit is not None:
+        error.add_note(f"The last edit was {forward.last_edit}.")
+    return error
+
+
+def _is_ours(trace: TracebackType) -> bool:
+    module = trace.tb_frame.f_globals.get("__name__", "")
+    return module.startswith("headwater.trace") or module == "contextlib"
+
+
+def explained(error: BaseException, forward: Forward) -> HeadwaterError | None:
+    """Answer mistakes that only show outside of headwater, as attributes of plain tensors.
+
+    Args:
+        error: What left the `with` block.
+        forward: The run.
+
+    Returns:
+        A better error, or None.
+    """
+    if isinstance(error, UserWarning) and ".grad attribute of a Tensor" in str(error):
+        return GradientError(_OLD_GRADIENTS)
+    if not isinstance(error, AttributeError) or isinstance(error, HeadwaterError):
+        return None
+    if error.name == "save":
+        if error.obj is None:
+            return GradientError(_OLD_GRADIENTS)
+        return TraceError(
+            f".save() on a {type(error.obj).__name__}: values of a trace are ordinary objects and "
+            "need no saving.\nLeave .save() out; hw.save(x) returns x, for code that must run in "
+            "both."
+        )
+    output = forward.values.get((forward.model.module, "output", 1))
+    if error.name and isinstance(error.obj, Tensor) and isinstance(output, Mapping):
+        fields = list(output.keys())
+        if error.name in fields:
+            place = next((key for key in fields if output[key] is error.obj), None)
+            which = "model.output" if place is None else f"model.output[{fields.index(place)}]"
+            what = "" if place is None else f", the {place}"
+            return UnknownModuleError(
+                f"{which} is a tensor{what}: it has no {error.name!r}.\n"
+                f"Write model.output.{error.name}."
+            )
+    return None
+
+
+_OLD_GRADIENTS = (
+    "the gradient was asked for before the backward pass, so there is none yet.\nRead it in a "
+    "block: with model.output.logits.sum().backward(): grad = hidden.grad\nor call "
+    "hidden.retain_grad() before a bare .backward() and read hidden.grad after it."
+)
