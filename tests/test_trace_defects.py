@@ -21,6 +21,7 @@ import time
 import traceback
 import warnings
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -85,6 +86,11 @@ def values_of(module: nn.Module, *paths: str) -> dict[str, Tensor]:
     with hooked(module, keep):
         kept["output"] = module(x())
     return kept
+
+
+def in_a_row(*modules: nn.Module) -> nn.Sequential:
+    """Modules under the names `first`, `second`, `third`."""
+    return nn.Sequential(OrderedDict(zip(("first", "second", "third"), modules, strict=False)))
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
@@ -562,14 +568,14 @@ def test_inference_mode_reaches_the_model_and_edits_land(model):
 
 
 def test_autocast_reaches_the_model_and_stays_out_of_the_body():
-    wrapped = hw.wrap(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)))
+    wrapped = hw.wrap(in_a_row(nn.Linear(3, 4), nn.Linear(4, 2)))
     with torch.autocast("cpu", torch.bfloat16), wrapped.trace(torch.ones(2, 3)):
-        hidden = wrapped[0].output
+        hidden = wrapped.first.output
     assert hidden.dtype == torch.bfloat16
     with wrapped.trace(torch.ones(2, 3)):
         with torch.autocast("cpu", torch.bfloat16):
-            hidden = wrapped[0].output
-        later = wrapped[1].output
+            hidden = wrapped.first.output
+        later = wrapped.second.output
     assert hidden.dtype == torch.float32
     assert later.dtype == torch.float32
 
@@ -611,6 +617,7 @@ def test_saved_tensor_hooks_of_the_caller_reach_the_model(model):
     assert len(packed) == len(expected) > 0
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 def test_forward_mode_derivatives_pass_through_a_trace(model):
     direction = torch.ones(5, 3, dtype=torch.float64)
     expected = torch.func.jvp(model.module, (x(),), (direction,))[1]
@@ -644,12 +651,12 @@ class _ReadsContext(nn.Module):
 
 
 def test_context_variables_are_seen_by_body_and_model():
-    wrapped = hw.wrap(nn.Sequential(_ReadsContext()))
+    wrapped = hw.wrap(in_a_row(_ReadsContext()))
     token = VARIABLE.set("outside")
     try:
         with wrapped.trace(torch.ones(1)):
             in_body = VARIABLE.get()
-            in_model = wrapped[0].output[1]
+            in_model = wrapped.first.output[1]
             VARIABLE.set("inside")
         assert (in_body, in_model, VARIABLE.get()) == ("outside", "outside", "inside")
     finally:
@@ -667,7 +674,7 @@ def test_a_late_gradient_assignment_names_the_module(model):
                 early.grad.clone()
                 hidden.grad = torch.zeros_like(hidden)
 
-    with pytest.raises(LateWriteError, match=r"blocks\.1\b") as caught:
+    with pytest.raises(LateWriteError, match=r"blocks\[1\]") as caught:
         late()
     assert NO_ID.match(str(caught.value))
 
@@ -681,7 +688,7 @@ def test_a_late_gradient_edit_in_place_names_the_module(model):
                 early.grad.clone()
                 gradient[:] = 0
 
-    with pytest.raises(LateWriteError, match=r"blocks\.1\b") as caught:
+    with pytest.raises(LateWriteError, match=r"blocks\[1\]") as caught:
         late()
     assert NO_ID.match(str(caught.value))
 
@@ -693,7 +700,7 @@ def test_a_gradient_that_does_not_exist_names_the_module(model):
             with hidden.sum().backward():
                 later.grad.clone()
 
-    with pytest.raises(GradientError, match=r"blocks\.1\b") as caught:
+    with pytest.raises(GradientError, match=r"blocks\[1\]") as caught:
         absent()
     assert NO_ID.match(str(caught.value))
 
@@ -706,7 +713,7 @@ def test_a_gradient_of_a_loss_without_the_model_names_the_module(model):
             with leaf.square().backward():
                 hidden.grad.clone()
 
-    with pytest.raises(GradientError, match=r"blocks\.1\b"):
+    with pytest.raises(GradientError, match=r"blocks\[1\]"):
         absent()
 
 
@@ -725,7 +732,7 @@ def test_a_read_that_came_too_late_names_the_module(model):
             model.blocks[1].output.save()
             model.blocks[0].branch.output.save()
 
-    with pytest.raises(OutOfOrderError, match=r"blocks\.0\.branch") as caught:
+    with pytest.raises(OutOfOrderError, match=r"blocks\[0\]\.branch") as caught:
         late()
     assert NO_ID.match(str(caught.value))
 
@@ -736,22 +743,32 @@ def test_an_input_that_came_too_late_names_the_module(model):
             model.blocks[1].output.save()
             model.blocks[0].input.save()
 
-    with pytest.raises(OutOfOrderError, match=r"blocks\.0\b"):
+    with pytest.raises(OutOfOrderError, match=r"blocks\[0\]"):
         late()
 
 
 def test_late_reads_of_what_was_handed_out_or_kept_are_served(model):
-    with model.trace(x(), keep=["blocks.0.branch"]) as run:
+    with model.trace(x()) as run:
+        run.keep(["blocks.0.branch", model.embed])
         joined = model.blocks[0].output
         out = model.output
         kept = model.blocks[0].branch.output
         again = model.blocks[0].output
         by_path = run["blocks.0.branch"].output
+        embedded = model.embed.output
     assert again is joined
     assert by_path is kept
-    plain = values_of(model.module, "blocks.0", "blocks.0.branch")
+    plain = values_of(model.module, "embed", "blocks.0.branch")
     close(kept, plain["blocks.0.branch"])
+    close(embedded, plain["embed"])
     close(out, plain["output"])
+
+
+def test_keep_as_an_option_of_the_trace(model):
+    with model.trace(x(), keep=["blocks.0.branch"]):
+        model.output.save()
+        kept = model.blocks[0].branch.output
+    close(kept, values_of(model.module, "blocks.0.branch")["blocks.0.branch"])
 
 
 def test_keep_all_serves_every_output(model):
@@ -780,12 +797,12 @@ def test_a_call_that_did_not_happen_is_named(model):
         with model.trace(x()) as run:
             run.calls(model.blocks[0])[2].output.save()
 
-    with pytest.raises(NeverRanError, match=r"blocks\.0\b"):
+    with pytest.raises(NeverRanError, match=r"blocks\[0\]"):
         absent()
 
 
 def test_a_value_outside_a_trace_names_the_module(model):
-    with pytest.raises(OutsideTraceError, match=r"blocks\.0\b"):
+    with pytest.raises(OutsideTraceError, match=r"blocks\[0\]"):
         _ = model.blocks[0].output
 
 
@@ -804,7 +821,7 @@ def test_two_open_traces_of_one_model_must_be_told_apart(model):
             run_b.blocks[0].output = run_a.blocks[0].output
             model.blocks[1].output.save()
 
-    with pytest.raises(AmbiguousTraceError, match=r"blocks\.1\b"):
+    with pytest.raises(AmbiguousTraceError, match=r"blocks\[1\]"):
         ambiguous()
 
 
@@ -838,7 +855,7 @@ def test_a_model_error_is_raised_where_the_body_waits_and_tells_the_last_edit(mo
         body()
     assert _lines_in(caught.value, "body") == waiting
     notes = "\n".join(caught.value.__notes__)
-    assert "blocks.1" in notes
+    assert "blocks[1]" in notes
     assert "output" in notes
     assert NO_ID.match(notes)
     assert not isinstance(caught.value, HeadwaterError)
@@ -851,7 +868,7 @@ def test_a_model_error_after_the_last_read_is_raised_by_the_block(model):
 
     with pytest.raises(RuntimeError, match="shapes") as caught:
         body()
-    assert "blocks.1" in "\n".join(caught.value.__notes__)
+    assert "blocks[1]" in "\n".join(caught.value.__notes__)
 
 
 class _Raises(nn.Module):
@@ -862,12 +879,12 @@ class _Raises(nn.Module):
 
 
 def test_a_model_error_is_the_same_object():
-    wrapped = hw.wrap(nn.Sequential(nn.Linear(3, 3), _Raises(), nn.Linear(3, 3)))
+    wrapped = hw.wrap(in_a_row(nn.Linear(3, 3), _Raises(), nn.Linear(3, 3)))
 
     def body() -> None:
         with wrapped.trace(torch.ones(1, 3)):
-            wrapped[0].output.save()
-            wrapped[2].output.save()
+            wrapped.first.output.save()
+            wrapped.third.output.save()
 
     for _ in range(2):
         with pytest.raises(LookupError) as caught:
@@ -918,7 +935,7 @@ def test_a_late_write_in_place_is_refused_at_the_next_request(model):
             early[:] = 0
             model.blocks[2].output.save()
 
-    with pytest.raises(LateWriteError, match=r"blocks\.0\b") as caught:
+    with pytest.raises(LateWriteError, match=r"blocks\[0\]") as caught:
         late()
     assert NO_ID.match(str(caught.value))
 
@@ -930,18 +947,18 @@ def test_a_late_write_in_place_is_refused_at_the_end(model):
             model.output.save()
             early.mul_(2)
 
-    with pytest.raises(LateWriteError, match=r"blocks\.0\b"):
+    with pytest.raises(LateWriteError, match=r"blocks\[0\]"):
         late()
 
 
 def test_a_late_write_through_a_view_is_refused(model):
     def late() -> None:
         with torch.no_grad(), model.trace(x()):
-            row = model.blocks[0].output[0]
+            row = model.blocks[0].output[1]
             model.blocks[1].output.save()
             row += 1
 
-    with pytest.raises(LateWriteError, match=r"blocks\.0\b"):
+    with pytest.raises(LateWriteError, match=r"blocks\[0\]"):
         late()
 
 
@@ -955,7 +972,7 @@ def test_a_late_assignment_is_refused_at_its_line(model):
             lines.append(here() + 1)
             model.blocks[0].output = early * 0
 
-    with pytest.raises(LateWriteError, match=r"blocks\.0\b") as caught:
+    with pytest.raises(LateWriteError, match=r"blocks\[0\]") as caught:
         late()
     assert _lines_in(caught.value, "late") == lines
 
@@ -966,7 +983,7 @@ def test_a_late_assignment_of_an_input_is_refused(model):
             model.blocks[1].output.save()
             model.blocks[1].input = torch.zeros(5, 4, dtype=torch.float64)
 
-    with pytest.raises(LateWriteError, match=r"blocks\.1\b"):
+    with pytest.raises(LateWriteError, match=r"blocks\[1\]"):
         late()
 
 
@@ -1299,12 +1316,31 @@ def test_autograd_grad_inside_a_trace(model):
         loss = model.output.square().sum()
         gradient = torch.autograd.grad(loss, hidden, retain_graph=True)[0]
         with loss.backward():
+            other = torch.autograd.grad(5 * hidden.sum(), hidden)[0]
             same = hidden.grad.clone()
             inside = torch.autograd.grad(loss, hidden, retain_graph=True)[0]
+            again = hidden.grad.clone()
     plain = values_of(model.module, "blocks.0")
     expected = torch.autograd.grad(plain["output"].square().sum(), plain["blocks.0"])[0]
-    for found in (gradient, same, inside):
+    assert bool((other == 5).all())
+    for found in (gradient, same, inside, again):
         close(found, expected)
+
+
+def test_a_bare_backward_inside_a_block_is_another_pass(model):
+    with model.trace(x()):
+        earlier, hidden = model.embed.output, model.blocks[0].output
+        loss = model.output.square().sum()
+        with loss.backward():
+            hidden.sum().backward(retain_graph=True)
+            gradient = hidden.grad.clone()
+            (5 * hidden.sum()).backward(retain_graph=True)
+            arrived = earlier.grad.clone()
+    plain = values_of(model.module, "embed", "blocks.0")
+    at = [plain["embed"], plain["blocks.0"]]
+    expected = torch.autograd.grad(plain["output"].square().sum(), at)
+    close(gradient, expected[1])
+    close(arrived, expected[0])
 
 
 def test_a_loss_taken_before_the_model_has_finished(model):
@@ -1374,7 +1410,7 @@ def test_a_loop_over_the_calls_of_a_module_ends_by_itself():
             if call.index == 1:
                 wrapped.shared.output = value * 0
         after = True
-        out = wrapped.output
+        out = run.result
     shared = wrapped.module.shared
     zero = shared(shared(torch.zeros(2, 3)))
     assert len(seen) == 4
@@ -1525,14 +1561,14 @@ class _Sleeps(nn.Module):
 def test_an_interrupt_ends_the_wait_and_leaves_nothing():
     if threading.current_thread() is not threading.main_thread():
         pytest.skip("only the main thread gets KeyboardInterrupt")
-    wrapped = hw.wrap(nn.Sequential(nn.Linear(3, 3), _Sleeps(), nn.Linear(3, 3)))
+    wrapped = hw.wrap(in_a_row(nn.Linear(3, 3), _Sleeps(), nn.Linear(3, 3)))
     timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
 
     def body() -> None:
         with wrapped.trace(torch.ones(1, 3)):
-            wrapped[0].output.save()
+            wrapped.first.output.save()
             timer.start()
-            wrapped[2].output.save()
+            wrapped.third.output.save()
 
     with pytest.raises(KeyboardInterrupt):
         body()
@@ -1542,9 +1578,9 @@ def test_an_interrupt_ends_the_wait_and_leaves_nothing():
     while worker_threads() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert_nothing_left(wrapped.module)
-    wrapped.module[1].forward = lambda given: given
+    wrapped.module.second.forward = lambda given: given
     with wrapped.trace(torch.ones(1, 3)):
-        out = wrapped[2].output
+        out = wrapped.third.output
     torch.testing.assert_close(out, wrapped.module(torch.ones(1, 3)))
 
 

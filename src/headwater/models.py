@@ -44,7 +44,7 @@ from headwater.trace.bodies import BodyFunction, run_bodies
 from headwater.trace.frames import user_frame
 from headwater.trace.inputs import prepared
 from headwater.trace.opcodes import enters_with
-from headwater.trace.submodules import Submodule, attribute
+from headwater.trace.submodules import Submodule, at_path, attribute
 from headwater.trace.tracing import Trace
 from headwater.unwrapping import refuse_no_module, unwrapped
 
@@ -184,7 +184,7 @@ class Model:
             **options: Keyword inputs of the module, and of the trace: `requires_grad` (None:
                 gradients from the embedding's output on if the weights ask for none; True: from
                 floating inputs too; False: neither), `order` (`"strict"` refuses to serve values
-                late), `worker` (`"greenlet"` runs the model in this thread).
+                late), `keep` (what `run.keep` takes), `worker` (`"greenlet"` runs the model in this thread).
 
         Returns:
             A context manager; nothing happens before it is entered.
@@ -271,6 +271,11 @@ class Model:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module itself; no trace sees this call."""
         return self.module(*args, **kwargs)
+
+    def __getitem__(self, key: int | str) -> Any:
+        """A module by path, or by number where the model is a list of modules."""
+        root = Submodule(self, self.module, "")
+        return at_path(root, key) if isinstance(key, str) else root[key]
 
     def __getattr__(self, name: str) -> Any:
         module = self.__dict__.get("module")

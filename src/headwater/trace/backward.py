@@ -28,8 +28,8 @@ from headwater.interrupts import Held
 from headwater.trace.context import CallerState
 from headwater.trace.coroutines import Abandoned, ThreadCoroutine
 from headwater.trace.frames import user_frame
-from headwater.trace.handed import share_memory
-from headwater.trace.registry import blocks_here, original_backward, runs_here
+from headwater.trace.registry import blocks_here, fill_retained, original_backward, runs_here
+from headwater.trace.views import laid_out_as, part_of, viewed
 
 _lock = threading.Lock()
 _open_blocks = 0
@@ -119,6 +119,7 @@ class Backward:
             if error is None:
                 self._settle()
                 self._run_out()
+                fill_retained()
         finally:
             self._close()
 
@@ -211,15 +212,9 @@ class Backward:
 
     def _base_of(self, tensor: Tensor) -> Gradient | None:
         """The value handed out that `tensor` is a view of: the smallest that holds it all."""
-        if tensor._base is None:
-            return None
-        holding = [
-            one
-            for one in self._gradients.values()
-            if one.base is None and one.tensor.requires_grad and _holds(one.tensor, tensor)
-        ]
-        # of several values over the same memory, the last one handed out is nearest to the view
-        return min(reversed(holding), key=lambda one: one.tensor.numel(), default=None)
+        values = [one for one in self._gradients.values() if one.base is None]
+        whole = viewed(tensor, [one.tensor for one in values if one.tensor.requires_grad])
+        return None if whole is None else self._gradients[id(whole)]
 
     def _arrive(self, found: Gradient, gradient: Tensor) -> Tensor | None:
         """The hook of a tensor, in the thread of the pass."""
@@ -412,9 +407,11 @@ def bare(
     """
     refuse_no_graph(loss)
     try:
-        return original_backward()(loss, gradient, retain_graph, create_graph, inputs)
+        returned = original_backward()(loss, gradient, retain_graph, create_graph, inputs)
     except RuntimeError as error:
         raise freed(error) or error from None
+    fill_retained()
+    return returned
 
 
 def freed(error: BaseException) -> GradientError | None:
@@ -527,20 +524,6 @@ def reaches(loss: Tensor, tensor: Tensor) -> bool:
     return False
 
 
-def _holds(whole: Tensor, part: Tensor) -> bool:
-    if whole is part or not share_memory(whole, part):
-        return False
-    start, end = _extent(whole)
-    first, last = _extent(part)
-    return start <= first and last <= end
-
-
-def _extent(tensor: Tensor) -> tuple[int, int]:
-    start = tensor.storage_offset()
-    steps = zip(tensor.shape, tensor.stride(), strict=True)
-    return start, start + sum((size - 1) * stride for size, stride in steps if size)
-
-
 def _copy(gradient: Tensor, differentiable: bool) -> Tensor:
     """A writable copy; of an expanded gradient too."""
     strided = gradient.layout == torch.strided
@@ -550,17 +533,10 @@ def _copy(gradient: Tensor, differentiable: bool) -> Tensor:
 
 def _part(base: Gradient, view: Tensor) -> Tensor:
     """The part of a handed gradient that belongs to a view of the tensor; writes go through."""
-    whole, gradient = base.tensor, base.handed
-    assert gradient is not None
-    if gradient.stride() != whole.stride():
-        laid_out = torch.empty_strided(
-            whole.shape, whole.stride(), dtype=gradient.dtype, device=gradient.device
-        )
-        laid_out.copy_(gradient)
-        gradient, base.version = laid_out, -1
-        base.handed = gradient
-    offset = view.storage_offset() - whole.storage_offset()
-    return gradient.as_strided(view.shape, view.stride(), offset)
+    assert base.handed is not None
+    if base.handed.stride() != base.tensor.stride():
+        base.handed, base.version = laid_out_as(base.tensor, base.handed), -1
+    return part_of(base.handed, base.tensor, view)
 
 
 def _block() -> Backward | None:

@@ -130,6 +130,8 @@ def run_bodies(
         leaf=options["requires_grad"] is not False and torch.is_grad_enabled(),
         strict=options["order"] == "strict",
     )
+    if options["keep"]:
+        raise TraceError("model.run takes no keep=: each body reads what it needs.")
     runs = [BodyRun(model, forward, body) for body in bodies]
     try:
         contextvars.copy_context().run(_run_all, forward, runs, args, kwargs)

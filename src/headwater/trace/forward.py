@@ -85,6 +85,7 @@ class Forward:
         self._done: dict[nn.Module, int] = {}
         self._live: dict[tuple[nn.Module, int], Any] = {}
         self._blind: dict[nn.Module, int] = {}
+        self._looked: set[str] = set()
         self._pid = os.getpid()
         self._embedding = self._embeddings() if leaf else None
         if self._embedding is not None:
@@ -284,8 +285,9 @@ class Forward:
 
     def look_at(self, module: nn.Module, path: str) -> None:
         """Watch a module, its ancestors and their children."""
-        if module in self._counts:
+        if path in self._looked:
             return
+        self._looked.add(path)
         for parent, children in self._lineage(module, path):
             if parent not in self._counts:
                 self._watch_all((parent,))

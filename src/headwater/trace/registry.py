@@ -10,11 +10,13 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
 from headwater.trace.frames import user_frame
 from headwater.trace.opcodes import enters_with
+from headwater.trace.views import laid_out_as, part_of, viewed
 
 if TYPE_CHECKING:
     from headwater.trace.run import Run
@@ -30,6 +32,8 @@ _here = _Open()
 _lock = threading.Lock()
 _open_runs = 0
 _backward = Tensor.backward
+_retain_grad: Any = torch._C.TensorBase.retain_grad
+_grad: Any = torch._C.TensorBase.grad  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def runs_here() -> list[Run]:
@@ -60,6 +64,7 @@ class Opened:
             if _open_runs == 1:
                 # plain assignments: looked up on the class by every tensor
                 Tensor.backward = _backward_or_block  # pyright: ignore[reportAttributeAccessIssue]
+                Tensor.retain_grad = _retain_grad_or_part  # pyright: ignore
                 for kind in (Tensor, ModelOutput):
                     kind.save = _save  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -75,6 +80,7 @@ class Opened:
             _open_runs -= 1
             if _open_runs == 0:
                 Tensor.backward = _backward
+                del Tensor.retain_grad
                 for kind in (Tensor, ModelOutput):
                     del kind.save  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -94,6 +100,29 @@ def save(value: Any) -> Any:
         The same.
     """
     return value
+
+
+def _retain_grad_or_part(self: Tensor) -> None:
+    """What `Tensor.retain_grad` is while a trace is open: works for views of values, too."""
+    for run in reversed(runs_here()):
+        values = [tensor for _, tensor in run._entries() if tensor.requires_grad]
+        whole = None if any(self is one for one in values) else viewed(self, values)
+        if whole is not None:
+            _retain_grad(whole)
+            run._retained.append((self, whole))
+            break
+    else:
+        _retain_grad(self)
+
+
+def fill_retained() -> None:
+    """After a backward pass: give views of values the gradient that they asked to retain."""
+    for run in runs_here():
+        for view, whole in run._retained:
+            gradient = _grad.__get__(whole)
+            if gradient is not None:
+                laid_out = laid_out_as(whole, gradient)
+                _grad.__set__(view, part_of(laid_out, whole, view).clone())
 
 
 def _save(self: Any) -> Any:

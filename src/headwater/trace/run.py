@@ -51,6 +51,7 @@ class Run:
         self._windows: list[Window] = []
         self._ident: int | None = None
         self._kept: dict[Where, Any] = {}
+        self._retained: list[tuple[Tensor, Tensor]] = []
 
     # ---- what users call ----------------------------------------------------------------------
 

@@ -149,6 +149,8 @@ def _listen(run: Run, forward: Forward, module: Any, path: str) -> None:
     if not model.anatomy().interface:
         raise UnavailableSiteError(f"{path} does not use the attention interface.")
     forward.look_at(module, path)
+    for name, child in module.named_children():
+        forward.look_at(child, f"{path}.{name}")  # they run while it is under way
     if not forward.listening:
         chosen = getattr(model.module.config, "_attn_implementation", "eager")
         if forward.started and chosen not in _SWITCHABLE:

@@ -32,7 +32,7 @@ from headwater.trace.submodules import typed
 if TYPE_CHECKING:
     from headwater.models import Model
 
-OPTIONS = ("requires_grad", "order", "worker", "remote")
+OPTIONS = ("requires_grad", "order", "keep", "worker", "remote")
 """Keywords of a trace that are not the model's."""
 
 
@@ -88,6 +88,11 @@ class Trace(Run):
         coroutine = kind(functools.partial(_go, forward, state, function, args, kwargs))
         self._state, self._coroutine, self._ident = forward, coroutine, get_ident()
         self._opened = Opened(self)
+        try:
+            self.keep(self._options["keep"] or ())
+        except BaseException:
+            self._close()
+            raise
         return self
 
     def __exit__(
@@ -184,6 +189,7 @@ class Trace(Run):
         finally:
             self._coroutine = None
             self._windows.clear()
+            self._retained.clear()
             if self._opened is not None:
                 self._opened.close()
 
@@ -234,7 +240,8 @@ def checked(options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UnknownOptionError: If one has a value it cannot have.
     """
-    found = {"requires_grad": None, "order": "any", "worker": "thread", "remote": False, **options}
+    usual = {"requires_grad": None, "order": "any", "keep": (), "worker": "thread", "remote": False}
+    found = {**usual, **options}
     if found["remote"]:
         raise UnknownOptionError(
             "trace(remote=True): headwater runs models in this process only, it sends nothing to a "

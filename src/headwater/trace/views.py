@@ -1,0 +1,72 @@
+"""Views of values that were handed out: `output[0]` is not on the model's path, its base is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from headwater.trace.handed import share_memory
+
+
+def viewed(view: Tensor, wholes: Sequence[Tensor]) -> Tensor | None:
+    """The tensor that `view` is a part of.
+
+    Args:
+        view: A tensor.
+        wholes: Tensors that were handed out, in order.
+
+    Returns:
+        The smallest that holds all of `view`, the last of equals; None if there is none, or if
+        `view` is no view.
+    """
+    if view._base is None:
+        return None
+    holding = [whole for whole in reversed(wholes) if _holds(whole, view)]
+    return min(holding, key=lambda whole: whole.numel(), default=None)
+
+
+def laid_out_as(whole: Tensor, gradient: Tensor) -> Tensor:
+    """A copy of a gradient with the strides of the tensor it belongs to.
+
+    Args:
+        whole: The tensor.
+        gradient: Its gradient.
+
+    Returns:
+        The copy.
+    """
+    copy = torch.empty_strided(
+        whole.shape, whole.stride(), dtype=gradient.dtype, device=gradient.device
+    )
+    return copy.copy_(gradient)
+
+
+def part_of(gradient: Tensor, whole: Tensor, view: Tensor) -> Tensor:
+    """The part of a gradient that belongs to a view.
+
+    Args:
+        gradient: The gradient of `whole`, with the same strides.
+        whole: The tensor.
+        view: A view of it.
+
+    Returns:
+        A view of `gradient`.
+    """
+    offset = gradient.storage_offset() + view.storage_offset() - whole.storage_offset()
+    return gradient.as_strided(view.shape, view.stride(), offset)
+
+
+def _holds(whole: Tensor, part: Tensor) -> bool:
+    if whole is part or not share_memory(whole, part):
+        return False
+    start, end = _extent(whole)
+    first, last = _extent(part)
+    return start <= first and last <= end
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    start = tensor.storage_offset()
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return start, start + sum((size - 1) * stride for size, stride in steps if size)
