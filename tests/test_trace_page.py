@@ -104,6 +104,11 @@ def case(shared_case: Case) -> Case:
     return shared_case
 
 
+with_trainable_parameters = pytest.mark.parametrize(
+    "shared_case", ["random GPT-2", "random Llama"], indirect=True
+)
+
+
 def assert_close(actual: Tensor, expected: Tensor, name: str = "") -> None:
     """Float32, and perhaps another attention mask: 1e-4 of the largest entry."""
     scale = float(expected.abs().max())
@@ -266,9 +271,8 @@ def test_a_bare_backward_frees_the_graph_as_torch_does(case: Case):
             total.backward()
 
 
+@with_trainable_parameters
 def test_bare_backward_reaches_the_parameters(case: Case):
-    if case.frozen:
-        pytest.skip("frozen parameters get no gradient")
     expected = case.plain_parameter_gradients()
     with case.model.trace(case.prompt):
         case.model.output.logits.sum().backward()
@@ -312,10 +316,9 @@ def test_zeroed_gradient_before_and_after(case: Case, picked: str, way: str):
     assert torch.equal(upstream_grad, torch.zeros_like(upstream_grad))
 
 
+@with_trainable_parameters
 @pytest.mark.parametrize("way", ["in place", "swapped"])
 def test_zeroed_gradient_leaves_upstream_parameters_without_one(case: Case, way: str):
-    if case.frozen:
-        pytest.skip("frozen parameters get no gradient")
     plain = case.plain_parameter_gradients()
     with case.model.trace(case.prompt):
         hidden_states = case.blocks[-1].output[0]
