@@ -33,10 +33,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import headwater as hw
+import tiny_models
 from headwater.errors import (
     AmbiguousTraceError,
     GradientError,
     HeadwaterError,
+    HeadwaterNotice,
     LateWriteError,
     NeverRanError,
     OutOfOrderError,
@@ -987,30 +989,54 @@ def test_a_late_assignment_of_an_input_is_refused(model):
         late()
 
 
-def test_what_the_model_writes_in_place_is_no_late_write():
-    class Adds(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.Linear(3, 3)
-            self.outer = nn.Linear(3, 3)
+class _Adds(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+        self.outer = nn.Linear(3, 3)
 
-        def forward(self, given: Tensor) -> Tensor:
-            hidden = self.inner(given)
-            hidden += given
-            return self.outer(hidden.relu_())
+    def forward(self, given: Tensor) -> Tensor:
+        hidden = self.inner(given)
+        hidden += given
+        return self.outer(hidden.relu_())
 
-    wrapped = hw.wrap(Adds())
-    with wrapped.trace(torch.ones(2, 3)):
-        inner = wrapped.inner.output
-        inner[:, 0] = 0
-        outer = wrapped.outer.output
-        out = wrapped.output
+
+def test_what_the_model_writes_in_place_is_a_notice_and_no_late_write():
+    wrapped, given = hw.wrap(_Adds()), torch.ones(2, 3)
+
+    def read() -> tuple[Tensor, Tensor]:
+        with wrapped.trace(given):
+            inner = wrapped.inner.output
+            inner[:, 0] = 0
+            outer = wrapped.outer.output
+            assert bool((inner >= 0).all())  # the very tensor: it holds what came later
+            return outer, wrapped.output
+
+    with pytest.warns(HeadwaterNotice, match=r"inner\.output"):
+        outer, out = read()
     plain = wrapped.module
-    hidden = plain.inner(torch.ones(2, 3)).detach()
+    hidden = plain.inner(given).detach()
     hidden[:, 0] = 0
-    expected = plain.outer((hidden + 1).relu())
-    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(out, plain.outer((hidden + 1).relu()))
     assert outer is out
+    assert_nothing_left(plain)
+
+
+@pytest.mark.filterwarnings("ignore:the model itself has changed")
+def test_the_gradient_of_a_value_the_model_changed_is_that_of_what_was_read():
+    wrapped, given = hw.wrap(_Adds()), torch.linspace(-1, 1, 6).reshape(2, 3)
+    with wrapped.trace(given):
+        inner = wrapped.inner.output
+        with wrapped.output.square().sum().backward():
+            gradient = inner.grad.clone()
+            inner.grad[0] = 0
+    plain = wrapped.module
+    found = plain.inner.weight.grad.clone()
+    hidden = plain.inner(given).detach().requires_grad_()
+    loss = plain.outer((hidden + given).relu()).square().sum()
+    expected = torch.autograd.grad(loss, hidden)[0]
+    torch.testing.assert_close(gradient, expected)
+    torch.testing.assert_close(found, expected[1:].T @ given[1:])
 
 
 def test_edits_of_copies_and_results_are_no_late_writes(model):
@@ -1696,10 +1722,9 @@ def test_the_greenlet_worker_gives_the_same(model):
     close(gradient, torch.autograd.grad(plain["output"].square().sum(), plain["blocks.0"])[0])
 
 
+@pytest.mark.filterwarnings("ignore:the model itself has changed")
 @pytest.mark.parametrize("family", ["GPT-2", "Llama", "GPT-J", "Falcon", "BLOOM", "Mamba"])
 def test_every_module_that_runs_can_be_read_in_the_order_it_runs(family: str):
-    import tiny_models
-
     wrapped = hw.wrap(tiny_models.shared(family))
     order: list[str] = []
     calls: dict[str, int] = {}
