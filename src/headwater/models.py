@@ -212,7 +212,8 @@ class Model:
             UnsupportedModelError: If the module cannot generate.
             PromptError: If the inputs cannot be used.
         """
-        if not callable(getattr(self.module, "generate", None)):
+        generate: Any = getattr(self.module, "generate", None)
+        if not callable(generate):
             raise UnsupportedModelError(
                 f"{type(self.module).__name__} has no generate(): it is no language model of "
                 "Hugging Face.\nTrace single runs: with model.trace(inputs) as run: ..."
@@ -221,7 +222,7 @@ class Model:
         if traced or (traced is None and enters_with(user_frame())):
             return Trace(self, inputs, options, generating=True)
         args, kwargs = prepared(self, inputs, options, for_generate=True)
-        return self.module.generate(*args, **kwargs)
+        return generate(*args, **kwargs)
 
     def run(self, inputs: Any, *bodies: BodyFunction, **options: Any) -> Any:
         """Run the model once for several bodies, functions of a run that share the forward.

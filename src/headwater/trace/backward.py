@@ -10,6 +10,7 @@ import functools
 import threading
 import warnings
 from collections.abc import Sequence
+from threading import get_ident
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -28,6 +29,7 @@ from headwater.interrupts import Held
 from headwater.trace.context import CallerState
 from headwater.trace.coroutines import Abandoned, ThreadCoroutine
 from headwater.trace.frames import user_frame
+from headwater.trace.handed import Entry
 from headwater.trace.registry import blocks_here, fill_retained, original_backward, runs_here
 from headwater.trace.views import laid_out_as, part_of, viewed
 
@@ -85,22 +87,19 @@ class Backward:
         self._wanted: tuple[Gradient, ...] = ()
         self._current: Gradient | None = None
         self._coroutine: ThreadCoroutine | None = None
+        self._thread: int | None = None
         self._strict = False
         self._blocks: list[Any] = []
 
     def __enter__(self) -> Backward:
         global _open_blocks
         refuse_no_graph(self._loss)
-        self._coroutine = ThreadCoroutine(
-            functools.partial(
-                CallerState.capture().run, original_backward(), self._loss, *self._arguments
-            )
-        )
+        self._coroutine = ThreadCoroutine(functools.partial(CallerState.capture().run, self._pass))
         for run in runs_here():
             self._strict |= run._state is not None and run._state.strict
             for entry, tensor in run._entries():
                 if tensor.requires_grad and id(tensor) not in self._gradients:
-                    self._register(tensor, entry.name)
+                    self._register(tensor, entry.name, entry)
         self._blocks = blocks_here()
         self._blocks.append(self)
         with _lock:
@@ -204,9 +203,15 @@ class Backward:
             self._notice_zero(tensor, base)
         return found
 
-    def _register(self, tensor: Tensor, name: str) -> Gradient:
+    def _register(self, tensor: Tensor, name: str, entry: Entry | None = None) -> Gradient:
         found = self._gradients[id(tensor)] = Gradient(tensor, name)
-        if tensor.requires_grad:
+        node = None if entry is None else entry.node
+        if entry is not None and node is not None and node is not tensor.grad_fn:
+            # the model has written into it since: its gradient is that of what was handed out
+            found.handle = node.register_prehook(
+                functools.partial(self._arrive_among, found, entry.number)
+            )
+        elif tensor.requires_grad:
             found.handle = tensor.register_hook(functools.partial(self._arrive, found))
         return found
 
@@ -216,9 +221,14 @@ class Backward:
         whole = viewed(tensor, [one.tensor for one in values if one.tensor.requires_grad])
         return None if whole is None else self._gradients[id(whole)]
 
+    def _pass(self) -> None:
+        self._thread = get_ident()
+        original_backward()(self._loss, *self._arguments)
+
     def _arrive(self, found: Gradient, gradient: Tensor) -> Tensor | None:
-        """The hook of a tensor, in the thread of the pass."""
-        assert self._coroutine is not None
+        """The hook of a tensor; other passes over the same graph run in other threads."""
+        if self._coroutine is None or self._thread != get_ident():
+            return None
         if self._coroutine.abandoned:
             raise Abandoned
         found.original = gradient
@@ -236,6 +246,16 @@ class Backward:
             return None
         found.version = handed._version
         return handed
+
+    def _arrive_among(
+        self, found: Gradient, number: int, gradients: tuple[Tensor | None, ...]
+    ) -> tuple[Tensor | None, ...] | None:
+        """The hook of a node with several outputs, for the one at `number`."""
+        gradient = gradients[number]
+        changed = None if gradient is None else self._arrive(found, gradient)
+        if changed is None:
+            return None
+        return (*gradients[:number], changed, *gradients[number + 1 :])
 
     def _hand(self, found: Gradient) -> None:
         """Give the user a copy of a gradient that has arrived."""
@@ -387,9 +407,7 @@ def backward(
     return Backward(loss, gradient, retain_graph, create_graph, inputs)
 
 
-def bare(
-    loss: Tensor, gradient: Any, retain_graph: Any, create_graph: bool, inputs: Any
-) -> Any:
+def bare(loss: Tensor, gradient: Any, retain_graph: Any, create_graph: bool, inputs: Any) -> Any:
     """`loss.backward()` that is not in a `with`, while a trace is open: torch's own.
 
     Args:

@@ -80,7 +80,7 @@ class BodyRun(Run):
         if where is not None:
             forward.wanted.setdefault(where, []).append(self)
         self._coroutine.pause()
-        forward.handed.look()
+        self._look(forward)
 
 
 _END: Any = "end"

@@ -99,7 +99,7 @@ class ThreadCoroutine:
             self._function()
         except Abandoned:
             pass
-        except BaseException as error:  # noqa: B036 - raised again where the body waits
+        except BaseException as error:  # raised again where the body waits
             self.error = error
         finally:
             self._function = None
@@ -122,7 +122,7 @@ class GreenletCoroutine:
 
     def __init__(self, function: Callable[[], Any]) -> None:
         try:
-            import greenlet
+            import greenlet  # pyright: ignore[reportMissingModuleSource]
         except ImportError as error:
             raise MissingExtraError(
                 'worker="greenlet" needs the package greenlet: pip install "headwater[greenlet]".'
@@ -130,7 +130,7 @@ class GreenletCoroutine:
         import contextvars
 
         self._current = greenlet.getcurrent
-        self._greenlet = greenlet.greenlet(self._run)
+        self._greenlet: Any = greenlet.greenlet(self._run)
         self._greenlet.gr_context = contextvars.copy_context()
         self._function: Callable[[], Any] | None = function
         self._state = _state()
@@ -179,7 +179,7 @@ class GreenletCoroutine:
             self._function()
         except Abandoned:
             pass
-        except BaseException as error:  # noqa: B036 - raised again where the body waits
+        except BaseException as error:  # raised again where the body waits
             self.error = error
         finally:
             self._function = None

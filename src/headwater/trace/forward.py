@@ -373,8 +373,8 @@ class Forward:
     def _passed(self, path: str, side: str) -> str:
         now = f" The model is at {self.position()}." if self.held else ""
         return (
-            f"{typed(path)}.{side} is asked for too late: the model has passed it and it was not kept."
-            f"{now}\nRead it before what comes later in the model, or write "
+            f"{typed(path)}.{side} is asked for too late: the model has passed it and it was "
+            f"not kept.{now}\nRead it before what comes later in the model, or write "
             f"run.keep([{path!r}]) as the first line of the trace."
         )
 

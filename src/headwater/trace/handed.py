@@ -31,12 +31,19 @@ class Outputs(tuple[Any, ...]):
 class Entry:
     """One tensor that was handed out."""
 
-    __slots__ = ("name", "reference", "where")
+    __slots__ = ("name", "node", "number", "reference", "version", "where")
 
     def __init__(self, tensor: Tensor, name: str, where: Where) -> None:
         self.reference = weakref.ref(tensor)
         self.name = name
         self.where = where
+        self.settle(tensor)
+
+    def settle(self, tensor: Tensor) -> None:
+        """Remember what the tensor is now: the model, or the user, may write into it later."""
+        self.version = None if tensor.is_inference() else tensor._version
+        self.node = tensor.grad_fn
+        self.number = tensor.output_nr
 
 
 class Handed:
@@ -45,7 +52,7 @@ class Handed:
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self._of: dict[int, Entry] = {}
-        self._seen: list[tuple[Entry, int]] = []
+        self._seen: list[tuple[Entry, Tensor]] = []
 
     def add(self, value: Any, name: str, where: Where) -> None:
         """Note the tensors of a value.
@@ -63,8 +70,8 @@ class Handed:
             entry = Entry(tensor, name + suffix, where)
             self.entries.append(entry)
             self._of[id(tensor)] = entry
-            if not tensor.is_inference():
-                self._seen.append((entry, tensor._version))
+            if entry.version is not None:
+                self._seen.append((entry, tensor))
 
     def find(self, tensor: Tensor) -> Entry | None:
         """The entry of exactly this tensor, if it was handed out."""
@@ -76,21 +83,34 @@ class Handed:
         pairs = [(entry, entry.reference()) for entry in self.entries]
         return [(entry, tensor) for entry, tensor in pairs if tensor is not None]
 
-    def look(self) -> None:
-        """Remember the versions: the user's code has the turn now."""
-        self._seen = [
-            (entry, tensor._version)
-            for entry in self.entries[-_LATEST:]
-            if (tensor := entry.reference()) is not None and not tensor.is_inference()
-        ]
+    def look(self) -> list[Entry]:
+        """The user's code has the turn now.
+
+        Returns:
+            The entries that the model has written into since `edited` was asked.
+        """
+        changed = []
+        self._seen = []
+        for entry in self.entries[-_LATEST:]:
+            tensor = entry.reference()
+            if tensor is None or entry.version is None:
+                continue
+            version = tensor._version
+            if version != entry.version:
+                entry.version = version
+                changed.append(entry)
+            self._seen.append((entry, tensor))
+        return changed
 
     def edited(self) -> list[Entry]:
-        """The entries edited in place since the last `look`."""
-        return [
-            entry
-            for entry, version in self._seen
-            if (tensor := entry.reference()) is not None and tensor._version != version
-        ]
+        """The entries edited in place since the last `look`: the model has the turn now."""
+        seen, self._seen = self._seen, []
+        found = []
+        for entry, tensor in seen:
+            if tensor._version != entry.version:
+                entry.settle(tensor)
+                found.append(entry)
+        return found
 
     def clear(self) -> None:
         """Forget everything."""

@@ -215,9 +215,9 @@ class Run:
 
     def _output(self, proxy: Submodule) -> Any:
         value = self._read(proxy, "output")
-        if isinstance(value, Tensor) and value.ndim > 1 and value.shape[0] > 1:
-            if proxy.path[-1:].isdigit() and subscripts_zero(user_frame()):
-                self._notice_zero(proxy.path)
+        batched = isinstance(value, Tensor) and value.ndim > 1 and value.shape[0] > 1
+        if batched and proxy.path[-1:].isdigit() and subscripts_zero(user_frame()):
+            self._notice_zero(proxy.path)
         return value
 
     def _notice_zero(self, path: str) -> None:
@@ -272,7 +272,9 @@ class Run:
     def _place(
         self, forward: Forward, module: Any, path: str, side: str, call: int | None
     ) -> Where:
-        if call is not None and any(window.base.get(module) == call - 1 for window in self._windows):
+        if call is not None and any(
+            window.base.get(module) == call - 1 for window in self._windows
+        ):
             forward.look_at(module, path)
             return (module, side, call)
         return forward.find(module, path, side, self._windows, call)
@@ -343,8 +345,20 @@ class Run:
             if any(share_memory(tensor, one) for one in current) and forward.held is not None:
                 forward.note_edit(forward.held, f"an edit in place of {entry.name}")
                 continue
-            forward.handed.look()
             raise LateWriteError(self._late(forward, entry.name, in_place=True))
+
+    def _look(self, forward: Forward) -> None:
+        """The body has the turn again; say once if the model wrote into what it holds."""
+        for entry in forward.handed.look():
+            if entry.name in self._model.noticed:
+                continue
+            self._model.noticed.add(entry.name)
+            warnings.warn(
+                f"the model itself has changed {entry.name} in place after handing it out: the "
+                f"tensor now holds what came later. To keep it write {entry.name}.clone().",
+                HeadwaterNotice,
+                stacklevel=5,
+            )
 
     def _late(self, forward: Forward, name: str, *, in_place: bool = False) -> str:
         how = "was edited in place" if in_place else "is assigned"

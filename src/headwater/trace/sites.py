@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -72,7 +73,7 @@ def read(run: Run, path: str) -> Tensor:
         return value
     if point.side == "logits":
         return value.logits
-    return in_site_shape(point, _tensor(value, side), _shape(run, point))
+    return in_site_shape(point, _tensor(value, side), _shape(run))
 
 
 def write(run: Run, path: str, new: Tensor) -> None:
@@ -108,12 +109,11 @@ def write(run: Run, path: str, new: Tensor) -> None:
         run._put(forward, where, new, path)
         return
     tensor = _tensor(value, side)
-    seen = in_site_shape(point, tensor, _shape(run, point))
+    seen = in_site_shape(point, tensor, _shape(run))
     result = in_model_shape(point, tensor, seen, new)
     if point.in_place:
         # the block uses this very tensor again as its residual
         tensor.copy_(result.clone())
-        forward.handed.look()
         forward.note_edit(where, f"an assignment to {path}")
         return
     run._put(forward, where, _with(value, side, result), path)
@@ -133,9 +133,8 @@ def _with(value: Any, side: str, tensor: Tensor) -> Any:
     return ((tensor, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": tensor})
 
 
-def _shape(run: Run, point: Point) -> tuple[int, ...]:
+def _shape(run: Run) -> tuple[int, ...]:
     """Batch and positions of the model's input, for models that flatten them."""
-    del point
     args, kwargs = run._value(run._model.module, "", "input", None, "inputs")
     for _, tensor in tensors_in([*args, kwargs]):
         if tensor.ndim >= 2:
@@ -167,11 +166,8 @@ def _listen(run: Run, forward: Forward, module: Any, path: str) -> None:
     if module in forward.listening:
         return
     forward.listening.add(module)
-    taps = AttentionTaps(
-        **{
-            side: lambda value, side=side: forward.inner(module, side, value)
-            for side in INSIDE_ATTENTION.values()
-        }
-    )
+    taps = AttentionTaps()
+    for side in INSIDE_ATTENTION.values():
+        setattr(taps, side, functools.partial(forward.inner, module, side))
     # done in the model's own context, which ends with the run
     forward.errands.append(lambda: listen({module: taps}))

@@ -83,7 +83,7 @@ class Trace(Run):
             strict=self._options["order"] == "strict",
         )
         module = self._model.module
-        function = module.generate if self._generating else module
+        function: Any = module.generate if self._generating else module
         state = CallerState.capture() if threaded else None
         coroutine = kind(functools.partial(_go, forward, state, function, args, kwargs))
         self._state, self._coroutine, self._ident = forward, coroutine, get_ident()
@@ -177,7 +177,7 @@ class Trace(Run):
             error, coroutine.error = coroutine.error, None
             forward.end()
             raise annotated(error, forward, where)
-        forward.handed.look()
+        self._look(forward)
 
     def _close(self) -> None:
         forward, self._state = self._state, None

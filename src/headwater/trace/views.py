@@ -67,6 +67,6 @@ def _holds(whole: Tensor, part: Tensor) -> bool:
 
 
 def _extent(tensor: Tensor) -> tuple[int, int]:
-    start = tensor.storage_offset()
+    start = int(tensor.storage_offset())
     steps = zip(tensor.shape, tensor.stride(), strict=True)
-    return start, start + sum((size - 1) * stride for size, stride in steps if size)
+    return start, start + sum(int((size - 1) * stride) for size, stride in steps if size)
