@@ -1,6 +1,6 @@
 """Models for the tests of traces, and what plain PyTorch says about them.
 
-Nothing of headwater's traces comes in here: expected values and gradients are found with ordinary
+Nothing of headwater's traces comes in here but the count of idle threads: expected values and gradients are found with ordinary
 forward hooks, `retain_grad` and `detach`.
 """
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import headwater as hw
 import tiny_models
 from headwater.models import Model
+from headwater.trace import coroutines
 
 PROMPT = "Mary bought the book . Then Paul met Mary near the station"
 BATCH, POSITIONS = 2, 6
@@ -262,7 +263,14 @@ _UNPATCHED = {
 
 
 def worker_threads() -> list[threading.Thread]:
-    """Threads of traces that are alive."""
+    """Threads of traces that are alive and have work, or should have ended.
+
+    A thread that is through waits a moment for the next trace and then ends by itself; so this
+    waits, a second at most, until none of them is idle.
+    """
+    deadline = time.monotonic() + 1
+    while coroutines.idle_workers() and time.monotonic() < deadline:
+        time.sleep(0.002)
     return [one for one in threading.enumerate() if one.name.startswith("headwater-trace")]
 
 

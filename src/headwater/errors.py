@@ -6,7 +6,7 @@
     │   ├── UnknownComponentError
     │   ├── UnknownModelError
     │   ├── UnknownTaskError
-    │   ├── UnknownModuleError               a module path the model does not have (also AttributeError)
+    │   ├── UnknownModuleError (AttributeError)   a module path the model does not have
     │   ├── UnknownWordError                 a prompt or answer the tokenizer has no token for
     │   └── UnknownOptionError               an estimator, metric, reference, dtype or device
     ├── UnsupportedModelError (ValueError)   a model headwater cannot run with gates

@@ -44,13 +44,15 @@ from headwater.trace.bodies import BodyFunction, run_bodies
 from headwater.trace.frames import user_frame
 from headwater.trace.inputs import prepared
 from headwater.trace.opcodes import enters_with
-from headwater.trace.submodules import Submodule, at_path, attribute
+from headwater.trace.submodules import Submodule, at_path, attribute, reraise_in
 from headwater.trace.tracing import Trace
 from headwater.unwrapping import refuse_no_module, unwrapped
 
 # one lock a module, not a wrapper: two wrappers of one module stub the same layers
 _locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 _locks_guard = threading.Lock()
+
+_FIELDS = {"module", "tokenizer", "name", "adapter", "refusal", "notes", "lock", "noticed"}
 
 
 class Model:
@@ -184,7 +186,8 @@ class Model:
             **options: Keyword inputs of the module, and of the trace: `requires_grad` (None:
                 gradients from the embedding's output on if the weights ask for none; True: from
                 floating inputs too; False: neither), `order` (`"strict"` refuses to serve values
-                late), `keep` (what `run.keep` takes), `worker` (`"greenlet"` runs the model in this thread).
+                late), `keep` (what `run.keep` takes), `worker` (`"greenlet"` runs the model in
+                this thread).
 
         Returns:
             A context manager; nothing happens before it is entered.
@@ -282,7 +285,14 @@ class Model:
         module = self.__dict__.get("module")
         if module is None or name.startswith("__"):
             raise AttributeError(name)
+        reraise_in(self, name)
         return attribute(Submodule(self, module, ""), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FIELDS or name.startswith("_") or hasattr(type(self), name):
+            object.__setattr__(self, name, value)
+            return
+        Submodule(self, self.module, "").__setattr__(name, value)
 
     def frozen(self) -> AbstractContextManager[None]:
         """Parameters ask for no gradient inside the block; their flags come back exactly.

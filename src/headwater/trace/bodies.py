@@ -18,7 +18,7 @@ from headwater.trace.handed import Where
 from headwater.trace.inputs import prepared
 from headwater.trace.registry import Opened
 from headwater.trace.run import Run
-from headwater.trace.tracing import OPTIONS, annotated, checked, leaves
+from headwater.trace.tracing import OPTIONS, annotated, checked, leaves, shape_of
 
 if TYPE_CHECKING:
     from headwater.models import Model
@@ -56,7 +56,7 @@ class BodyRun(Run):
     @property
     def result(self) -> Any:
         """What the model returned, once it is through."""
-        forward = self._forward("run.result")
+        forward = self._forward(None, "run.result")
         if not forward.ended:
             self._settle(forward)
             self._wait(forward, _END)
@@ -133,6 +133,8 @@ def run_bodies(
     if options["keep"]:
         raise TraceError("model.run takes no keep=: each body reads what it needs.")
     runs = [BodyRun(model, forward, body) for body in bodies]
+    for run in runs:
+        run._shape = shape_of(args, kwargs)
     try:
         contextvars.copy_context().run(_run_all, forward, runs, args, kwargs)
     except _BodyFailed as failed:
@@ -158,7 +160,8 @@ def _run_all(
     except _BodyFailed:
         raise
     except Exception as error:
-        raise annotated(error, forward, None) from error.__cause__
+        annotated(error, forward, None)
+        raise
     finally:
         forward.end()
     # those that wait for what never came learn it here, and may ask for something else

@@ -1,4 +1,4 @@
-"""The calls of a module that runs several times: layers with shared weights, steps of a generation."""
+"""The calls of a module that runs several times: shared layers, the steps of a generation."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Calls:
     def __iter__(self) -> Iterator[Call]:
         """Go to each call that has not begun; ends when the model makes no more."""
         run, proxy = self._run, self._module
-        forward = run._forward(f"run.calls({proxy._name()!r})")
+        forward = run._forward(None, f"run.calls({proxy._name()})")
         window, number = forward.window(proxy.module, proxy.path)
         run._windows.append(window)
         try:

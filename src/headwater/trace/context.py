@@ -63,6 +63,8 @@ _dispatch_at = _private("_C._get_dispatch_stack_at")
 _push_dispatch = _private("_C._push_on_torch_dispatch_stack")
 _pop_dispatch = partial(_private("_C._pop_torch_dispatch_stack"), None)
 
+_default_device: Any = getattr(torch, "_GLOBAL_DEVICE_CONTEXT", None)
+
 _USUAL = ("cpu", "cuda")
 # Switches of one thread. Those that this torch does not have cannot be set in the caller either.
 _SWITCHES: tuple[tuple[Callable[[], bool], Callable[[bool], Any]], ...] = tuple(
@@ -173,6 +175,11 @@ class CallerState(NamedTuple):
             return function(*args)
 
 
+def inside_transform() -> bool:
+    """Whether a torch.func transform is active in this thread."""
+    return _peek_transform() is not None
+
+
 def refuse_transforms() -> None:
     """Refuse to run a model in another thread where that would be wrong without an error.
 
@@ -194,6 +201,21 @@ def refuse_transforms() -> None:
         f"a trace inside {name}: the model would run in a thread of its own, which {name} does "
         f"not reach, and {consequence}.\nOpen the trace outside of {name}, or run the model in "
         'this thread: model.trace(..., worker="greenlet").'
+    )
+
+
+def condition() -> tuple[Any, ...]:
+    """What of the calling thread's torch state a model may leave changed, to be compared."""
+    return (
+        _switches(),
+        torch.is_inference_mode_enabled(),
+        _autocast(),
+        _functions_length(),
+        _dispatches_length(),
+        _disabled_saved_hooks(),
+        None if _top_saved_hooks is None else _top_saved_hooks(True),
+        # torch.set_default_device keeps its mode here as well
+        getattr(_default_device, "device_context", None),
     )
 
 

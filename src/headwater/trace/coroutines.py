@@ -6,6 +6,8 @@ thread one costs two lock hand-overs a turn (about 5 microseconds) and needs not
 
 from __future__ import annotations
 
+import atexit
+import os
 import threading
 from _thread import allocate_lock
 from collections.abc import Callable
@@ -15,9 +17,13 @@ from typing import Any
 import torch
 
 from headwater.errors import MissingExtraError, UnknownOptionError, did_you_mean
+from headwater.trace.context import condition
 
 NAME = "headwater-trace"
 """What worker threads are called."""
+
+LINGER = 0.1
+"""Seconds that a worker thread waits for its next coroutine; starting one costs 100 microseconds."""
 
 
 class Abandoned(BaseException):
@@ -25,10 +31,13 @@ class Abandoned(BaseException):
 
 
 class ThreadCoroutine:
-    """A function in a thread of its own; it and its caller never run at the same time.
+    """A function in a worker thread; it and its caller never run at the same time.
+
+    The thread waits a moment for the next coroutine when the function is through.
 
     Args:
-        function: What to run; gets nothing, its result is dropped.
+        function: What to run; gets nothing, its result is dropped. It leaves torch's state of the
+            thread as it was, or the thread is not used again.
     """
 
     # Only the coroutine's own thread writes `paused` and `finished`, so that a caller interrupted
@@ -40,7 +49,9 @@ class ThreadCoroutine:
         self._back = allocate_lock()
         self._go.acquire()
         self._back.acquire()
-        self._thread: threading.Thread | None = None
+        # The first to append decides: a thread (what it appends), or `close` (None), for nothing
+        # to begin. One append cannot be interrupted halfway.
+        self._claims: list[Any] = []
         self.paused = False
         self.finished = False
         self.abandoned = False
@@ -50,18 +61,17 @@ class ThreadCoroutine:
     @property
     def started(self) -> bool:
         """Whether the function has begun."""
-        return self._thread is not None
+        return bool(self._claims) and self._claims[0] is not None
 
     def resume(self) -> None:
         """Give the turn to the function; return when it pauses or ends."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=NAME, daemon=True)
-            self._thread.start()
+        if not self._claims:
+            _hand_over(self)
+        elif self._claims[0] is None:
+            return
         else:
             self._go.release()
         self._back.acquire()
-        if self.finished:
-            self._thread.join()
 
     def pause(self) -> None:
         """Give the turn back, from inside; return when resumed.
@@ -79,9 +89,10 @@ class ThreadCoroutine:
             raise Abandoned
 
     def close(self) -> None:
-        """End the function at its pause, or at its next one, and wait until its thread is gone."""
+        """End the function at its pause, or at its next one, and wait until it has ended."""
         self.abandoned = True
-        if self._thread is None or self._thread.ident is None:
+        self._claims.append(None)
+        if self._claims[0] is None:
             self._function = None
             return
         while not self.finished:
@@ -91,7 +102,12 @@ class ThreadCoroutine:
                 with suppress(RuntimeError):  # already released: it is on its way
                     self._go.release()
             self._back.acquire(timeout=0.02)
-        self._thread.join()
+
+    def _begin(self) -> bool:
+        """Claim the coroutine for the calling thread; false if it is to begin no more."""
+        claim = object()
+        self._claims.append(claim)
+        return self._claims[0] is claim
 
     def _run(self) -> None:
         try:
@@ -103,9 +119,77 @@ class ThreadCoroutine:
             self.error = error
         finally:
             self._function = None
-            self.finished = True
+
+
+_idle: list[tuple[threading.Thread, Any, list[ThreadCoroutine | None]]] = []
+"""Threads that wait for work: what wakes each, and who claims it, of whom the first one has it."""
+
+
+def idle_workers() -> int:
+    """How many threads wait for their next coroutine; each for `LINGER` seconds at most."""
+    return len(_idle)
+
+
+def _hand_over(coroutine: ThreadCoroutine) -> None:
+    """Have an idle thread, or a new one, run a coroutine."""
+    while _idle:
+        try:
+            _, wake, claims = _idle.pop()
+        except IndexError:  # another thread was faster
+            break
+        claims.append(coroutine)
+        if claims[0] is coroutine:  # else that thread has just given up waiting
+            wake.release()
+            return
+    threading.Thread(target=_work, args=([coroutine],), name=NAME, daemon=True).start()
+
+
+def _work(first: list[ThreadCoroutine]) -> None:
+    """Run coroutines until none has come for a while; between them refer to nothing of them."""
+    thread, clean = threading.current_thread(), condition()
+    coroutine: ThreadCoroutine | None = first.pop()
+    while coroutine is not None:
+        begun = coroutine._begin()
+        if begun:
+            coroutine._run()
+        wake = allocate_lock()
+        wake.acquire()
+        claims: list[ThreadCoroutine | None] = []
+        entry = (thread, wake, claims)
+        # what a model changed for good must not be there for the next one
+        fit = condition() == clean
+        if fit:
+            _idle.append(entry)  # now, for a caller that goes on at once
+        if begun:
+            back = coroutine._back
+            coroutine.finished = True
+            coroutine = None
             with suppress(RuntimeError):  # closing callers poll and may not have taken it
-                self._back.release()
+                back.release()
+        coroutine = None
+        if not fit:
+            return
+        if not wake.acquire(timeout=LINGER):
+            claims.append(None)
+            with suppress(ValueError):
+                _idle.remove(entry)
+        # a caller that was interrupted before it woke this thread has claimed it all the same
+        coroutine = claims[0]
+
+
+def _dismiss() -> None:
+    """End the idle threads before the interpreter ends: torch must still be there when they do."""
+    while _idle:
+        thread, wake, claims = _idle.pop()
+        claims.append(None)
+        if claims[0] is None:
+            wake.release()
+            thread.join(1)
+
+
+atexit.register(_dismiss)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_idle.clear)
 
 
 class GreenletCoroutine:

@@ -74,8 +74,8 @@ class Dispatcher:
             raise TraceError(
                 f"a {type(self.module).__name__} edited in this trace is computed again by the "
                 "backward pass (activation checkpointing), where the edit is missing: the "
-                "gradients would be wrong.\nSwitch checkpointing off, for Hugging Face models "
-                "with model.module.gradient_checkpointing_disable()."
+                "gradients would be wrong.\nSwitch checkpointing off, for Hugging Face models with "
+                "model.module.eval()."
             )
 
 
@@ -96,8 +96,7 @@ def watch(modules: Iterable[nn.Module], watcher: Watcher) -> None:
                 raise ModelStateError(
                     f"gradient checkpointing is on in {type(module).__name__}: the backward pass "
                     "runs it again without the trace.\n"
-                    "Switch it off with model.module.gradient_checkpointing_disable(), or write "
-                    "model.module.eval()."
+                    "Switch it off with model.module.eval()."
                 )
             there = own.get(CALL, _ABSENT)
             if not isinstance(there, Dispatcher):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from headwater.errors import NeverRanError, OutOfOrderError, TraceError
 from headwater.interrupts import Held
+from headwater.trace.context import inside_transform
 from headwater.trace.coroutines import Abandoned
 from headwater.trace.dispatch import unwatch, watch
 from headwater.trace.handed import Handed, Where
@@ -24,8 +25,6 @@ from headwater.trace.submodules import typed
 
 if TYPE_CHECKING:
     from headwater.models import Model
-
-Lineage = tuple[tuple[nn.Module, tuple[nn.Module, ...]], ...]
 
 
 @runtime_checkable
@@ -52,13 +51,15 @@ class Forward:
         model: The model.
         leaf: Whether the embedding's output becomes a leaf that requires grad.
         strict: Whether values must be read in the order in which the model computes them.
+        generating: Whether the result is that of the model's `generate`.
     """
 
-    def __init__(self, model: Model, *, leaf: bool, strict: bool) -> None:
+    def __init__(self, model: Model, *, leaf: bool, strict: bool, generating: bool = False) -> None:
         self.model = model
         self.grad = torch.is_grad_enabled()
         self.leafless = self.grad and not leaf
         self.strict = strict
+        self.generating = generating
         self.thread: int | None = None
         self.running = False
         self.started = False
@@ -83,9 +84,12 @@ class Forward:
         self._edited: set[nn.Module] = set()
         self._counts: dict[nn.Module, int] = {}
         self._done: dict[nn.Module, int] = {}
-        self._live: dict[tuple[nn.Module, int], Any] = {}
+        self._last: dict[nn.Module, int] = {}
+        self._live: dict[nn.Module, tuple[int, tuple[Any, ...], dict[str, Any]]] = {}
         self._blind: dict[nn.Module, int] = {}
         self._looked: set[str] = set()
+        self._skipped: set[nn.Module] = set()
+        self._expanded: set[nn.Module] = set()
         self._pid = os.getpid()
         self._embedding = self._embeddings() if leaf else None
         if self._embedding is not None:
@@ -117,21 +121,23 @@ class Forward:
         if self.abandoned:
             raise Abandoned
         number = self._counts[module] = self._counts.get(module, 0) + 1
-        self._live[module, number] = (args, kwargs)
+        self._live[module] = (number, args, kwargs)
         where = (module, "input", number)
-        if where in self.wanted or (self.keeping and (module, "input") in self.keeping):
+        if where in self.wanted or (self.keeping and where[:2] in self.keeping):
             args, kwargs = self.arrive(where, (args, kwargs))
-            self._live[module, number] = (args, kwargs)
+            self._live[module] = (number, args, kwargs)
         if self.skips and (module, number) in self.skips:
             output = self.skips.pop((module, number))
+            self._skipped.add(module)
         else:
             output = module._call_impl(*args, **kwargs)
         if module is self._embedding:
             output = _leaf(output)
-        self._live.pop((module, number), None)
+        self._live.pop(module, None)
         self._done[module] = self._done.get(module, 0) + 1
+        self._last[module] = self.clock + 1
         where = (module, "output", number)
-        if where in self.wanted or (self.keeping and (module, "output") in self.keeping):
+        if where in self.wanted or (self.keeping and where[:2] in self.keeping):
             output = self.arrive(where, output)
         return output
 
@@ -217,9 +223,13 @@ class Forward:
         return (module, side, call or 1)
 
     def find_live(self, where: Where) -> Any:
-        """The input of a call that is under way, or None."""
+        """A value at hand that was not asked for: an input of a call under way, the result."""
         module, side, number = where
-        return self._live.get((module, number)) if side == "input" else None
+        if side == "input" and module in self._live:
+            call, args, kwargs = self._live[module]
+            return (args, kwargs) if call == number else None
+        whole = module is self.model.module and side == "output" and not self.generating
+        return self.result if whole and self._done.get(module) == number else None
 
     def refuse_passed(self, where: Where, path: str, side: str) -> None:
         """Refuse to wait for what will not come any more.
@@ -288,10 +298,13 @@ class Forward:
         if path in self._looked:
             return
         self._looked.add(path)
-        for parent, children in self._lineage(module, path):
+        for parent in self._lineage(path):
+            if parent in self._expanded:
+                continue
+            self._expanded.add(parent)
             if parent not in self._counts:
                 self._watch_all((parent,))
-            fresh = [child for child in children if child not in self._counts]
+            fresh = [child for child in parent.children() if child not in self._counts]
             if fresh:
                 stamp = self._unseen(parent)
                 if stamp is not None:
@@ -351,18 +364,17 @@ class Forward:
                 "Loop over the calls that happen: for call in run.calls(...)."
             )
         lines = [f"{typed(path)} never ran in this run, so it has no {side}."]
-        lineage = self._lineage(module, path)
-        names = _prefixes(path)
-        for (parent, children), name in zip(reversed(lineage), reversed(names), strict=True):
-            if self._counts.get(parent, 0) or parent is self.model.module:
-                ran = [
-                    label
-                    for label, child in parent.named_children()
-                    if self._counts.get(child, 0) and child in children
-                ]
-                who = typed(name)
+        names = path.split(".")
+        for depth, parent in reversed(list(enumerate(self._lineage(path)))):
+            above = typed(".".join(names[:depth]))
+            if parent in self._skipped:
+                lines.append(f"{above} was skipped.")
+                break
+            if self._counts.get(parent, 0) or not depth:
+                children = parent._modules.items()
+                ran = [name for name, child in children if child and self._counts.get(child, 0)]
                 what = f"called {', '.join(ran)}" if ran else "called none of its modules"
-                lines.append(f"{who} ran and {what}.")
+                lines.append(f"{above} ran and {what}.")
                 break
         lines.append(
             "A module runs only if it is called; its forward() called directly, or its weight "
@@ -371,10 +383,13 @@ class Forward:
         return "\n".join(lines)
 
     def _passed(self, path: str, side: str) -> str:
-        now = f" The model is at {self.position()}." if self.held else ""
+        name = f"{typed(path)}.{side}"
+        now = f"\nThe model is at {self.position()}." if self.held else ""
+        what = f"{name} is asked for too late: the model has passed it and it was not kept.{now}\n"
+        if self.strict or side in ("input", "inputs"):
+            return f"{what}Read {name} before what comes later in the model."
         return (
-            f"{typed(path)}.{side} is asked for too late: the model has passed it and it was "
-            f"not kept.{now}\nRead it before what comes later in the model, or write "
+            f"{what}Read it before what comes later in the model, or keep it: "
             f"run.keep([{path!r}]) as the first line of the trace."
         )
 
@@ -394,8 +409,8 @@ class Forward:
             return self._arrived if begun > 1 or parent in self._blind else None
         if not begun:
             return self._blind.get(parent)
-        self.clock += 1
-        return self.clock
+        # a call that has ended says when; one under way may have called them by now
+        return self.clock + 1 if parent in self._live else self._last.get(parent, self.clock + 1)
 
     def _watch_all(self, modules: Iterable[nn.Module]) -> None:
         modules = list(modules)
@@ -403,14 +418,13 @@ class Forward:
             self._counts[module] = 0
         watch(modules, self)
 
-    def _lineage(self, module: nn.Module, path: str) -> Lineage:
-        """Each ancestor from the root down, with its children."""
-        found: list[tuple[nn.Module, tuple[nn.Module, ...]]] = []
-        parent = self.model.module
-        for name in path.split(".") if path else []:
-            found.append((parent, tuple(dict.fromkeys(parent.children()))))
+    def _lineage(self, path: str) -> list[nn.Module]:
+        """The ancestors of a path, from the root down."""
+        parent, found = self.model.module, []
+        for name in path.split(".") if path else ():
+            found.append(parent)
             parent = parent._modules.get(name) or getattr(parent, name)
-        return tuple(found)
+        return found
 
     def _embeddings(self) -> nn.Module | None:
         find = getattr(self.model.module, "get_input_embeddings", None)
@@ -426,16 +440,13 @@ def path_of(root: nn.Module, module: nn.Module) -> str:
     return next((name for name, one in root.named_modules() if one is module), "?")
 
 
-def _prefixes(path: str) -> list[str]:
-    parts = path.split(".") if path else []
-    return [".".join(parts[:number]) for number in range(len(parts))]
-
-
 def _leaf(output: Any) -> Any:
     """Have gradients begin at an embedding's output when the weights ask for none."""
     if not isinstance(output, Tensor) or output.requires_grad or not torch.is_grad_enabled():
         return output
     if output.is_inference() or not output.is_floating_point():
         return output
+    if inside_transform():
+        return output  # torch.func has gradients of its own
     # the leaf itself may not be written to; the model and the user may write to its copy
     return output.detach().requires_grad_().clone()

@@ -51,6 +51,8 @@ class Run:
         self._windows: list[Window] = []
         self._ident: int | None = None
         self._kept: dict[Where, Any] = {}
+        self._failed: AttributeError | None = None
+        self._shape: tuple[int, ...] = ()
         self._retained: list[tuple[Tensor, Tensor]] = []
 
     # ---- what users call ----------------------------------------------------------------------
@@ -119,7 +121,7 @@ class Run:
             OutOfOrderError: If the model has passed one of them.
             UnknownModuleError: If there is no such module.
         """
-        forward = self._forward("run.keep")
+        forward = self._forward(None, "run.keep")
         if isinstance(what, str) and what == "all":
             forward.look_at_all()
             modules = list(self._model.module.modules())
@@ -133,6 +135,10 @@ class Run:
             else:
                 found = self._submodule(one)
                 module, path, side = found.module, found.path, "output"
+            if forward.strict:
+                raise OutOfOrderError(
+                    'run.keep serves values late, which order="strict" refuses: leave one out.'
+                )
             where = forward.find(module, path, side, self._windows, None)
             if where not in forward.values:
                 forward.refuse_passed(where, path, side)
@@ -169,6 +175,7 @@ class Run:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
+        self._reraise(name in ("output", "input", "inputs", "result"))
         return getattr(self._root(), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -176,6 +183,12 @@ class Run:
             object.__setattr__(self, name, value)
             return
         setattr(self._root(), name, value)
+
+    def _reraise(self, own: bool) -> None:
+        """Raise the model's AttributeError again, which Python takes for a missing property."""
+        failed, self._failed = self.__dict__.get("_failed"), None
+        if own and failed is not None:
+            raise failed
 
     # ---- what proxies call --------------------------------------------------------------------
 
@@ -201,9 +214,11 @@ class Run:
             return False
         return True
 
-    def _forward(self, name: str) -> Forward:
+    def _forward(self, path: str | None, what: str) -> Forward:
+        """The run from the model's side; `path` and `what` name what is asked for."""
         forward = self._state
         if forward is None:
+            name = what if path is None else f"{typed(path)}.{what}"
             raise OutsideTraceError(
                 f"{name} is asked for outside of its run: it is over, or has not been entered.\n"
                 "Read values inside: with model.trace(prompt) as run: ...; to have some afterwards "
@@ -248,7 +263,7 @@ class Run:
             kept = self._kept.get((module, side, call or 1))
             if kept is not None:
                 return kept
-        forward = self._forward(f"{typed(path)}.{what}")
+        forward = self._forward(path, what)
         where = self._place(forward, module, path, side, call)
         if where not in forward.values:
             live = forward.find_live(where)
@@ -282,7 +297,7 @@ class Run:
     def _write(self, proxy: Submodule, what: str, value: Any) -> None:
         side = "output" if what == "output" else "input"
         path = typed(proxy.path)
-        forward = self._forward(f"{path}.{what}")
+        forward = self._forward(proxy.path, what)
         where = self._place(forward, proxy.module, proxy.path, side, proxy._call)
         if type(value) is Outputs:
             value = tuple(value)
@@ -308,7 +323,7 @@ class Run:
 
     def _skip(self, proxy: Submodule, value: Any) -> None:
         path = typed(proxy.path)
-        forward = self._forward(f"{path}.skip")
+        forward = self._forward(proxy.path, "skip")
         module = proxy.module
         where = self._place(forward, module, proxy.path, "input", proxy._call)
         if where != forward.held and (

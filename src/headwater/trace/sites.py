@@ -13,7 +13,6 @@ from headwater.errors import LateWriteError, TraceError, UnavailableSiteError
 from headwater.sites import Site
 from headwater.taps import INSIDE_ATTENTION, in_model_shape, in_site_shape
 from headwater.trace.forward import Forward, path_of
-from headwater.trace.handed import tensors_in
 
 if TYPE_CHECKING:
     from headwater.trace.run import Run
@@ -39,10 +38,12 @@ def place(run: Run, path: str) -> tuple[Any, str, str]:
 
 
 def _place(run: Run, point: Point) -> tuple[Any, str, str]:
-    forward = run._forward("a site")
     if point.side == "logits":
         return run._model.module, "", "output"
     path = path_of(run._model.module, point.module)
+    forward = run._state
+    if forward is None:
+        return point.module, path, INSIDE_ATTENTION.get(point.side, point.side)
     if point.side in INSIDE_ATTENTION:
         side = INSIDE_ATTENTION[point.side]
         _listen(run, forward, point.module, path)
@@ -73,7 +74,7 @@ def read(run: Run, path: str) -> Tensor:
         return value
     if point.side == "logits":
         return value.logits
-    return in_site_shape(point, _tensor(value, side), _shape(run))
+    return in_site_shape(point, _tensor(value, side), run._shape)
 
 
 def write(run: Run, path: str, new: Tensor) -> None:
@@ -92,7 +93,7 @@ def write(run: Run, path: str, new: Tensor) -> None:
     point = run._model.anatomy().point(Site.parse(path))
     module, name, side = _place(run, point)
     value = run._value(module, name, side)
-    forward = run._forward(path)
+    forward = run._forward(None, path)
     where = run._place(forward, module, name, side, None)
     if where != forward.held:
         raise LateWriteError(run._late(forward, path))
@@ -109,7 +110,7 @@ def write(run: Run, path: str, new: Tensor) -> None:
         run._put(forward, where, new, path)
         return
     tensor = _tensor(value, side)
-    seen = in_site_shape(point, tensor, _shape(run))
+    seen = in_site_shape(point, tensor, run._shape)
     result = in_model_shape(point, tensor, seen, new)
     if point.in_place:
         # the block uses this very tensor again as its residual
@@ -131,15 +132,6 @@ def _with(value: Any, side: str, tensor: Tensor) -> Any:
         return (tensor, *value[1:]) if isinstance(value, tuple) else tensor
     args, kwargs = value
     return ((tensor, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": tensor})
-
-
-def _shape(run: Run) -> tuple[int, ...]:
-    """Batch and positions of the model's input, for models that flatten them."""
-    args, kwargs = run._value(run._model.module, "", "input", None, "inputs")
-    for _, tensor in tensors_in([*args, kwargs]):
-        if tensor.ndim >= 2:
-            return tuple(tensor.shape[:2])
-    return ()
 
 
 def _listen(run: Run, forward: Forward, module: Any, path: str) -> None:

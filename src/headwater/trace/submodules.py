@@ -7,6 +7,7 @@ these names is reached by its path, `run["bert.encoder.layer.0.output"]`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
@@ -26,6 +27,18 @@ if TYPE_CHECKING:
 
 OWN = ("output", "input", "inputs", "skip", "path", "module")
 """Names of the proxy itself; they win over submodules of the same name."""
+
+
+_ELSEWHERE = {
+    "iter": "for step in run.steps()",
+    "all": "for step in run.steps()",
+    "next": "for call in run.calls(module)",
+    "invoke": "model.run(inputs, body_a, body_b), or one batch and its rows,",
+    "cache": 'run.keep("all")',
+    "scan": "a plain trace: values have their shapes",
+    "session": "several traces one after the other",
+    "source": "run[site], for example run['layers.0.attn.pattern'],",
+}
 
 
 class Submodule:
@@ -113,12 +126,18 @@ class Submodule:
         return self.module(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
+        reraise_in(self._model, name, self._run)
         return attribute(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("output", "input", "inputs"):
             object.__setattr__(self, name, value)
             return
+        if self.module._modules.get(name) is not None:
+            raise UnknownModuleError(
+                f"{self._name()}.{name} is a module: assign {self._name()}.{name}.output, or leave "
+                f"it out with {self._name()}.{name}.skip(value)."
+            )
         raise UnknownModuleError(
             f"cannot assign {self._name()}.{name}.{did_you_mean(name, ('output', 'input'))}\n"
             "Assign .output, .input or .inputs; for an attribute of the module write "
@@ -173,9 +192,10 @@ class Submodule:
         return Submodule(self._model, module, path, self._run)
 
     def _bound(self) -> Run:
-        return self._run if self._run is not None else open_run(self._model, self._name())
+        return self._run if self._run is not None else open_run(self._model, self.path)
 
 
+@lru_cache(maxsize=4096)
 def typed(path: str) -> str:
     """What a user types to reach a path: `model.model.layers[1]` for `model.layers.1`.
 
@@ -191,12 +211,12 @@ def typed(path: str) -> str:
     return found
 
 
-def open_run(model: Model, name: str) -> Run:
+def open_run(model: Model, path: str) -> Run:
     """The one run of `model` that is open in this thread.
 
     Args:
         model: The model.
-        name: What is asked for, for the error.
+        path: What is asked for, for the error.
 
     Returns:
         The run.
@@ -208,6 +228,7 @@ def open_run(model: Model, name: str) -> Run:
     found = [run for run in runs_here() if run._model.module is model.module]
     if len(found) == 1:
         return found[0]
+    name = typed(path)
     if found:
         raise AmbiguousTraceError(
             f"{len(found)} traces of this model are open, so {name} does not say in which.\n"
@@ -215,9 +236,26 @@ def open_run(model: Model, name: str) -> Run:
             f"run_a{name.removeprefix('model')}.output, run_b{name.removeprefix('model')}.output"
         )
     raise OutsideTraceError(
-        f"{name}: no trace of this model is open in this thread, so it has no values.\n"
-        "Read it inside: with model.trace(prompt) as run: ..."
+        f"{name}: no trace of this model is open in this thread, so it has no output or input.\n"
+        "Read them inside: with model.trace(prompt) as run: ..."
     )
+
+
+def reraise_in(model: Model, name: str, run: Run | None = None) -> None:
+    """Raise a model's AttributeError again: Python takes one in a property for its absence.
+
+    Args:
+        model: The model.
+        name: What Python says is missing.
+        run: The run; None for the one open here.
+
+    Raises:
+        AttributeError: The model's own.
+    """
+    if name in ("output", "input", "inputs"):
+        for one in [run] if run is not None else runs_here():
+            if one._model.module is model.module:
+                one._reraise(True)
 
 
 def attribute(proxy: Submodule, name: str) -> Any:
@@ -243,6 +281,8 @@ def attribute(proxy: Submodule, name: str) -> Any:
             raise
         known = [*module._modules, "output", "input", "inputs", "skip"]
         hint = did_you_mean(name, known) or f" It has: {', '.join(module._modules) or 'none'}."
+        if name in _ELSEWHERE:
+            hint = f"\nNNsight's {name} is {_ELSEWHERE[name]} here."
         raise UnknownModuleError(
             f"{proxy._name()} ({type(module).__name__}) has no module {name!r}.{hint}"
         ) from error
@@ -264,10 +304,13 @@ def at_path(proxy: Submodule, path: str) -> Submodule:
     here = proxy
     for name in path.split(".") if path else []:
         if here.module._modules.get(name) is None:
-            every = dict(proxy.module.named_modules())
+            known = [name for name, _ in proxy.module.named_modules() if name]
+            adapter = proxy._model.adapter
+            if adapter is not None:
+                known += [str(site) for site in adapter.sites()]
             raise UnknownModuleError(
                 f"no module or site {path!r}: {here._name()} has no {name!r}."
-                f"{did_you_mean(path, every)}"
+                f"{did_you_mean(path, known)}"
             )
         here = here._child(name)
     return here

@@ -81,7 +81,9 @@ class Trace(Run):
             self._model,
             leaf=wants is not False and not self._generating and torch.is_grad_enabled(),
             strict=self._options["order"] == "strict",
+            generating=self._generating,
         )
+        self._shape = shape_of(args, kwargs)
         module = self._model.module
         function: Any = module.generate if self._generating else module
         state = CallerState.capture() if threaded else None
@@ -124,7 +126,7 @@ class Trace(Run):
 
     def stop(self) -> None:
         """End the model here; what it has not computed stays uncomputed."""
-        forward = self._forward("run.stop")
+        forward = self._forward(None, "run.stop")
         self._settle(forward)
         forward.stopped = f"at {forward.position()}"
         if self._coroutine is not None:
@@ -146,7 +148,7 @@ class Trace(Run):
                 "run.result was not asked for in the trace, so it was not kept.\n"
                 "Write run.result (or model.output) inside the with block."
             )
-        forward = self._forward("run.result")
+        forward = self._forward(None, "run.result")
         if forward.stopped is not None:
             forward.refuse_passed((self._model.module, "output", 1), "", "result")
         self._settle(forward)
@@ -176,7 +178,9 @@ class Trace(Run):
         if coroutine.error is not None:
             error, coroutine.error = coroutine.error, None
             forward.end()
-            raise annotated(error, forward, where)
+            annotated(error, forward, where)
+            self._failed = error if isinstance(error, AttributeError) else None
+            raise error
         self._look(forward)
 
     def _close(self) -> None:
@@ -262,6 +266,22 @@ def checked(options: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def shape_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
+    """Batch and positions of a model's inputs, for models that flatten them.
+
+    Args:
+        args: Positional inputs.
+        kwargs: Keyword inputs.
+
+    Returns:
+        The first two sizes of the first tensor that has them.
+    """
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor) and value.ndim >= 2:
+            return tuple(value.shape[:2])
+    return ()
+
+
 def leaves(value: Any) -> Any:
     """Have gradients begin at the floating tensors of a model's arguments.
 
@@ -282,7 +302,7 @@ def leaves(value: Any) -> Any:
     return value
 
 
-def annotated(error: BaseException, forward: Forward, where: Where | None) -> BaseException:
+def annotated(error: BaseException, forward: Forward, where: Where | None) -> None:
     """Prepare a model's error for the line that waited: our frames off, the last edit as a note."""
     trace = error.__traceback__
     while trace is not None and _is_ours(trace):
@@ -293,7 +313,6 @@ def annotated(error: BaseException, forward: Forward, where: Where | None) -> Ba
         error.add_note(f"The model failed while the trace waited for {name}.")
     if forward.last_edit is not None:
         error.add_note(f"The last edit was {forward.last_edit}.")
-    return error
 
 
 def _is_ours(trace: TracebackType) -> bool:
@@ -319,7 +338,7 @@ def explained(error: BaseException, forward: Forward) -> HeadwaterError | None:
         if error.obj is None:
             return GradientError(_OLD_GRADIENTS)
         return TraceError(
-            f".save() on a {type(error.obj).__name__}: values of a trace are ordinary objects and "
+            f".save() on {type(error.obj).__name__}: values of a trace are ordinary objects and "
             "need no saving.\nLeave .save() out; hw.save(x) returns x, for code that must run in "
             "both."
         )
