@@ -1,7 +1,7 @@
 """Models for the tests of traces, and what plain PyTorch says about them.
 
-Nothing of headwater's traces comes in here but the count of idle threads: expected values and gradients are found with ordinary
-forward hooks, `retain_grad` and `detach`.
+Nothing of headwater's traces comes in here but the count of idle threads: expected values and
+gradients are found with ordinary forward hooks, `retain_grad` and `detach`.
 """
 
 from __future__ import annotations

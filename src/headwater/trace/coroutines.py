@@ -23,7 +23,7 @@ NAME = "headwater-trace"
 """What worker threads are called."""
 
 LINGER = 0.1
-"""Seconds that a worker thread waits for its next coroutine; starting one costs 100 microseconds."""
+"""Seconds that a worker thread waits for its next coroutine, to save starting another."""
 
 
 class Abandoned(BaseException):
@@ -52,6 +52,7 @@ class ThreadCoroutine:
         # The first to append decides: a thread (what it appends), or `close` (None), for nothing
         # to begin. One append cannot be interrupted halfway.
         self._claims: list[Any] = []
+        self._pid = os.getpid()
         self.paused = False
         self.finished = False
         self.abandoned = False
@@ -94,6 +95,8 @@ class ThreadCoroutine:
         self._claims.append(None)
         if self._claims[0] is None:
             self._function = None
+            return
+        if self._pid != os.getpid():  # its thread is in the parent process
             return
         while not self.finished:
             # the caller may have been interrupted on either side of taking `_back`
