@@ -75,6 +75,12 @@ class Site:
         """One phrase that says what flows here."""
         return (GLOBAL_NAMES if self.layer is None else LAYER_NAMES)[self.name][1]
 
+    @staticmethod
+    def is_path(path: str) -> bool:
+        """Whether `path` has the form of a site; costs no search for close names."""
+        inside = _IN_LAYER.fullmatch(path)
+        return path in GLOBAL_NAMES or (inside is not None and inside[2] in LAYER_NAMES)
+
     @classmethod
     def parse(cls, path: str) -> Site:
         """Read a printed site, the inverse of `str(site)`.

@@ -7,6 +7,7 @@ hook returns the copy if it was edited: an edit in place then changes this path 
 from __future__ import annotations
 
 import functools
+import os
 import threading
 import warnings
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ from headwater.trace.views import laid_out_as, part_of, viewed
 
 _lock = threading.Lock()
 _open_blocks = 0
+_all: set[Backward] = set()
 _grad: Any = torch._C.TensorBase.grad  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -88,6 +90,7 @@ class Backward:
         self._current: Gradient | None = None
         self._coroutine: ThreadCoroutine | None = None
         self._thread: int | None = None
+        self._pid = os.getpid()
         self._strict = False
         self._blocks: list[Any] = []
 
@@ -102,6 +105,7 @@ class Backward:
                     self._register(tensor, entry.name, entry)
         self._blocks = blocks_here()
         self._blocks.append(self)
+        _all.add(self)
         with _lock:
             _open_blocks += 1
             if _open_blocks == 1:
@@ -283,6 +287,11 @@ class Backward:
         coroutine = self._coroutine
         if coroutine is None or coroutine.finished:
             return
+        if os.getpid() != self._pid:
+            raise TraceError(
+                "this process was forked inside a backward block: its thread stayed in the "
+                "parent.\nRun the backward pass in the child."
+            )
         coroutine.resume()
         if coroutine.error is not None:
             error, coroutine.error = coroutine.error, None
@@ -361,7 +370,6 @@ class Backward:
         )
 
     def _close(self) -> None:
-        global _open_blocks
         with Held():
             try:
                 if self._coroutine is not None:
@@ -375,10 +383,17 @@ class Backward:
                 self._wanted = ()
                 if self in self._blocks:
                     self._blocks.remove(self)
-                with _lock:
-                    _open_blocks -= 1
-                    if _open_blocks == 0:
-                        del Tensor.grad  # pyright: ignore
+                self._leave()
+
+    def _leave(self) -> None:
+        global _open_blocks
+        if self not in _all:
+            return
+        _all.discard(self)
+        with _lock:
+            _open_blocks -= 1
+            if _open_blocks == 0:
+                del Tensor.grad  # pyright: ignore
 
 
 def backward(
@@ -581,3 +596,14 @@ def _delete(tensor: Tensor) -> None:
     if _block() is not None:
         raise TraceError("del x.grad in a backward block: do it after the block.")
     _grad.__delete__(tensor)
+
+
+def _forget_after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()  # another thread may have held it
+    for block in list(_all):
+        if block not in blocks_here():
+            block._leave()
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)

@@ -7,6 +7,7 @@ the threads of its runs: a call from any other thread goes through as if nothing
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable
 from threading import get_ident
@@ -123,3 +124,11 @@ def unwatch(modules: Iterable[nn.Module], watcher: Watcher) -> None:
                     del own[CALL]
                 else:
                     own[CALL] = there.before
+
+
+def _new_lock() -> None:
+    global _lock
+    _lock = threading.Lock()  # another thread may have held it
+
+
+os.register_at_fork(after_in_child=_new_lock)

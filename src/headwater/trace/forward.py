@@ -87,6 +87,8 @@ class Forward:
         self._last: dict[nn.Module, int] = {}
         self._live: dict[nn.Module, tuple[int, tuple[Any, ...], dict[str, Any]]] = {}
         self._blind: dict[nn.Module, int] = {}
+        self.clear: set[str] = set()
+
         self._looked: set[str] = set()
         self._skipped: set[nn.Module] = set()
         self._expanded: set[nn.Module] = set()
@@ -220,6 +222,7 @@ class Forward:
                     return (module, side, window.base.get(module, 0) + 1)
         if module in self._blind:
             raise OutOfOrderError(self._passed(path, side))
+        self.clear.add(path)
         return (module, side, call or 1)
 
     def find_live(self, where: Where) -> Any:
@@ -283,6 +286,11 @@ class Forward:
     def calls_begun(self, module: nn.Module) -> int:
         """How many calls of a watched module have begun."""
         return self._counts.get(module, 0)
+
+    @property
+    def watched(self) -> Iterable[nn.Module]:
+        """The modules that are watched."""
+        return self._counts
 
     def note_edit(self, where: Where, what: str) -> None:
         """Remember the last edit, for the model's error messages."""

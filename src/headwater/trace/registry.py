@@ -6,6 +6,7 @@ act only in threads that have one open.
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
+from headwater.trace.dispatch import unwatch
 from headwater.trace.frames import user_frame
 from headwater.trace.opcodes import enters_with
 from headwater.trace.views import laid_out_as, part_of, viewed
@@ -31,6 +33,7 @@ class _Open(threading.local):
 _here = _Open()
 _lock = threading.Lock()
 _open_runs = 0
+_all: set[Opened] = set()
 _backward = Tensor.backward
 _retain_grad: Any = torch._C.TensorBase.retain_grad
 _grad: Any = torch._C.TensorBase.grad  # pyright: ignore[reportAttributeAccessIssue]
@@ -59,6 +62,7 @@ class Opened:
         self._reference = weakref.ref(run)
         self._runs.append(self._reference)
         self._closed = False
+        _all.add(self)
         with _lock:
             _open_runs += 1
             if _open_runs == 1:
@@ -74,15 +78,41 @@ class Opened:
         if self._closed:
             return
         self._closed = True
+        _all.discard(self)
         if self._reference in self._runs:
             self._runs.remove(self._reference)
         with _lock:
             _open_runs -= 1
             if _open_runs == 0:
-                Tensor.backward = _backward
-                del Tensor.retain_grad
-                for kind in (Tensor, ModelOutput):
-                    del kind.save  # pyright: ignore[reportAttributeAccessIssue]
+                _restore()
+
+    def forget_after_fork(self) -> None:
+        """Leave nothing of a run whose threads stayed in the parent process."""
+        run = self._reference()
+        forward = None if run is None else run._state
+        if forward is not None:
+            forward.thread = None  # a new thread may get the number of the one that is gone
+        if self._runs is not _here.runs:
+            if forward is not None:
+                unwatch(list(forward.watched), forward)
+            self.close()
+
+
+def _restore() -> None:
+    Tensor.backward = _backward
+    del Tensor.retain_grad
+    for kind in (Tensor, ModelOutput):
+        del kind.save  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _forget_after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()  # another thread may have held it
+    for opened in list(_all):
+        opened.forget_after_fork()
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 def original_backward() -> Any:

@@ -45,15 +45,27 @@ class Run:
         forward: The run, from the model's side.
     """
 
+    _model: Model
+    _state: Forward | None
+    _windows: list[Window]
+    _ident: int | None
+    _kept: dict[Where, Any]
+    _retained: list[tuple[Tensor, Tensor]]
+    _failed: AttributeError | None
+    _shape: tuple[int, ...]
+
     def __init__(self, model: Model, forward: Forward | None) -> None:
-        self._model = model
-        self._state = forward
-        self._windows: list[Window] = []
-        self._ident: int | None = None
-        self._kept: dict[Where, Any] = {}
-        self._failed: AttributeError | None = None
-        self._shape: tuple[int, ...] = ()
-        self._retained: list[tuple[Tensor, Tensor]] = []
+        # one update: every plain assignment would go through __setattr__
+        self.__dict__.update(
+            _model=model,
+            _state=forward,
+            _windows=[],
+            _ident=None,
+            _kept={},
+            _retained=[],
+            _failed=None,
+            _shape=(),
+        )
 
     # ---- what users call ----------------------------------------------------------------------
 
@@ -206,13 +218,7 @@ class Run:
         return module
 
     def _is_site(self, key: str) -> bool:
-        if self._model.adapter is None:
-            return False
-        try:
-            Site.parse(key)
-        except UnknownNameError:
-            return False
-        return True
+        return self._model.adapter is not None and Site.is_path(key)
 
     def _forward(self, path: str | None, what: str) -> Forward:
         """The run from the model's side; `path` and `what` name what is asked for."""
@@ -224,21 +230,23 @@ class Run:
                 "Read values inside: with model.trace(prompt) as run: ...; to have some afterwards "
                 "write run.keep([...]) there."
             )
-        if self._ident is not None:
-            refuse_other_thread(self._ident, get_ident())
+        if self._ident is not None and self._ident != get_ident():
+            refuse_other_thread()
         return forward
 
     def _output(self, proxy: Submodule) -> Any:
-        value = self._read(proxy, "output")
-        batched = isinstance(value, Tensor) and value.ndim > 1 and value.shape[0] > 1
-        if batched and proxy.path[-1:].isdigit() and subscripts_zero(user_frame()):
-            self._notice_zero(proxy.path)
+        path = proxy.path
+        value = self._value(proxy.module, path, "output", proxy._call)
+        if type(value) is tuple:
+            return Outputs(value)
+        if path[-1:].isdigit() and isinstance(value, Tensor) and value.ndim > 1:
+            batched = value.shape[0] > 1 and f"{typed(path)}.output" not in self._model.noticed
+            if batched and subscripts_zero(user_frame()):
+                self._notice_zero(path)
         return value
 
     def _notice_zero(self, path: str) -> None:
         name = f"{typed(path)}.output"
-        if name in self._model.noticed:
-            return
         self._model.noticed.add(name)
         warnings.warn(
             f"{name} is a tensor, not a tuple: [0] is the first prompt of the batch. "
@@ -248,10 +256,7 @@ class Run:
         )
 
     def _read(self, proxy: Submodule, what: str) -> Any:
-        side = "output" if what == "output" else "input"
-        value = self._value(proxy.module, proxy.path, side, proxy._call, what)
-        if side == "output":
-            return Outputs(value) if type(value) is tuple else value
+        value = self._value(proxy.module, proxy.path, "input", proxy._call, what)
         return value if what == "inputs" else first_of(*value, proxy.path)
 
     def _value(
@@ -264,7 +269,10 @@ class Run:
             if kept is not None:
                 return kept
         forward = self._forward(path, what)
-        where = self._place(forward, module, path, side, call)
+        if call is None and not self._windows and path in forward.clear:
+            where = (module, side, 1)
+        else:
+            where = self._place(forward, module, path, side, call)
         if where not in forward.values:
             live = forward.find_live(where)
             if live is None:

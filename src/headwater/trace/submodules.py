@@ -316,18 +316,13 @@ def at_path(proxy: Submodule, path: str) -> Submodule:
     return here
 
 
-def refuse_other_thread(entered: int, here: int) -> None:
+def refuse_other_thread() -> None:
     """Refuse to use a run from a thread that did not open it.
 
-    Args:
-        entered: The thread that opened the run.
-        here: The calling thread.
-
     Raises:
-        TraceError: If they differ.
+        TraceError: Always.
     """
-    if entered != here:
-        raise TraceError(
-            "this run was opened in another thread. Each thread opens its own trace: "
-            "with model.trace(prompt) as run: ..."
-        )
+    raise TraceError(
+        "this run was opened in another thread. Each thread opens its own trace: "
+        "with model.trace(prompt) as run: ..."
+    )
