@@ -107,7 +107,9 @@ def test_replacing_every_site_by_its_own_value_changes_no_bit(family):
     assert torch.equal(replaced, model.forward(ids))
     # q, k, v and the pattern need headwater's attention: compare with a run that only reads
     only_read = model.forward(ids, taps=reading(model.sites(), {}))
-    assert torch.equal(model.forward(ids, taps=dict.fromkeys(model.sites(), torch.clone)), only_read)
+    assert torch.equal(
+        model.forward(ids, taps=dict.fromkeys(model.sites(), torch.clone)), only_read
+    )
 
 
 @every_family
@@ -201,7 +203,9 @@ def test_a_run_that_starts_at_any_layer_is_the_run(family):
     logits = model.forward(ids, taps=reading(model.sites(), seen))
     last = model.anatomy().n_layers
     plain = model.forward(ids)
-    model.forward(ids, taps=reading([s for s in model.sites() if not inside_attention(model, s)], seen))
+    model.forward(
+        ids, taps=reading([s for s in model.sites() if not inside_attention(model, s)], seen)
+    )
     for layer in range(last + 1):
         site = Site(layer, "resid_pre") if layer < last else Site(last - 1, "resid_post")
         assert torch.equal(model.forward(ids, start=(layer, seen[site])), plain)
@@ -433,7 +437,9 @@ def test_activation_checkpointing_is_left_out_of_tapped_runs():
     module.train()
     model = Model(module, adapter=resolve(module))
     calls = []
-    logits = model.forward(tiny_models.tokens(), taps={Site(1, "mlp.out"): lambda _: calls.append(1)})
+    logits = model.forward(
+        tiny_models.tokens(), taps={Site(1, "mlp.out"): lambda _: calls.append(1)}
+    )
     logits.sum().backward()
     assert calls == [1]
     assert module.is_activation_checkpointing

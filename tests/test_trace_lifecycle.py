@@ -537,13 +537,18 @@ PLACES: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
-@pytest.mark.parametrize("kind", [Boom, KeyboardInterrupt, SystemExit, StopIteration, RuntimeError])
+@pytest.mark.parametrize(
+    "kind", [Boom, KeyboardInterrupt, SystemExit, StopIteration, AttributeError]
+)
 @pytest.mark.parametrize("place", PLACES)
 def test_an_error_of_the_model_reaches_the_body(clean, place, kind, late):
     thrown: list[weakref.ref[BaseException]] = []
 
+    class Failure(kind):  # of its own, for weak references
+        pass
+
     def fail() -> None:
-        error = kind("the model's")
+        error = Failure("the model's")
         thrown.append(weakref.ref(error))
         try:
             raise error
@@ -712,7 +717,8 @@ class Nap(nn.Module):
 
 
 def ctrl_c() -> None:
-    """What a terminal does, and time for the main thread to notice."""
+    """What a terminal does, and time for the main thread to wait before and to notice after."""
+    time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0.05)
 
@@ -768,7 +774,7 @@ def test_ctrl_c_in_a_model_without_modules_left_to_call(clean):
 
 
 @interrupts
-def test_ctrl_c_that_the_body_handles(clean):
+def test_ctrl_c_that_the_body_handles_ends_the_run(clean):
     module = Row(Naps(5))
     model = clean.watch(hw.wrap(module), SMALL)
     module.middle.times = 1
@@ -777,11 +783,32 @@ def test_ctrl_c_that_the_body_handles(clean):
         with contextlib.suppress(KeyboardInterrupt):
             run.last.output.save()
             pytest.fail("no interrupt came")
-        out = run.last.output
-        out[:] = 7
-        result = run.result
+        assert run.first.output is hidden
+        for late in (lambda: run.last.output, lambda: run.result, lambda: run.middle.naps[4].input):
+            with pytest.raises(TraceError):
+                late()
+        with hidden.sum().backward():
+            gradient = hidden.grad.clone()
     assert torch.equal(hidden, module.first(SMALL))
-    assert torch.equal(result, torch.full((2, 3), 7.0))
+    assert torch.equal(gradient, torch.ones(2, 3))
+
+
+@interrupts
+def test_ctrl_c_that_a_backward_block_handles_ends_the_pass(model):
+    with model.trace(x()) as run:
+        hidden, later = run.blocks[1].output, run.blocks[2].output
+        loss = run.output.square().sum()
+        middle = later * 1
+        _sleepy(middle, 1)
+        with (middle.sum() + loss).backward():
+            with contextlib.suppress(KeyboardInterrupt):
+                hidden.grad.save()
+                pytest.fail("no interrupt came")
+            with pytest.raises(TraceError):
+                hidden.grad.save()
+        with loss.backward():
+            gradient = hidden.grad.clone()
+    same([hidden, gradient], plain(model.module, "blocks.1"))
 
 
 def _sleepy(tensor: Tensor, times: int) -> None:

@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -89,6 +89,7 @@ class Model:
         with _locks_guard:
             self.lock = _locks.setdefault(module, threading.RLock())
         self._hashes: tuple[tuple[tuple[int, int], ...] | None, dict[str, str]] | None = None
+        self._names: dict[nn.Module, list[str]] | None = None
         self.noticed: set[str] = set()
         """What this model's user was told once."""
         self._takes = frozenset(inspect.signature(module.forward).parameters)
@@ -280,6 +281,31 @@ class Model:
         """A module by path, or by number where the model is a list of modules."""
         root = Submodule(self, self.module, "")
         return at_path(root, key) if isinstance(key, str) else root[key]
+
+    def __len__(self) -> int:
+        return len(self.module._modules)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[Submodule]:
+        return iter(Submodule(self, self.module, ""))
+
+    def _paths_of(self, module: nn.Module) -> list[str]:
+        """The paths at which a module stands in this model, in order.
+
+        Args:
+            module: A module of the model.
+
+        Returns:
+            Its paths; several if it is used in several places.
+        """
+        if self._names is None:
+            names: dict[nn.Module, list[str]] = {}
+            for path, one in self.module.named_modules(remove_duplicate=False):
+                names.setdefault(one, []).append(path)
+            self._names = {one: paths for one, paths in names.items() if len(paths) > 1}
+        return self._names.get(module, [])
 
     def __getattr__(self, name: str) -> Any:
         module = self.__dict__.get("module")

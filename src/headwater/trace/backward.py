@@ -91,6 +91,8 @@ class Backward:
         self._coroutine: ThreadCoroutine | None = None
         self._thread: int | None = None
         self._pid = os.getpid()
+        self.owner = 0
+        """The frame whose block this is; alive as long as the block."""
         self._strict = False
         self._blocks: list[Any] = []
 
@@ -103,6 +105,10 @@ class Backward:
             for entry, tensor in run._entries():
                 if tensor.requires_grad and id(tensor) not in self._gradients:
                     self._register(tensor, entry.name, entry)
+        frame = user_frame()
+        while frame.f_back is not None and frame.f_globals.get("__name__") == "contextlib":
+            frame = frame.f_back
+        self.owner = id(frame)
         self._blocks = blocks_here()
         self._blocks.append(self)
         _all.add(self)
@@ -574,7 +580,18 @@ def _part(base: Gradient, view: Tensor) -> Tensor:
 
 def _block() -> Backward | None:
     blocks = blocks_here()
-    return blocks[-1] if blocks else None
+    if not blocks:
+        return None
+    if len(blocks) == 1:
+        return blocks[0]
+    # generators and asyncio tasks take turns in one thread: whose line is this?
+    owners = {block.owner: block for block in blocks}
+    frame = user_frame()
+    while frame is not None:
+        if id(frame) in owners:
+            return owners[id(frame)]
+        frame = frame.f_back
+    return blocks[-1]  # entered by a context manager of the user's
 
 
 def _read(tensor: Tensor) -> Tensor | None:

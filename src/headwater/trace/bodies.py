@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
@@ -119,6 +120,12 @@ def run_bodies(
             "model.run(inputs, body, ...) takes at least one function of a run: "
             "def body(run): return run.model.layers[0].output"
         )
+    for body in bodies:
+        if inspect.isgeneratorfunction(body) or inspect.iscoroutinefunction(body):
+            raise TraceError(
+                f"{body.__name__} is a generator or async function, so calling it runs nothing.\n"
+                "Give plain functions: def body(run): return run.model.layers[0].output"
+            )
     options = checked({name: kwargs.pop(name) for name in OPTIONS if name in kwargs})
     refuse_transforms()
     args = inputs if isinstance(inputs, tuple) else (inputs,)

@@ -7,6 +7,7 @@ thread one costs two lock hand-overs a turn (about 5 microseconds) and needs not
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import threading
 from _thread import allocate_lock
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from headwater.errors import MissingExtraError, UnknownOptionError, did_you_mean
+from headwater.errors import MissingExtraError, TraceError, UnknownOptionError, did_you_mean
 from headwater.trace.context import condition
 
 NAME = "headwater-trace"
@@ -24,6 +25,9 @@ NAME = "headwater-trace"
 
 LINGER = 0.1
 """Seconds that a worker thread waits for its next coroutine, to save starting another."""
+
+
+_PATIENCE = 15  # looks, each of 0.02 seconds, at a function that is to end
 
 
 class Abandoned(BaseException):
@@ -52,6 +56,7 @@ class ThreadCoroutine:
         # The first to append decides: a thread (what it appends), or `close` (None), for nothing
         # to begin. One append cannot be interrupted halfway.
         self._claims: list[Any] = []
+        self._ident: int | None = None
         self._pid = os.getpid()
         self.paused = False
         self.finished = False
@@ -98,7 +103,14 @@ class ThreadCoroutine:
             return
         if self._pid != os.getpid():  # its thread is in the parent process
             return
+        waited = 0
         while not self.finished:
+            waited += 1
+            if waited == _PATIENCE and self._ident is not None and not self.paused:
+                # it calls no module that is watched: have Python stop it at its next line
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(self._ident), ctypes.py_object(Abandoned)
+                )
             # the caller may have been interrupted on either side of taking `_back`
             self._back.acquire(blocking=False)
             if self.paused:
@@ -113,6 +125,7 @@ class ThreadCoroutine:
         return self._claims[0] is claim
 
     def _run(self) -> None:
+        self._ident = threading.get_ident()
         try:
             assert self._function is not None
             self._function()
@@ -121,6 +134,7 @@ class ThreadCoroutine:
         except BaseException as error:  # raised again where the body waits
             self.error = error
         finally:
+            self._ident = None
             self._function = None
 
 
@@ -154,7 +168,8 @@ def _work(first: list[ThreadCoroutine]) -> None:
     while coroutine is not None:
         begun = coroutine._begin()
         if begun:
-            coroutine._run()
+            with suppress(Abandoned):  # one that comes as the function ends
+                coroutine._run()
         wake = allocate_lock()
         wake.acquire()
         claims: list[ThreadCoroutine | None] = []
@@ -221,6 +236,7 @@ class GreenletCoroutine:
         self._greenlet.gr_context = contextvars.copy_context()
         self._function: Callable[[], Any] | None = function
         self._state = _state()
+        self._inference = torch.is_inference_mode_enabled()
         self.started = False
         self.paused = False
         self.finished = False
@@ -230,6 +246,11 @@ class GreenletCoroutine:
     def resume(self) -> None:
         """Give the turn to the function; return when it pauses or ends."""
         self.started = True
+        if torch.is_inference_mode_enabled() != self._inference and not self.abandoned:
+            raise TraceError(
+                'torch.inference_mode() in the body of a trace with worker="greenlet" would reach '
+                "the model.\nEnter it around the whole trace, or use torch.no_grad() in the body."
+            )
         outside = _state()
         self._greenlet.parent = self._current()
         _enter(self._state)

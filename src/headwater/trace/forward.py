@@ -7,6 +7,7 @@ call that is under way is always seen, and a module that was passed or left out 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from threading import get_ident
@@ -72,7 +73,7 @@ class Forward:
         self.handed = Handed()
         self.result: Any = None
         self.skips: dict[tuple[nn.Module, int], Any] = {}
-        self.keeping: set[tuple[nn.Module, str]] = set()
+        self.keeping: dict[tuple[nn.Module, str], str] = {}
         self.separate: set[tuple[nn.Module, str]] = set()
         self.errands: list[Callable[[], Any]] = []
         self.listening: set[nn.Module] = set()
@@ -163,10 +164,19 @@ class Forward:
         self.held = where
         self.clock += 1
         self._arrived = self.seconds[where] = self.clock
+        if self.keeping and where[:2] in self.keeping:
+            self.handed.add(value, self.keeping[where[:2]], where)
         self.running = False
         for body in self.wanted.pop(where, ()):
             body.receive()
         self.running = True
+        if where[0] in self._edited and _checkpointed():
+            raise TraceError(
+                f"{typed(path_of(self.model.module, where[0]))} is edited inside an activation "
+                "checkpoint: the backward pass would compute it again without the edit, and the "
+                "gradients would be wrong.\nSwitch checkpointing off, for Hugging Face models "
+                "with model.module.eval()."
+            )
         self.held = outer
         while self.errands:
             self.errands.pop(0)()
@@ -222,8 +232,21 @@ class Forward:
                     return (module, side, window.base.get(module, 0) + 1)
         if module in self._blind:
             raise OutOfOrderError(self._passed(path, side))
+        if call is None:
+            self._refuse_other_name(module, path, side)
         self.clear.add(path)
         return (module, side, call or 1)
+
+    def _refuse_other_name(self, module: nn.Module, path: str, side: str) -> None:
+        """Refuse a second path of a module that stands in several places: which call is meant?"""
+        names = self.model._paths_of(module)
+        if len(names) > 1 and path != names[0]:
+            first = typed(names[0])
+            raise TraceError(
+                f"{typed(path)} and {first} are one module, so {typed(path)}.{side} does not say "
+                f"which of its calls is meant.\nWrite run.calls({first})[1].{side} for its second "
+                "call, or loop: for call in run.calls(...)."
+            )
 
     def find_live(self, where: Where) -> Any:
         """A value at hand that was not asked for: an input of a call under way, the result."""
@@ -446,6 +469,16 @@ class Forward:
 def path_of(root: nn.Module, module: nn.Module) -> str:
     """The path of a module in `root`."""
     return next((name for name, one in root.named_modules() if one is module), "?")
+
+
+def _checkpointed() -> bool:
+    """Whether the model is inside torch's activation checkpoint now."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename.endswith("torch/utils/checkpoint.py"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _leaf(output: Any) -> Any:

@@ -15,13 +15,22 @@ from torch import Tensor, nn
 Where = tuple[nn.Module, str, int]
 """A value of a run: the module, which of its values (`input`, `output`, or a site), the call."""
 
-_LATEST = 256  # edits in place are looked for in this many of the last tensors handed out
+_LATEST = 1024  # edits in place are looked for in this many of the last tensors handed out
 
 
 class Outputs(tuple[Any, ...]):
     """A tuple a module returned, with the `save` that NNsight code calls."""
 
     __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"a module's output is a tuple here and has no {name!r}. If {name!r} is a module "
+            "inside one that is called 'output', reach it by its path: "
+            "run['encoder.layer.0.output.dense'].output",
+            name=name,
+            obj=self,
+        )
 
     def save(self) -> Outputs:
         """Return the tuple: nothing needs saving."""
@@ -66,6 +75,9 @@ class Handed:
             there = self._of.get(id(tensor))
             if there is not None and there.reference() is tensor:
                 there.where = where  # a block's input is the tensor its predecessor returned
+                if there.node is not tensor.grad_fn:
+                    there.settle(tensor)  # written into by the model: it is another value now
+                    there.name = name + suffix
                 continue
             entry = Entry(tensor, name + suffix, where)
             self.entries.append(entry)

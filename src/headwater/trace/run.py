@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from headwater.errors import (
     HeadwaterNotice,
@@ -136,9 +136,13 @@ class Run:
         forward = self._forward(None, "run.keep")
         if isinstance(what, str) and what == "all":
             forward.look_at_all()
-            modules = list(self._model.module.modules())
-            forward.keeping.update((module, "output") for module in modules)
+            for path, module in self._model.module.named_modules():
+                forward.keeping[module, "output"] = f"{typed(path)}.output"
             return
+        if not isinstance(what, (str, Submodule, Site, Iterable)):
+            raise TraceError(
+                f'run.keep({what!r}): give "all", or a list of modules, paths and sites.'
+            )
         for one in [what] if isinstance(what, (str, Submodule, Site)) else what:
             if isinstance(one, Site) or (isinstance(one, str) and self._is_site(one)):
                 from headwater.trace.sites import place
@@ -147,6 +151,11 @@ class Run:
             else:
                 found = self._submodule(one)
                 module, path, side = found.module, found.path, "output"
+            if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+                raise TraceError(
+                    f"{typed(path)} is a list of modules and is never called: keep its members, "
+                    f"run.keep([*{typed(path)}])."
+                )
             if forward.strict:
                 raise OutOfOrderError(
                     'run.keep serves values late, which order="strict" refuses: leave one out.'
@@ -154,7 +163,7 @@ class Run:
             where = forward.find(module, path, side, self._windows, None)
             if where not in forward.values:
                 forward.refuse_passed(where, path, side)
-            forward.keeping.add((module, side))
+            forward.keeping[module, side] = f"{typed(path)}.{side}"
 
     @property
     def result(self) -> Any:
@@ -210,6 +219,8 @@ class Run:
     def _submodule(self, module: Submodule | str) -> Submodule:
         if isinstance(module, str):
             return at_path(self._root(), module)
+        if module is self._model:
+            return self._root()
         if not isinstance(module, Submodule):
             raise UnknownModuleError(
                 f"a {type(module).__name__} is no module of this model: write model.path.to.it "
@@ -240,7 +251,11 @@ class Run:
         if type(value) is tuple:
             return Outputs(value)
         if path[-1:].isdigit() and isinstance(value, Tensor) and value.ndim > 1:
-            batched = value.shape[0] > 1 and f"{typed(path)}.output" not in self._model.noticed
+            batched = (
+                not value.is_nested
+                and value.shape[0] > 1
+                and f"{typed(path)}.output" not in self._model.noticed
+            )
             if batched and subscripts_zero(user_frame()):
                 self._notice_zero(path)
         return value
@@ -318,8 +333,13 @@ class Run:
         if where != forward.held:
             raise LateWriteError(self._late(forward, f"{path}.{what}"))
         if what == "inputs":
-            args, kwargs = value
-            value = (tuple(args), dict(kwargs))
+            try:
+                args, kwargs = value
+                value = (tuple(args), dict(kwargs))
+            except (TypeError, ValueError):
+                raise TraceError(
+                    f"{path}.inputs is a pair of arguments: assign ((first, second), {{}})."
+                ) from None
         elif what == "input":
             value = with_first(*forward.values[where], value, proxy.path)
         self._put(forward, where, value, f"{path}.{what}")

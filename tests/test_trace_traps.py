@@ -1,0 +1,193 @@
+"""Where a trace could be silently wrong: views of chunks, shared modules, writes in place."""
+
+import asyncio
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import headwater as hw
+from headwater.errors import HeadwaterNotice, TraceError
+from trace_models import assert_nothing_left
+
+
+class Chunks(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x.chunk(2, dim=-1)
+
+
+class TwoHalves(nn.Module):
+    """The first half counts 3 times, the second 5 times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.chunks = Chunks()
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.chunks(self.linear(x))
+        return (first * 3).sum() + (second * 5).sum()
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_a_view_of_a_chunk_has_the_gradient_of_that_chunk(both: bool):
+    model = hw.wrap(TwoHalves())
+    with model.trace(torch.randn(3, 4)):
+        outputs = model.chunks.output
+        first = outputs[0]
+        second = outputs[1] if both else None
+        total = model.output
+        with total.backward():
+            assert first[1].grad.tolist() == [3, 3]
+            if second is not None:
+                assert second[2].grad.tolist() == [5, 5]
+        with total.backward():
+            first[1].grad[:] = 0
+            assert first.grad.tolist() == [[3, 3], [0, 0], [3, 3]]
+    assert_nothing_left(model.module)
+
+
+def test_every_part_of_a_strided_value_has_its_own_gradient():
+    model = hw.wrap(TwoHalves())
+    weights = torch.arange(12.0).view(3, 4)
+    with model.trace(torch.randn(3, 4)):
+        value = model.linear.output
+        columns, rows, turned = value[:, 1::2], value[::2], value.T
+        with (value * weights).sum().backward():
+            assert torch.equal(columns.grad, weights[:, 1::2])
+            assert torch.equal(rows.grad, weights[::2])
+            assert torch.equal(turned.grad, weights.T)
+    assert_nothing_left(model.module)
+
+
+def test_generators_with_a_block_each_read_their_own_pass():
+    model = hw.load("tiny")
+    with model.trace("Mary and John went"):
+        hidden = model.model.layers[0].output
+        logits = model.output.logits[0, -1]
+        expected = [torch.autograd.grad(logits[k], hidden, retain_graph=True)[0] for k in (3, 7)]
+
+        def passes(token: int):
+            with logits[token].backward():
+                yield
+                yield hidden.grad.clone()
+
+        one, other = passes(3), passes(7)
+        next(one), next(other)
+        found = [next(one), next(other)]
+        other.close()
+        one.close()
+    for gradient, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradient, right)
+    assert_nothing_left(model.module)
+
+
+def test_tasks_of_one_event_loop_read_their_own_pass():
+    model = hw.load("tiny")
+    prompts = ["Mary and John went", "Paul went to the"]
+
+    async def traced(prompt: str) -> Tensor:
+        with model.trace(prompt) as run:
+            hidden = run.model.layers[0].output
+            await asyncio.sleep(0)
+            with run.output.logits.square().sum().backward():
+                await asyncio.sleep(0)
+                return hidden.grad.clone()
+
+    async def together() -> list[Tensor]:
+        return await asyncio.gather(*[traced(prompt) for prompt in prompts])
+
+    together_found = asyncio.run(together())
+    alone = [asyncio.run(traced(prompt)) for prompt in prompts]
+    for found, right in zip(together_found, alone, strict=True):
+        torch.testing.assert_close(found, right)
+    assert not torch.equal(alone[0], alone[1])
+
+
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.linear(x)) * 2
+
+
+@pytest.mark.filterwarnings("ignore::headwater.errors.HeadwaterNotice")
+def test_a_tensor_that_became_another_value_has_the_gradient_of_that_value():
+    model = hw.wrap(InPlace())
+    with model.trace(torch.randn(5, 3)):
+        model.linear.output.clone()
+        after = model.relu.output
+        with model.output.sum().backward():
+            assert torch.equal(after.grad, torch.full((5, 3), 2.0))
+
+
+def test_a_kept_value_that_the_model_writes_into_is_named():
+    model = hw.wrap(InPlace())
+    with (
+        pytest.warns(HeadwaterNotice, match=r"model\.linear\.output"),
+        model.trace(torch.randn(5, 3)) as run,
+    ):
+        run.keep(["linear"])
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, *, reentrant: bool) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+        self.inner = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+        self.reentrant = reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.inner, self.first(x), use_reentrant=self.reentrant)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_an_edit_inside_a_checkpoint_is_refused(reentrant: bool):
+    model = hw.wrap(Checkpointed(reentrant=reentrant))
+
+    def edited() -> None:
+        with model.trace(torch.ones(1, 3)):
+            model.inner[0].output = model.inner[0].output * 2
+            model.output.sum()
+
+    with pytest.raises(TraceError, match=r"checkpoint"):
+        edited()
+    assert_nothing_left(model.module)
+
+
+def test_the_second_name_of_a_module_does_not_mean_its_first_call():
+    shared = nn.Linear(2, 2)
+    model = hw.wrap(nn.Sequential(shared, nn.Tanh(), shared))
+    x = torch.ones(2)
+    with model.trace(x) as run:
+        assert torch.equal(model[0].output, shared(x))
+        with pytest.raises(TraceError, match=r"model\[2\] and model\[0\] are one module"):
+            _ = model[2].output
+        assert torch.equal(run.calls(model[0])[1].output, shared(torch.tanh(shared(x))))
+    assert_nothing_left(model.module)
+
+
+def test_bodies_that_would_run_nothing_are_refused():
+    model = hw.wrap(nn.Linear(2, 2))
+
+    def generator(run):
+        yield run.output
+
+    async def coroutine(run):
+        return run.output
+
+    for body in (generator, coroutine):
+        with pytest.raises(TraceError, match="plain functions"):
+            model.run(torch.ones(2), body)
+
+
+def test_a_list_of_modules_iterates_over_proxies():
+    model = hw.wrap(nn.Sequential(nn.Linear(2, 2), nn.Tanh()))
+    assert len(model) == 2
+    with model.trace(torch.ones(2)):
+        outputs = [part.output for part in model]
+    assert torch.equal(outputs[1], torch.tanh(outputs[0]))
