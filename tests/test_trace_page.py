@@ -5,10 +5,10 @@ Expected gradients are those of plain PyTorch: forward hooks, `retain_grad`, `to
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
-import re
 import pytest
 import torch
 from torch import Tensor, nn

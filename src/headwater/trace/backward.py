@@ -91,14 +91,24 @@ class Backward:
         self._coroutine: ThreadCoroutine | None = None
         self._thread: int | None = None
         self._pid = os.getpid()
+        self._interrupted = False
         self.owner = 0
         """The frame whose block this is; alive as long as the block."""
         self._strict = False
         self._blocks: list[Any] = []
 
     def __enter__(self) -> Backward:
-        global _open_blocks
         refuse_no_graph(self._loss)
+        try:
+            with Held():  # Python does not leave a block that it was interrupted in entering
+                self._open()
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def _open(self) -> None:
+        global _open_blocks
         self._coroutine = ThreadCoroutine(functools.partial(CallerState.capture().run, self._pass))
         for run in runs_here():
             self._strict |= run._state is not None and run._state.strict
@@ -116,7 +126,6 @@ class Backward:
             _open_blocks += 1
             if _open_blocks == 1:
                 Tensor.grad = property(_read, _write, _delete)  # pyright: ignore
-        return self
 
     def __exit__(
         self,
@@ -291,6 +300,8 @@ class Backward:
 
     def _resume(self) -> None:
         coroutine = self._coroutine
+        if self._interrupted:
+            raise TraceError("this backward pass was interrupted.\nOpen another block.")
         if coroutine is None or coroutine.finished:
             return
         if os.getpid() != self._pid:
@@ -298,10 +309,18 @@ class Backward:
                 "this process was forked inside a backward block: its thread stayed in the "
                 "parent.\nRun the backward pass in the child."
             )
-        coroutine.resume()
+        try:
+            coroutine.resume()
+        except BaseException:  # Ctrl-C: the pass and the body are out of step now
+            self._interrupted = True
+            coroutine.close()
+            raise
         if coroutine.error is not None:
             error, coroutine.error = coroutine.error, None
-            raise freed(error) or error
+            try:
+                raise freed(error) or error
+            finally:
+                del error  # or the error's frames and the error would hold each other
 
     def _run_out(self) -> None:
         coroutine = self._coroutine
@@ -311,7 +330,9 @@ class Backward:
                 original_backward()(self._loss, *self._arguments)
             except RuntimeError as error:
                 raise freed(error) or error from None
-        while self._coroutine is not None and not self._coroutine.finished:
+        while (
+            self._coroutine is not None and not self._coroutine.finished and not self._interrupted
+        ):
             self._resume()
 
     def _settle(self) -> None:

@@ -142,16 +142,23 @@ def run_bodies(
     runs = [BodyRun(model, forward, body) for body in bodies]
     for run in runs:
         run._shape = shape_of(args, kwargs)
+    failed: BaseException | None = None
     try:
         contextvars.copy_context().run(_run_all, forward, runs, args, kwargs)
-    except _BodyFailed as failed:
-        raise failed.error from failed.error.__cause__
+    except _BodyFailed as error:
+        failed = error.error
     finally:
         forward.abandoned = True
         for run in runs:
             run._coroutine.close()
             run._state = None
         forward.close(None)
+    if failed is not None:
+        # raised here, not where it was caught: its context stays what the body made it
+        try:
+            raise failed
+        finally:
+            del failed  # or the error's frames and the error would hold each other
     returned = [run._returned for run in runs]
     return returned[0] if len(returned) == 1 else returned
 

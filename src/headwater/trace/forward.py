@@ -276,8 +276,8 @@ class Forward:
             raise OutOfOrderError(self._passed(path, side))
         if self.stopped is not None:
             raise OutOfOrderError(
-                f"{typed(path)}.{side} was not computed: run.stop() ended the model "
-                f"{self.stopped}.\nRead it before you stop the run."
+                f"{typed(path)}.{side} was not computed: the model ended {self.stopped}.\n"
+                "Read it before that, or open another trace."
             )
         if self.ended:
             raise NeverRanError(self.absent(where, path, side))

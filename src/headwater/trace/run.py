@@ -207,9 +207,12 @@ class Run:
 
     def _reraise(self, own: bool) -> None:
         """Raise the model's AttributeError again, which Python takes for a missing property."""
-        failed, self._failed = self.__dict__.get("_failed"), None
+        failed = self.__dict__.get("_failed")
         if own and failed is not None:
-            raise failed
+            try:
+                raise failed
+            finally:
+                del failed  # or the error's frames and the error would hold each other
 
     # ---- what proxies call --------------------------------------------------------------------
 

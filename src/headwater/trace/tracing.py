@@ -20,6 +20,7 @@ from headwater.errors import (
     UnknownOptionError,
     did_you_mean,
 )
+from headwater.interrupts import Held
 from headwater.trace import coroutines
 from headwater.trace.context import CallerState, refuse_transforms
 from headwater.trace.forward import Forward, path_of
@@ -65,6 +66,16 @@ class Trace(Run):
     def __enter__(self) -> Trace:
         if self._opened is not None:
             raise TraceError("this trace was entered before; write model.trace(...) again.")
+        try:
+            with Held():  # Python does not leave a block that it was interrupted in entering
+                self._open()
+            self.keep(self._options["keep"] or ())
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def _open(self) -> None:
         kind = coroutines.worker(self._options["worker"])
         threaded = kind is coroutines.ThreadCoroutine
         if threaded:
@@ -90,12 +101,6 @@ class Trace(Run):
         coroutine = kind(functools.partial(_go, forward, state, function, args, kwargs))
         self._state, self._coroutine, self._ident = forward, coroutine, get_ident()
         self._opened = Opened(self)
-        try:
-            self.keep(self._options["keep"] or ())
-        except BaseException:
-            self._close()
-            raise
-        return self
 
     def __exit__(
         self,
@@ -103,14 +108,14 @@ class Trace(Run):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        forward = self._state
-        if forward is None:
-            return
-        answer = None if error is None else explained(error, forward)
+        answer = None
         try:
-            if error is None:
+            forward = self._state
+            if forward is not None and error is None:
                 self._settle(forward)
                 self._run_out(forward)
+            elif forward is not None and error is not None:
+                answer = explained(error, forward)
         finally:
             self._close()
         if answer is not None:
@@ -174,17 +179,29 @@ class Trace(Run):
             )
         if where is not None:
             forward.wanted[where] = [_Pausing(coroutine)]
-        coroutine.resume()
+        try:
+            coroutine.resume()
+        except BaseException:  # Ctrl-C: the model and the body are out of step now
+            forward.stopped = "when it was interrupted"
+            forward.interrupt()
+            coroutine.close()
+            forward.end()
+            raise
         if coroutine.error is not None:
             error, coroutine.error = coroutine.error, None
+            forward.stopped = "when it failed"
             forward.end()
             annotated(error, forward, where)
             self._failed = error if isinstance(error, AttributeError) else None
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # or the error's frames and the error would hold each other
         self._look(forward)
 
     def _close(self) -> None:
         forward, self._state = self._state, None
+        self._failed = None
         if forward is None:
             return
         try:
