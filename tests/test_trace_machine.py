@@ -301,13 +301,15 @@ class Twin:
 
     skips: dict[tuple[str, int], Tensor]
 
-    def backward(self, losses: list[int], steps: list[GradientStep]) -> None:
+    def backward(
+        self, losses: list[int], steps: list[GradientStep], arrivals: list[int]
+    ) -> None:
         """A backward pass with hooks that read and edit; outcomes must be those of the steps."""
         loss = loss_of([self.tensors[number] for number in losses])
-        order = self._arrivals(loss)
+        order = [id(self.tensors[number]) for number in arrivals]
+        assert set(order) == {id(self.tensors[number]) for number in arrived(loss, self.tensors)}
         edits: dict[int, Tensor | None] = {}
         at = -1
-        originals = self._gradients(loss)
         for step in steps:
             tensor = self.tensors[step.number]
             key = id(tensor)
@@ -323,31 +325,16 @@ class Twin:
                 continue
             assert step.outcome == "ok", step
             if arrives:
-                # edits made so far have changed what arrives here
-                originals[key] = self._gradients(loss, edits)[key]
                 edits[key] = None
             before = edits.get(key)
-            before = originals[key] if before is None else before
+            if before is None:  # edits made so far have changed what arrives here
+                before = self._gradients(loss, edits)[key]
             after = change_gradient(before, step.what)
             if after is not None:
                 edits[key] = after
             assert step.seen is not None
             close(step.seen, before if after is None else after)
         self._gradients(loss, edits, accumulate=True)
-
-    def _unique(self) -> list[Tensor]:
-        return list({id(one): one for one in self.tensors if one.requires_grad}.values())
-
-    def _arrivals(self, loss: Tensor) -> list[int]:
-        order: list[int] = []
-        handles = [
-            one.register_hook(functools.partial(_note_arrival, order, id(one)))
-            for one in self._unique()
-        ]
-        self._pass(loss, accumulate=False)
-        for handle in handles:
-            handle.remove()
-        return order
 
     def _gradients(
         self, loss: Tensor, edits: dict[int, Tensor | None] | None = None, accumulate: bool = False
@@ -358,24 +345,54 @@ class Twin:
             found[key] = gradient.clone()
             return None if edits is None else edits.get(key)
 
-        handles = [one.register_hook(functools.partial(hook, id(one))) for one in self._unique()]
-        self._pass(loss, accumulate=accumulate)
+        handles = [
+            one.register_hook(functools.partial(hook, id(one)))
+            for one in hooked_tensors(self.tensors).values()
+        ]
+        backward_pass(loss, accumulate=accumulate)
         for handle in handles:
             handle.remove()
         return found
 
-    def _pass(self, loss: Tensor, *, accumulate: bool) -> None:
-        kept = {name: one.grad for name, one in model().module.named_parameters()}
-        if not accumulate:
-            model().module.zero_grad(set_to_none=True)
-        loss.backward(retain_graph=True)
-        if not accumulate:
-            for name, one in model().module.named_parameters():
-                one.grad = kept[name]
+
+def backward_pass(loss: Tensor, *, accumulate: bool) -> None:
+    """A plain backward pass; the parameters keep the gradients they had unless it accumulates."""
+    kept = {name: one.grad for name, one in model().module.named_parameters()}
+    if not accumulate:
+        model().module.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss, retain_graph=True)
+    if not accumulate:
+        for name, one in model().module.named_parameters():
+            one.grad = kept[name]
 
 
-def _note_arrival(order: list[int], key: int, _: Tensor) -> None:
-    order.append(key)
+def hooked_tensors(tensors: list[Tensor]) -> dict[int, Tensor]:
+    """Those that have a gradient, each once, by the first place where it stands."""
+    found = {id(one): number for number, one in reversed(list(enumerate(tensors)))}
+    for one in tensors:
+        one.grad_fn  # noqa: B018 - or torch crashes on a hook for a view that was edited since
+    return {number: tensors[number] for number in found.values() if tensors[number].requires_grad}
+
+
+def arrived(loss: Tensor, tensors: list[Tensor]) -> list[int]:
+    """The order in which gradients arrive.
+
+    Autograd orders independent branches by when, and in which thread, they were computed, so the
+    order of a trace is asked of its own graph.
+    """
+    order: list[int] = []
+    handles = [
+        one.register_hook(functools.partial(_note_arrival, order, number))
+        for number, one in hooked_tensors(tensors).items()
+    ]
+    backward_pass(loss, accumulate=False)
+    for handle in handles:
+        handle.remove()
+    return order
+
+
+def _note_arrival(order: list[int], number: int, _: Tensor) -> None:
+    order.append(number)
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
@@ -602,10 +619,12 @@ class TraceMachine(RuleBasedStateMachine):
         if last:
             chosen[0] = choices[-1]
         done = [GradientStep(choices[number % len(choices)], what) for number, what in steps]
-        with loss_of([self.tensors[number] for number in chosen]).backward():
+        loss = loss_of([self.tensors[number] for number in chosen])
+        order = arrived(loss, self.tensors)
+        with loss.backward():
             for step in done:
                 self._gradient(step)
-        self._note(lambda twin: twin.backward(chosen, done))
+        self._note(lambda twin: twin.backward(chosen, done, order))
 
     def _gradient(self, step: GradientStep) -> None:
         tensor = self.tensors[step.number]

@@ -10,7 +10,8 @@ import functools
 import os
 import threading
 import warnings
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from threading import get_ident
 from types import FrameType, TracebackType
 from typing import Any
@@ -31,12 +32,18 @@ from headwater.trace.context import CallerState
 from headwater.trace.coroutines import Abandoned, ThreadCoroutine
 from headwater.trace.frames import user_frame
 from headwater.trace.handed import Entry
-from headwater.trace.registry import blocks_here, fill_retained, original_backward, runs_here
+from headwater.trace.registry import (
+    blocks_here,
+    enter_block,
+    fill_retained,
+    original_backward,
+    runs_here,
+)
 from headwater.trace.views import laid_out_as, part_of, viewed
 
 _lock = threading.Lock()
 _open_blocks = 0
-_all: set[Backward] = set()
+_all: weakref.WeakSet[Backward] = weakref.WeakSet()
 _grad: Any = torch._C.TensorBase.grad  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -74,6 +81,8 @@ class Backward:
         GradientError: If the loss has no graph; says why.
     """
 
+    _forget: Callable[[], None] | None = None
+
     def __init__(
         self,
         loss: Tensor,
@@ -95,22 +104,24 @@ class Backward:
         self.owner = 0
         """The frame whose block this is; alive as long as the block."""
         self._strict = False
-        self._blocks: list[Any] = []
 
     def __enter__(self) -> Backward:
         refuse_no_graph(self._loss)
         try:
             with Held():  # Python does not leave a block that it was interrupted in entering
                 self._open()
+            return self
         except BaseException:
             self._close()
             raise
-        return self
 
     def _open(self) -> None:
         global _open_blocks
-        self._coroutine = ThreadCoroutine(functools.partial(CallerState.capture().run, self._pass))
+        # the pass and its hooks refer to the block weakly, so that a dropped block is noticed
+        run = functools.partial(_pass, weakref.ref(self), self._loss, self._arguments)
+        self._coroutine = ThreadCoroutine(functools.partial(CallerState.capture().run, run))
         for run in runs_here():
+            run._settle_here()
             self._strict |= run._state is not None and run._state.strict
             for entry, tensor in run._entries():
                 if tensor.requires_grad and id(tensor) not in self._gradients:
@@ -119,8 +130,7 @@ class Backward:
         while frame.f_back is not None and frame.f_globals.get("__name__") == "contextlib":
             frame = frame.f_back
         self.owner = id(frame)
-        self._blocks = blocks_here()
-        self._blocks.append(self)
+        self._forget = enter_block(self)
         _all.add(self)
         with _lock:
             _open_blocks += 1
@@ -139,6 +149,10 @@ class Backward:
                 self._run_out()
                 fill_retained()
         finally:
+            self._close()
+
+    def __del__(self) -> None:
+        if self._forget is not None:
             self._close()
 
     def save(self) -> Backward:
@@ -198,7 +212,7 @@ class Backward:
                 f"the gradient of {name} has shape {tuple(held.shape)}, the one assigned has "
                 f"{tuple(value.shape)}.\nAssign a tensor of the same shape."
             )
-        if found is not self._current and found.base is not self._current:
+        if not self._is_at(found):
             raise LateWriteError(self._late(found))
         if value is held:
             return
@@ -224,14 +238,18 @@ class Backward:
 
     def _register(self, tensor: Tensor, name: str, entry: Entry | None = None) -> Gradient:
         found = self._gradients[id(tensor)] = Gradient(tensor, name)
-        node = None if entry is None else entry.node
-        if entry is not None and node is not None and node is not tensor.grad_fn:
+        # torch 2.13 and before crash on a hook for a view whose base was edited since (pytorch
+        # issue 196459), unless its grad_fn was asked for: so it comes first
+        now, node = tensor.grad_fn, None if entry is None else entry.node
+        if entry is not None and node is not None and node is not now:
             # the model has written into it since: its gradient is that of what was handed out
             found.handle = node.register_prehook(
-                functools.partial(self._arrive_among, found, entry.number)
+                functools.partial(_arrive_among, weakref.ref(self), found, entry.number)
             )
         elif tensor.requires_grad:
-            found.handle = tensor.register_hook(functools.partial(self._arrive, found))
+            found.handle = tensor.register_hook(
+                functools.partial(_arrive, weakref.ref(self), found)
+            )
         return found
 
     def _base_of(self, tensor: Tensor) -> Gradient | None:
@@ -240,22 +258,22 @@ class Backward:
         whole = viewed(tensor, [one.tensor for one in values if one.tensor.requires_grad])
         return None if whole is None else self._gradients[id(whole)]
 
-    def _pass(self) -> None:
-        self._thread = get_ident()
-        original_backward()(self._loss, *self._arguments)
-
-    def _arrive(self, found: Gradient, gradient: Tensor) -> Tensor | None:
-        """The hook of a tensor; other passes over the same graph run in other threads."""
-        if self._coroutine is None or self._thread != get_ident():
-            return None
-        if self._coroutine.abandoned:
+    def _receive(self, found: Gradient, gradient: Tensor) -> ThreadCoroutine | None:
+        """Note a gradient that has arrived; return what is to pause, if somebody waits for it."""
+        coroutine = self._coroutine
+        if coroutine is None or self._thread != get_ident():
+            return None  # other passes over the same graph run in other threads
+        if coroutine.abandoned:
             raise Abandoned
         found.original = gradient
         found.arrived = True
         if not any(one is found or one.base is found for one in self._wanted):
             return None
         self._current = found
-        self._coroutine.pause()
+        return coroutine
+
+    def _go_on(self, found: Gradient) -> Tensor | None:
+        """The body has handed the turn back: what flows on, if the gradient was edited."""
         self._current = None
         for one in self._gradients.values():  # what was edited by now has been edited in time
             if one.base is found and one.handed is not None:
@@ -265,16 +283,6 @@ class Backward:
             return None
         found.version = handed._version
         return handed
-
-    def _arrive_among(
-        self, found: Gradient, number: int, gradients: tuple[Tensor | None, ...]
-    ) -> tuple[Tensor | None, ...] | None:
-        """The hook of a node with several outputs, for the one at `number`."""
-        gradient = gradients[number]
-        changed = None if gradient is None else self._arrive(found, gradient)
-        if changed is None:
-            return None
-        return (*gradients[:number], changed, *gradients[number + 1 :])
 
     def _hand(self, found: Gradient) -> None:
         """Give the user a copy of a gradient that has arrived."""
@@ -339,7 +347,7 @@ class Backward:
         """Refuse edits of gradients that the pass has used."""
         for found in self._gradients.values():
             handed = found.handed
-            if handed is None or found is self._current or found.base is self._current is not None:
+            if handed is None or self._is_at(found):
                 continue
             root = found if found.base is None or found.arrived else found.base
             if root is self._current:
@@ -348,8 +356,13 @@ class Backward:
                 found.version = handed._version
                 raise LateWriteError(self._late(found))
 
+    def _is_at(self, found: Gradient) -> bool:
+        """Whether the pass waits at a gradient, or at the one it is a part of."""
+        current = self._current
+        return current is not None and (found is current or found.base is current)
+
     def _refuse_backwards(self, found: Gradient) -> None:
-        if self._strict and found is not self._current and found.base is not self._current:
+        if self._strict and not self._is_at(found):
             raise OutOfOrderError(
                 f'{found.name}.grad is read out of order (order="strict"): the backward pass has '
                 "passed it.\nRead gradients in the order of backpropagation, last layer first."
@@ -408,8 +421,9 @@ class Backward:
                 self._gradients.clear()
                 self._coroutine = self._current = None
                 self._wanted = ()
-                if self in self._blocks:
-                    self._blocks.remove(self)
+                if self._forget is not None:
+                    self._forget()
+                self._forget = None
                 self._leave()
 
     def _leave(self) -> None:
@@ -421,6 +435,42 @@ class Backward:
             _open_blocks -= 1
             if _open_blocks == 0:
                 del Tensor.grad  # pyright: ignore
+
+
+def _pass(block: weakref.ref[Backward], loss: Tensor, arguments: tuple[Any, ...]) -> None:
+    """The backward pass of a block, in its coroutine."""
+    here = block()
+    if here is None:
+        raise Abandoned
+    here._thread = get_ident()
+    del here
+    original_backward()(loss, *arguments)
+
+
+def _arrive(block: weakref.ref[Backward], found: Gradient, gradient: Tensor) -> Tensor | None:
+    """The hook of a tensor: while it pauses, it does not keep the block alive."""
+    here = block()
+    coroutine = None if here is None else here._receive(found, gradient)
+    if coroutine is None:
+        return None
+    del here
+    coroutine.pause()
+    here = block()
+    return None if here is None else here._go_on(found)
+
+
+def _arrive_among(
+    block: weakref.ref[Backward],
+    found: Gradient,
+    number: int,
+    gradients: tuple[Tensor | None, ...],
+) -> tuple[Tensor | None, ...] | None:
+    """The hook of a node with several outputs, for the one at `number`."""
+    gradient = gradients[number]
+    changed = None if gradient is None else _arrive(block, found, gradient)
+    if changed is None:
+        return None
+    return (*gradients[:number], changed, *gradients[number + 1 :])
 
 
 def backward(
@@ -644,4 +694,5 @@ def _forget_after_fork() -> None:
             block._leave()
 
 
-os.register_at_fork(after_in_child=_forget_after_fork)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)

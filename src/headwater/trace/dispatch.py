@@ -131,4 +131,5 @@ def _new_lock() -> None:
     _lock = threading.Lock()  # another thread may have held it
 
 
-os.register_at_fork(after_in_child=_new_lock)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)

@@ -6,9 +6,12 @@ act only in threads that have one open.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,13 +24,14 @@ from headwater.trace.opcodes import enters_with
 from headwater.trace.views import laid_out_as, part_of, viewed
 
 if TYPE_CHECKING:
+    from headwater.trace.backward import Backward
     from headwater.trace.run import Run
 
 
 class _Open(threading.local):
     def __init__(self) -> None:
         self.runs: list[weakref.ref[Run]] = []
-        self.blocks: list[Any] = []
+        self.blocks: list[weakref.ref[Backward]] = []
 
 
 _here = _Open()
@@ -44,9 +48,28 @@ def runs_here() -> list[Run]:
     return [run for reference in _here.runs if (run := reference()) is not None]
 
 
-def blocks_here() -> list[Any]:
+def blocks_here() -> list[Backward]:
     """The backward blocks open in this thread, innermost last."""
-    return _here.blocks
+    return [block for reference in _here.blocks if (block := reference()) is not None]
+
+
+def enter_block(block: Backward) -> Callable[[], None]:
+    """Note that a backward block is open in this thread.
+
+    Args:
+        block: The block, held weakly.
+
+    Returns:
+        What ends the note, in any thread.
+    """
+    blocks, reference = _here.blocks, weakref.ref(block)
+    blocks.append(reference)
+    return functools.partial(_forget, blocks, reference)
+
+
+def _forget(references: list[Any], reference: Any) -> None:
+    if reference in references:
+        references.remove(reference)
 
 
 class Opened:
@@ -79,8 +102,7 @@ class Opened:
             return
         self._closed = True
         _all.discard(self)
-        if self._reference in self._runs:
-            self._runs.remove(self._reference)
+        _forget(self._runs, self._reference)
         with _lock:
             _open_runs -= 1
             if _open_runs == 0:
@@ -112,7 +134,15 @@ def _forget_after_fork() -> None:
         opened.forget_after_fork()
 
 
-os.register_at_fork(after_in_child=_forget_after_fork)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+@atexit.register
+def _close_what_is_open() -> None:
+    """End what the main thread has left open while the threads of the models can still end."""
+    for one in (*blocks_here(), *runs_here()):
+        one._close()
 
 
 def original_backward() -> Any:

@@ -369,6 +369,9 @@ class Run:
 
     # ---- turns ----------------------------------------------------------------------------------
 
+    def _close(self) -> None:
+        """End the run where it is."""
+
     def _wait(self, forward: Forward, where: Where | None) -> None:
         """Give the turn to the model until it is at `where`, or through."""
         raise NotImplementedError
@@ -392,6 +395,12 @@ class Run:
                 forward.note_edit(forward.held, f"an edit in place of {entry.name}")
                 continue
             raise LateWriteError(self._late(forward, entry.name, in_place=True))
+
+    def _settle_here(self) -> None:
+        """The same where the body keeps the turn: a value edited by now is another one."""
+        if self._state is not None:
+            self._settle(self._state)
+            self._state.handed.look()
 
     def _look(self, forward: Forward) -> None:
         """The body has the turn again; say once if the model wrote into what it holds."""

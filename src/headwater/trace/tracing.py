@@ -70,10 +70,10 @@ class Trace(Run):
             with Held():  # Python does not leave a block that it was interrupted in entering
                 self._open()
             self.keep(self._options["keep"] or ())
+            return self
         except BaseException:
             self._close()
             raise
-        return self
 
     def _open(self) -> None:
         kind = coroutines.worker(self._options["worker"])
@@ -108,9 +108,8 @@ class Trace(Run):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        answer = None
         try:
-            forward = self._state
+            answer, forward = None, self._state
             if forward is not None and error is None:
                 self._settle(forward)
                 self._run_out(forward)
@@ -200,19 +199,20 @@ class Trace(Run):
         self._look(forward)
 
     def _close(self) -> None:
-        forward, self._state = self._state, None
-        self._failed = None
-        if forward is None:
-            return
-        try:
-            self._kept = {w: v for w, v in forward.values.items() if w[:2] in forward.keeping}
-            forward.close(self._coroutine)
-        finally:
-            self._coroutine = None
-            self._windows.clear()
-            self._retained.clear()
-            if self._opened is not None:
-                self._opened.close()
+        with Held():
+            forward, self._state = self._state, None
+            self._failed = None
+            if forward is None:
+                return
+            try:
+                self._kept = {w: v for w, v in forward.values.items() if w[:2] in forward.keeping}
+                forward.close(self._coroutine)
+            finally:
+                self._coroutine = None
+                self._windows.clear()
+                self._retained.clear()
+                if self._opened is not None:
+                    self._opened.close()
 
 
 class _Pausing:
