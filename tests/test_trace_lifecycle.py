@@ -14,6 +14,7 @@ import functools
 import gc
 import inspect
 import io
+import linecache
 import os
 import pickle
 import signal
@@ -902,18 +903,33 @@ OURS = os.path.dirname(hw.__file__)
 
 
 def _lines(run: Callable[[], None], stop: int | None = None) -> int:
-    """Count the lines of headwater that the main thread executes; Ctrl-C at one of them."""
+    """Count the lines of headwater that the main thread executes; Ctrl-C at one of them.
+
+    A tracer sees a `with` line again on the way out, after the block and before `__exit__`, where
+    Python itself never delivers a signal: that is no line to be interrupted at. Nor is a `__del__`,
+    from which Python lets no exception out.
+    """
     count = 0
 
     def tracer(frame: Any, event: str, _: Any) -> Any:
-        nonlocal count
-        if not frame.f_code.co_filename.startswith(OURS):
+        file = frame.f_code.co_filename
+        if not file.startswith(OURS) or frame.f_code.co_name == "__del__":
             return None
-        if event == "line":
+        entered: set[int] = set()
+
+        def lines(frame: Any, event: str, _: Any) -> Any:
+            nonlocal count
+            number = frame.f_lineno
+            if event != "line" or number in entered:
+                return lines
+            if linecache.getline(file, number).lstrip().startswith("with "):
+                entered.add(number)
             count += 1
             if count - 1 == stop:
                 signal.raise_signal(signal.SIGINT)
-        return tracer
+            return lines
+
+        return lines
 
     before = sys.gettrace()
     sys.settrace(tracer)

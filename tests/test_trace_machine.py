@@ -524,6 +524,7 @@ class TraceMachine(RuleBasedStateMachine):
                 assert self._may_be_unseen(event), event
                 return
             assert isinstance(value, Tensor)
+            self.read[event] = value
         else:
             with pytest.raises(OutOfOrderError):
                 self._get(event)

@@ -8,7 +8,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import headwater as hw
-from headwater.errors import HeadwaterNotice, TraceError
+from headwater.errors import (
+    GradientError,
+    HeadwaterNotice,
+    LateWriteError,
+    OutOfOrderError,
+    TraceError,
+)
 from trace_models import assert_nothing_left
 
 
@@ -191,3 +197,51 @@ def test_a_list_of_modules_iterates_over_proxies():
     with model.trace(torch.ones(2)):
         outputs = [part.output for part in model]
     assert torch.equal(outputs[1], torch.tanh(outputs[0]))
+
+
+def test_a_value_edited_in_place_may_be_replaced_afterwards():
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    model, given = hw.wrap(module), torch.randn(2, 3)
+    with model.trace(given):
+        hidden = model[0].output
+        hidden[:, 0] = 0
+        model[0].output = hidden * 2
+        result = model.output
+    expected = module[0](given)
+    expected[:, 0] = 0
+    assert torch.equal(result, module[1](expected * 2))
+
+
+def test_an_edit_in_place_is_seen_by_a_pass_that_starts_at_once():
+    module = nn.Linear(3, 3)
+    with hw.wrap(module).trace(torch.randn(2, 3)) as run:
+        result = run.output
+        result[:, 0] = 0
+        with (result * 5).sum().backward():
+            assert (result.grad == 5).all()
+    assert module.weight.grad is not None
+    assert not module.weight.grad[0].any()
+    assert module.weight.grad[1:].all()
+
+
+def test_the_gradient_of_a_view_whose_whole_was_edited_since():
+    with hw.wrap(nn.Linear(3, 3)).trace(torch.randn(2, 3)) as run:
+        whole = run.output.clone()
+        view = whole.view(6)
+        whole[0].mul_(2)
+        with (view * torch.arange(6)).sum().backward():
+            assert view.grad.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_gradient_is_not_replaced_after_the_end_of_the_pass(strict: bool):
+    order = "strict" if strict else "any"
+    with hw.wrap(nn.Linear(3, 3)).trace(torch.randn(2, 3), order=order) as run:
+        before, after = run.input.requires_grad_(), run.output
+        unrelated = torch.ones(2, requires_grad=True)
+        with after.sum().backward():
+            after.grad.save()
+            with pytest.raises(GradientError, match="no gradient flows into unrelated"):
+                unrelated.grad.save()
+            with pytest.raises(OutOfOrderError if strict else LateWriteError):
+                before.grad = torch.zeros(2, 3)

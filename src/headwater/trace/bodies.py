@@ -67,9 +67,12 @@ class BodyRun(Run):
         self._ident = get_ident()
         opened = Opened(self)
         try:
+            if self._state is not None:
+                self._look(self._state)
             self._returned = function(self)
             if self._state is not None:
                 self._settle(self._state)
+                self._state.handed.let_go()
         finally:
             opened.close()
 
@@ -80,6 +83,7 @@ class BodyRun(Run):
     def _wait(self, forward: Forward, where: Where | None) -> None:
         if where is not None:
             forward.wanted.setdefault(where, []).append(self)
+        forward.handed.let_go()
         self._coroutine.pause()
         self._look(forward)
 

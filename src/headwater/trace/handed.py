@@ -40,7 +40,7 @@ class Outputs(tuple[Any, ...]):
 class Entry:
     """One tensor that was handed out."""
 
-    __slots__ = ("name", "node", "number", "reference", "version", "where")
+    __slots__ = ("name", "node", "number", "reference", "where")
 
     def __init__(self, tensor: Tensor, name: str, where: Where) -> None:
         self.reference = weakref.ref(tensor)
@@ -50,7 +50,6 @@ class Entry:
 
     def settle(self, tensor: Tensor) -> None:
         """Remember what the tensor is now: the model, or the user, may write into it later."""
-        self.version = None if tensor.is_inference() else tensor._version
         self.node = tensor.grad_fn
         self.number = tensor.output_nr
 
@@ -58,10 +57,19 @@ class Entry:
 class Handed:
     """Everything handed out in a run, in order."""
 
+    # This is asked at every turn, for all values: so versions are compared as whole lists, and what
+    # they belong to is looked at only if they differ.
+
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self._of: dict[int, Entry] = {}
-        self._seen: list[tuple[Entry, Tensor]] = []
+        self._watched: list[Entry] = []
+        """Those whose edits can be seen; tensors of inference mode count no versions."""
+        self._references: list[weakref.ref[Tensor]] = []
+        self._versions: list[int] = []
+        """What the versions of `_watched` were when they were looked at."""
+        self._held: list[Tensor | None] | None = None
+        """Their tensors while the user's code has the turn: it may drop one that it has edited."""
 
     def add(self, value: Any, name: str, where: Where) -> None:
         """Note the tensors of a value.
@@ -82,8 +90,12 @@ class Handed:
             entry = Entry(tensor, name + suffix, where)
             self.entries.append(entry)
             self._of[id(tensor)] = entry
-            if entry.version is not None:
-                self._seen.append((entry, tensor))
+            if not tensor.is_inference():
+                self._watched.append(entry)
+                self._references.append(entry.reference)
+                self._versions.append(tensor._version)
+                if self._held is not None:
+                    self._held.append(tensor)
 
     def find(self, tensor: Tensor) -> Entry | None:
         """The entry of exactly this tensor, if it was handed out."""
@@ -99,36 +111,44 @@ class Handed:
         """The user's code has the turn now.
 
         Returns:
-            The entries that the model has written into since `edited` was asked.
+            The entries that the model has written into since `let_go`.
         """
-        changed = []
-        self._seen = []
-        for entry in self.entries[-_LATEST:]:
-            tensor = entry.reference()
-            if tensor is None or entry.version is None:
-                continue
-            version = tensor._version
-            if version != entry.version:
-                entry.version = version
-                changed.append(entry)
-            self._seen.append((entry, tensor))
-        return changed
+        if len(self._watched) > _LATEST:
+            for one in (self._watched, self._references, self._versions):
+                del one[:-_LATEST]
+        self._held = [reference() for reference in self._references]
+        return self._changed()
 
     def edited(self) -> list[Entry]:
-        """The entries edited in place since the last `look`: the model has the turn now."""
-        seen, self._seen = self._seen, []
-        found = []
-        for entry, tensor in seen:
-            if tensor._version != entry.version:
+        """The entries edited in place since this was last asked, or since `look`."""
+        found = self._changed()
+        for entry in found:
+            tensor = entry.reference()
+            if tensor is not None:
                 entry.settle(tensor)
-                found.append(entry)
         return found
+
+    def let_go(self) -> None:
+        """The model has the turn now: keep no tensor that only the user's code had."""
+        self._held = None
+
+    def _changed(self) -> list[Entry]:
+        before, held = self._versions, self._held
+        if held is None:
+            return []
+        now = [-1 if tensor is None else tensor._version for tensor in held]
+        if now == before:
+            return []
+        pairs = zip(self._watched, held, now, before, strict=True)
+        changed = [one for one, tensor, new, old in pairs if tensor is not None and new != old]
+        self._versions = now
+        return changed
 
     def clear(self) -> None:
         """Forget everything."""
-        self.entries.clear()
-        self._of.clear()
-        self._seen.clear()
+        for one in (self.entries, self._watched, self._references, self._versions, self._of):
+            one.clear()
+        self._held = None
 
 
 def tensors_in(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:

@@ -348,6 +348,7 @@ class Run:
         self._put(forward, where, value, f"{path}.{what}")
 
     def _put(self, forward: Forward, where: Where, value: Any, name: str) -> None:
+        self._settle_here()  # an edit of what is replaced was in time
         forward.values[where] = value
         forward.handed.add(value, name, where)
         forward.note_edit(where, f"an assignment to {name}{_line()}")
@@ -400,7 +401,6 @@ class Run:
         """The same where the body keeps the turn: a value edited by now is another one."""
         if self._state is not None:
             self._settle(self._state)
-            self._state.handed.look()
 
     def _look(self, forward: Forward) -> None:
         """The body has the turn again; say once if the model wrote into what it holds."""

@@ -62,14 +62,11 @@ class Submodule:
         run: Run | None = None,
         call: int | None = None,
     ) -> None:
-        for name, value in (
-            ("_model", model),
-            ("module", module),
-            ("path", path),
-            ("_run", run),
-            ("_call", call),
-        ):
-            object.__setattr__(self, name, value)
+        _set_model(self, model)  # __setattr__ is for submodules
+        _set_module(self, module)
+        _set_path(self, path)
+        _set_run(self, run)
+        _set_call(self, call)
 
     @property
     def output(self) -> Any:
@@ -193,6 +190,11 @@ class Submodule:
 
     def _bound(self) -> Run:
         return self._run if self._run is not None else open_run(self._model, self.path)
+
+
+_set_model, _set_module, _set_path, _set_run, _set_call = (
+    vars(Submodule)[name].__set__ for name in ("_model", "module", "path", "_run", "_call")
+)
 
 
 @lru_cache(maxsize=4096)

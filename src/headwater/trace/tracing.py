@@ -101,6 +101,7 @@ class Trace(Run):
         coroutine = kind(functools.partial(_go, forward, state, function, args, kwargs))
         self._state, self._coroutine, self._ident = forward, coroutine, get_ident()
         self._opened = Opened(self)
+        forward.handed.look()
 
     def __exit__(
         self,
@@ -178,6 +179,7 @@ class Trace(Run):
             )
         if where is not None:
             forward.wanted[where] = [_Pausing(coroutine)]
+        forward.handed.let_go()
         try:
             coroutine.resume()
         except BaseException:  # Ctrl-C: the model and the body are out of step now
