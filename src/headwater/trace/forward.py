@@ -91,6 +91,7 @@ class Forward:
         self.clear: set[str] = set()
 
         self._looked: set[str] = set()
+        """Paths of which all children, and all above, are watched."""
         self._skipped: set[nn.Module] = set()
         self._expanded: set[nn.Module] = set()
         self._pid = os.getpid()
@@ -126,7 +127,7 @@ class Forward:
         number = self._counts[module] = self._counts.get(module, 0) + 1
         self._live[module] = (number, args, kwargs)
         where = (module, "input", number)
-        if where in self.wanted or (self.keeping and where[:2] in self.keeping):
+        if where in self.wanted or (self.keeping and (module, "input") in self.keeping):
             args, kwargs = self.arrive(where, (args, kwargs))
             self._live[module] = (number, args, kwargs)
         if self.skips and (module, number) in self.skips:
@@ -140,7 +141,7 @@ class Forward:
         self._done[module] = self._done.get(module, 0) + 1
         self._last[module] = self.clock + 1
         where = (module, "output", number)
-        if where in self.wanted or (self.keeping and where[:2] in self.keeping):
+        if where in self.wanted or (self.keeping and (module, "output") in self.keeping):
             output = self.arrive(where, output)
         return output
 
@@ -248,6 +249,10 @@ class Forward:
                 "call, or loop: for call in run.calls(...)."
             )
 
+    def is_ahead(self, where: Where) -> bool:
+        """Whether the model has not reached this call yet, and may."""
+        return not self.ended and self._counts[where[0]] < where[2] and self.stopped is None
+
     def find_live(self, where: Where) -> Any:
         """A value at hand that was not asked for: an input of a call under way, the result."""
         module, side, number = where
@@ -326,9 +331,11 @@ class Forward:
 
     def look_at(self, module: nn.Module, path: str) -> None:
         """Watch a module, its ancestors and their children."""
-        if path in self._looked:
+        above = path.rpartition(".")[0]
+        if module in self._counts and (above in self._looked or not path):
             return
-        self._looked.add(path)
+        if path:
+            self._looked.add(above)
         for parent in self._lineage(path):
             if parent in self._expanded:
                 continue

@@ -46,7 +46,8 @@ class Entry:
         self.reference = weakref.ref(tensor)
         self.name = name
         self.where = where
-        self.settle(tensor)
+        self.node = tensor.grad_fn
+        self.number = tensor.output_nr
 
     def settle(self, tensor: Tensor) -> None:
         """Remember what the tensor is now: the model, or the user, may write into it later."""
@@ -79,23 +80,29 @@ class Handed:
             name: What the user would type to get it.
             where: Where it flows.
         """
+        if isinstance(value, Tensor):
+            self._add(value, name, where)
+            return
         for suffix, tensor in tensors_in(value):
-            there = self._of.get(id(tensor))
-            if there is not None and there.reference() is tensor:
-                there.where = where  # a block's input is the tensor its predecessor returned
-                if there.node is not tensor.grad_fn:
-                    there.settle(tensor)  # written into by the model: it is another value now
-                    there.name = name + suffix
-                continue
-            entry = Entry(tensor, name + suffix, where)
-            self.entries.append(entry)
-            self._of[id(tensor)] = entry
-            if not tensor.is_inference():
-                self._watched.append(entry)
-                self._references.append(entry.reference)
-                self._versions.append(tensor._version)
-                if self._held is not None:
-                    self._held.append(tensor)
+            self._add(tensor, name + suffix, where)
+
+    def _add(self, tensor: Tensor, name: str, where: Where) -> None:
+        there = self._of.get(id(tensor))
+        if there is not None and there.reference() is tensor:
+            there.where = where  # a block's input is the tensor its predecessor returned
+            if there.node is not tensor.grad_fn:
+                there.settle(tensor)  # written into by the model: it is another value now
+                there.name = name
+            return
+        entry = Entry(tensor, name, where)
+        self.entries.append(entry)
+        self._of[id(tensor)] = entry
+        if not tensor.is_inference():
+            self._watched.append(entry)
+            self._references.append(entry.reference)
+            self._versions.append(tensor._version)
+            if self._held is not None:
+                self._held.append(tensor)
 
     def find(self, tensor: Tensor) -> Entry | None:
         """The entry of exactly this tensor, if it was handed out."""

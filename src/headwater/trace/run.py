@@ -292,9 +292,11 @@ class Run:
         else:
             where = self._place(forward, module, path, side, call)
         if where not in forward.values:
-            live = forward.find_live(where)
+            ahead = forward.is_ahead(where)
+            live = None if ahead else forward.find_live(where)
             if live is None:
-                forward.refuse_passed(where, path, what)
+                if not ahead:
+                    forward.refuse_passed(where, path, what)
                 self._settle(forward)
                 self._wait(forward, where)
                 if where not in forward.values:

@@ -227,19 +227,27 @@ def open_run(model: Model, path: str) -> Run:
         OutsideTraceError: If there is none.
         AmbiguousTraceError: If there are two.
     """
-    found = [run for run in runs_here() if run._model.module is model.module]
-    if len(found) == 1:
-        return found[0]
-    name = typed(path)
-    if found:
-        raise AmbiguousTraceError(
-            f"{len(found)} traces of this model are open, so {name} does not say in which.\n"
-            "Name it: with model.trace(a) as run_a, model.trace(b) as run_b: "
-            f"run_a{name.removeprefix('model')}.output, run_b{name.removeprefix('model')}.output"
-        )
+    found = None
+    for run in runs_here():
+        if run._model.module is model.module:
+            if found is not None:
+                raise _two_are_open(path)
+            found = run
+    if found is not None:
+        return found
     raise OutsideTraceError(
-        f"{name}: no trace of this model is open in this thread, so it has no output or input.\n"
-        "Read them inside: with model.trace(prompt) as run: ..."
+        f"{typed(path)}: no trace of this model is open in this thread, so it has no output or "
+        "input.\nRead them inside: with model.trace(prompt) as run: ..."
+    )
+
+
+def _two_are_open(path: str) -> AmbiguousTraceError:
+    name = typed(path)
+    tail = name.removeprefix("model")
+    return AmbiguousTraceError(
+        f"several traces of this model are open, so {name} does not say in which.\n"
+        "Name it: with model.trace(a) as run_a, model.trace(b) as run_b: "
+        f"run_a{tail}.output, run_b{tail}.output"
     )
 
 

@@ -69,7 +69,8 @@ class Trace(Run):
         try:
             with Held():  # Python does not leave a block that it was interrupted in entering
                 self._open()
-            self.keep(self._options["keep"] or ())
+            if self._options["keep"]:
+                self.keep(self._options["keep"])
             return self
         except BaseException:
             self._close()
