@@ -301,9 +301,7 @@ class Twin:
 
     skips: dict[tuple[str, int], Tensor]
 
-    def backward(
-        self, losses: list[int], steps: list[GradientStep], arrivals: list[int]
-    ) -> None:
+    def backward(self, losses: list[int], steps: list[GradientStep], arrivals: list[int]) -> None:
         """A backward pass with hooks that read and edit; outcomes must be those of the steps."""
         loss = loss_of([self.tensors[number] for number in losses])
         order = [id(self.tensors[number]) for number in arrivals]

@@ -1,6 +1,7 @@
 """Where a trace could be silently wrong: views of chunks, shared modules, writes in place."""
 
 import asyncio
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from headwater.errors import (
     GradientError,
     HeadwaterNotice,
     LateWriteError,
+    NeverRanError,
     OutOfOrderError,
     TraceError,
+    UnknownModuleError,
 )
 from trace_models import assert_nothing_left
 
@@ -245,3 +248,79 @@ def test_a_gradient_is_not_replaced_after_the_end_of_the_pass(strict: bool):
                 unrelated.grad.save()
             with pytest.raises(OutOfOrderError if strict else LateWriteError):
                 before.grad = torch.zeros(2, 3)
+
+
+class Named(nn.Module):
+    """Modules in a dictionary, one that returns a tuple, and one that torch fuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({"first": nn.Linear(3, 3), "second": nn.Linear(3, 3)})
+        self.chunks = Chunks()
+        self.fused = nn.TransformerEncoderLayer(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.fused(torch.zeros(1, 2, 4))
+        first, second = self.chunks(self.parts["second"](self.parts["first"](x)))
+        return first + second[..., :1]
+
+
+def test_modules_in_a_dictionary():
+    module = Named()
+    with hw.wrap(module).trace(torch.ones(2, 3)) as run:
+        assert "first" in run.parts
+        assert "third" not in run.parts
+        assert [(name, part.path) for name, part in run.parts.items()] == [
+            ("first", "parts.first"),
+            ("second", "parts.second"),
+        ]
+        first, second = (part.output for part in run.parts.values())
+    assert torch.equal(first, module.parts["first"](torch.ones(2, 3)))
+    assert torch.equal(second, module.parts["second"](first))
+
+
+def test_an_item_of_a_tuple_is_not_assigned():
+    with (
+        hw.wrap(Named()).trace(torch.ones(2, 3)) as run,
+        pytest.raises(TraceError, match=r"assign the whole: module.output = \(new, "),
+    ):
+        run.chunks.output[0] = torch.zeros(2, 2)
+
+
+def test_a_module_taken_out_of_the_model_has_no_output():
+    model = hw.wrap(Named())
+    with (
+        pytest.raises(UnknownModuleError, match=r"through the model: model.parts.first.output"),
+        model.trace(torch.ones(2, 3)),
+    ):
+        next(model.parts.children()).output.save()
+
+
+def test_a_fused_module_says_so():
+    model = hw.wrap(Named().eval())
+    with (
+        torch.no_grad(),
+        model.trace(torch.ones(2, 3)),
+        pytest.raises(NeverRanError, match=r"set_fastpath_enabled\(False\)"),
+    ):
+        model.fused.linear1.output.save()
+
+
+def test_a_backward_pass_in_an_exit_stack():
+    model = hw.wrap(nn.Linear(3, 3))
+    with (
+        pytest.raises(GradientError, match=r"stack.enter_context\(hw.backward\(loss\)\)"),
+        model.trace(torch.ones(2, 3)),
+        ExitStack() as stack,
+    ):
+        stack.enter_context(model.output.sum().backward())
+    with model.trace(torch.ones(2, 3)), ExitStack() as stack:
+        result = model.output
+        stack.enter_context(hw.backward(result.sum()))
+        assert (result.grad == 1).all()
+
+
+def test_a_block_that_is_never_entered_says_so():
+    loss = nn.Linear(3, 3)(torch.ones(2, 3)).sum()
+    with pytest.warns(HeadwaterNotice, match="never entered"):
+        hw.backward(loss)

@@ -7,7 +7,8 @@ noted meanwhile.
 
 from __future__ import annotations
 
-import _signal  # what `signal` wraps: without the enums, whose making costs 50 microseconds a block
+# what `signal` wraps; its enums would cost 50 microseconds a block
+import _signal  # pyright: ignore[reportMissingImports]
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -82,6 +82,7 @@ class Backward:
     """
 
     _forget: Callable[[], None] | None = None
+    _entered = False
 
     def __init__(
         self,
@@ -106,6 +107,7 @@ class Backward:
         self._strict = False
 
     def __enter__(self) -> Backward:
+        self._entered = True
         refuse_no_graph(self._loss)
         try:
             with Held():  # Python does not leave a block that it was interrupted in entering
@@ -154,6 +156,13 @@ class Backward:
     def __del__(self) -> None:
         if self._forget is not None:
             self._close()
+        elif not self._entered:
+            warnings.warn(
+                "hw.backward(loss) was made and never entered, so no backward pass ran.\n"
+                "Write with hw.backward(loss): ..., or loss.backward() for a pass without a block.",
+                HeadwaterNotice,
+                stacklevel=2,
+            )
 
     def save(self) -> Backward:
         """Return the block: nothing needs saving."""

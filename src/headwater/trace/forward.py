@@ -281,7 +281,7 @@ class Forward:
             raise OutOfOrderError(self._passed(path, side))
         if self.stopped is not None:
             raise OutOfOrderError(
-                f"{typed(path)}.{side} was not computed: the model ended {self.stopped}.\n"
+                f"{typed(path)}.{side} was not computed: {self.stopped}.\n"
                 "Read it before that, or open another trace."
             )
         if self.ended:
@@ -414,6 +414,12 @@ class Forward:
                 what = f"called {', '.join(ran)}" if ran else "called none of its modules"
                 lines.append(f"{above} ran and {what}.")
                 break
+        lines += [
+            hint
+            for kind, hint in _UNSEEN
+            if isinstance(module, kind)
+            or any(isinstance(parent, kind) for parent in self._lineage(path))
+        ]
         lines.append(
             "A module runs only if it is called; its forward() called directly, or its weight "
             "used by a function, is not seen."
@@ -471,6 +477,21 @@ class Forward:
         with suppress(NotImplementedError, AttributeError):
             return find()
         return None
+
+
+_UNSEEN = (
+    (
+        (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention),
+        "In eval mode torch runs it as one fused kernel, which calls no modules: "
+        "torch.backends.mha.set_fastpath_enabled(False).",
+    ),
+    (
+        nn.DataParallel,
+        "nn.DataParallel runs copies in threads of its own: trace the module it holds, "
+        "hw.wrap(parallel.module).",
+    ),
+)
+"""Kinds of modules whose parts run unseen, and what to do about it."""
 
 
 def path_of(root: nn.Module, module: nn.Module) -> str:

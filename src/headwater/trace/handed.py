@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from headwater.errors import TraceError
+
 Where = tuple[nn.Module, str, int]
 """A value of a run: the module, which of its values (`input`, `output`, or a site), the call."""
 
@@ -30,6 +32,13 @@ class Outputs(tuple[Any, ...]):
             "run['encoder.layer.0.output.dense'].output",
             name=name,
             obj=self,
+        )
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise TraceError(
+            "a module's output is a tuple here, whose items cannot be assigned. Edit the item in "
+            "place, module.output[0][:] = new, or assign the whole: "
+            "module.output = (new, *module.output[1:])."
         )
 
     def save(self) -> Outputs:

@@ -170,6 +170,9 @@ class Submodule:
     def __iter__(self) -> Iterator[Submodule]:
         return iter([self._child(name) for name in self.module._modules])
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.module._modules
+
     def __bool__(self) -> bool:
         return True
 
@@ -284,6 +287,9 @@ def attribute(proxy: Submodule, name: str) -> Any:
     module = proxy.module
     if module._modules.get(name) is not None:
         return proxy._child(name)
+    if isinstance(module, nn.ModuleDict) and name in ("items", "values"):
+        children = {key: proxy._child(key) for key in module._modules}
+        return getattr(children, name)
     try:
         return getattr(module, name)
     except AttributeError as error:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from headwater.errors import (
     GradientError,
@@ -134,7 +134,7 @@ class Trace(Run):
         """End the model here; what it has not computed stays uncomputed."""
         forward = self._forward(None, "run.stop")
         self._settle(forward)
-        forward.stopped = f"at {forward.position()}"
+        forward.stopped = f"run.stop() ended the model at {forward.position()}"
         if self._coroutine is not None:
             self._coroutine.close()
         forward.end()
@@ -184,14 +184,14 @@ class Trace(Run):
         try:
             coroutine.resume()
         except BaseException:  # Ctrl-C: the model and the body are out of step now
-            forward.stopped = "when it was interrupted"
+            forward.stopped = "the model was interrupted"
             forward.interrupt()
             coroutine.close()
             forward.end()
             raise
         if coroutine.error is not None:
             error, coroutine.error = coroutine.error, None
-            forward.stopped = "when it failed"
+            forward.stopped = "the model failed"
             forward.end()
             annotated(error, forward, where)
             self._failed = error if isinstance(error, AttributeError) else None
@@ -352,8 +352,16 @@ def explained(error: BaseException, forward: Forward) -> HeadwaterError | None:
     """
     if isinstance(error, UserWarning) and ".grad attribute of a Tensor" in str(error):
         return GradientError(_OLD_GRADIENTS)
+    if isinstance(error, TypeError) and "NoneType' object does not support the" in str(error):
+        return GradientError(_NO_BLOCK)
     if not isinstance(error, AttributeError) or isinstance(error, HeadwaterError):
         return None
+    if isinstance(error.obj, nn.Module) and error.name in ("output", "input", "inputs"):
+        path = path_of(forward.model.module, error.obj)
+        return UnknownModuleError(
+            f"this {type(error.obj).__name__} is the module itself, which has no {error.name}.\n"
+            f"Reach it through the model: {typed(path)}.{error.name}."
+        )
     if error.name == "save":
         if error.obj is None:
             return GradientError(_OLD_GRADIENTS)
@@ -376,6 +384,11 @@ def explained(error: BaseException, forward: Forward) -> HeadwaterError | None:
     return None
 
 
+_NO_BLOCK = (
+    "None was entered as a block. Is it a backward pass in a context manager of its own? Only "
+    "with loss.backward(): is seen; anywhere else write hw.backward(loss), as in "
+    "stack.enter_context(hw.backward(loss))."
+)
 _OLD_GRADIENTS = (
     "the gradient was asked for before the backward pass, so there is none yet.\nRead it in a "
     "block: with model.output.logits.sum().backward(): grad = hidden.grad\nor call "
