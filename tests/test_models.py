@@ -509,7 +509,7 @@ def test_to_makes_a_converted_copy():
     assert (model.dtype, twin.dtype) == (torch.float32, torch.float64)
     assert twin.module is not model.module
     with torch.no_grad():
-        double, single = twin.run(ids), model.forward(ids)
+        double, single = twin.forward(ids), model.forward(ids)
     assert double.dtype == torch.float64
     torch.testing.assert_close(double.float(), single, atol=1e-4, rtol=1e-4)
 

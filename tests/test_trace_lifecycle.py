@@ -952,8 +952,10 @@ def _a_bit_of_everything(model: Model) -> None:
 def _interrupt_at(model: Model, lines: range) -> None:
     state = state_of(model.module)
     for line in lines:
-        with pytest.raises(KeyboardInterrupt):
-            _lines(functools.partial(_a_bit_of_everything, model), stop=line)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "hw.backward.* never entered")  # true at some lines
+            with pytest.raises(KeyboardInterrupt):
+                _lines(functools.partial(_a_bit_of_everything, model), stop=line)
         assert patches() == BEFORE_ANY_TRACE, line
         assert state_of(model.module) == state, line
         assert (runs_here(), blocks_here()) == ([], []), line
