@@ -118,12 +118,12 @@ def unwatch(modules: Iterable[nn.Module], watcher: Watcher) -> None:
             there = own.get(CALL)
             if not isinstance(there, Dispatcher):
                 continue
-            there.watchers = tuple(one for one in there.watchers if one is not watcher)
-            if not there.watchers:
-                if there.before is _ABSENT:
-                    del own[CALL]
-                else:
-                    own[CALL] = there.before
+            if len(there.watchers) > 1 or there.watchers[0] is not watcher:
+                there.watchers = tuple([one for one in there.watchers if one is not watcher])
+            elif there.before is _ABSENT:
+                del own[CALL]
+            else:
+                own[CALL] = there.before
 
 
 def _new_lock() -> None:
