@@ -1,12 +1,15 @@
 """Where a trace could be silently wrong: views of chunks, shared modules, writes in place."""
 
 import asyncio
+import warnings
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import T5Config, T5ForConditionalGeneration
 
 import headwater as hw
 from headwater.errors import (
@@ -15,6 +18,8 @@ from headwater.errors import (
     LateWriteError,
     NeverRanError,
     OutOfOrderError,
+    OutsideTraceError,
+    PromptError,
     TraceError,
     UnknownModuleError,
 )
@@ -324,3 +329,264 @@ def test_a_block_that_is_never_entered_says_so():
     loss = nn.Linear(3, 3)(torch.ones(2, 3)).sum()
     with pytest.warns(HeadwaterNotice, match="never entered"):
         hw.backward(loss)
+
+
+# ---- found by people who tried to break it -------------------------------------------------------
+
+
+def test_the_gradient_of_a_part_includes_every_path():
+    """Also when the loss uses the part itself."""
+    with hw.wrap(nn.Linear(3, 3)).trace(torch.randn(2, 3)) as run:
+        whole = run.output
+        part = whole[:, -1]
+        loss = (whole * 2).sum() + (part * 10).sum()
+        with loss.backward():
+            assert part.grad.tolist() == [12, 12]
+            assert whole.grad.tolist() == [[2, 2, 12]] * 2
+        with loss.backward():
+            part.grad[:] = 0
+            assert whole.grad.tolist() == [[2, 2, 0]] * 2
+
+
+class Branches(nn.Module):
+    """Calls one module once, and the other never."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken, self.other = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.taken(x) if x.ndim else self.other(x)
+
+
+def test_a_module_that_never_runs_is_not_skipped_silently():
+    model, given = hw.wrap(Branches()), torch.ones(2, 3)
+    with (
+        pytest.raises(NeverRanError, match=r"model.other.skip\(...\) changed nothing"),
+        model.trace(given) as run,
+    ):
+        run.other.skip(given)
+    with (
+        pytest.raises(NeverRanError, match=r"call 4 of model.taken was asked for, but it ran once"),
+        model.trace(given) as run,
+    ):
+        run.calls(run.taken)[3].skip(given)
+    with pytest.raises(NeverRanError, match=r"model.other.skip\(...\) changed nothing"):
+        model.run(given, lambda run: run.other.skip(given))
+    assert_nothing_left(model.module)
+
+
+class Inner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.linear(x))
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Inner()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = self.inner(x)
+        return x
+
+
+def _pairs_of_calls(run) -> list[tuple[int, int, float]]:
+    found = []
+    for outer in run.calls("inner"):
+        for inner in run.calls("inner.linear"):
+            if outer.index == 1:
+                inner.output[:] = 0
+            found.append((outer.index, inner.index, inner.output.sum().item()))
+        assert torch.equal(outer.output, inner.output)
+    return found
+
+
+@pytest.mark.parametrize("as_body", [False, True])
+def test_calls_inside_a_call_are_those_of_that_call(as_body: bool):
+    module, given = Outer(), torch.ones(1, 3)
+    model = hw.wrap(module.requires_grad_(False))
+    if as_body:
+        found = model.run(given, _pairs_of_calls)
+    else:
+        with model.trace(given) as run:
+            found = _pairs_of_calls(run)
+    linear = module.inner.linear
+    values = [linear(given), linear(linear(given)), torch.zeros(1), torch.zeros(1)]
+    values += [linear(torch.zeros(3)), linear(linear(torch.zeros(3)))]
+    assert [pair[:2] for pair in found] == [(0, 0), (0, 1), (1, 2), (1, 3), (2, 4), (2, 5)]
+    for (_, _, value), expected in zip(found, values, strict=True):
+        assert value == pytest.approx(expected.sum().item())
+
+
+def test_calls_inside_a_step_of_a_generation():
+    model = hw.load("tiny")
+    seen = []
+    with model.generate("Mary and John went to the", max_new_tokens=3) as run:
+        for step in run.steps():
+            for call in run.calls(model.model.layers[1].mlp):
+                seen.append((step.index, call.index, call.output.shape[1]))
+    assert seen == [(0, 0, 7), (1, 1, 1), (2, 2, 1)]
+
+
+class Holds(nn.Module):
+    """Returns its value in a container, from which it is taken afterwards."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.inner = nn.Module()
+        self.inner.forward = self._held
+
+    def _held(self, x: Tensor) -> object:
+        kinds = {"dict": {"value": x + 1}, "list": [x + 1], "object": Held(x + 1)}
+        return kinds[self.kind]
+
+    def forward(self, x: Tensor) -> Tensor:
+        held = self.inner(x)
+        values = {"dict": lambda: held["value"], "list": lambda: held[0]}
+        return values.get(self.kind, lambda: held.value)() * 2
+
+
+@dataclass
+class Held:
+    value: Tensor
+
+
+def _give(container, value: Tensor) -> None:
+    if isinstance(container, Held):
+        container.value = value
+    else:
+        container["value" if isinstance(container, dict) else 0] = value
+
+
+@pytest.mark.parametrize("kind", ["dict", "list", "object"])
+def test_containers_are_changed_in_time_or_not_at_all(kind: str):
+    model, given = hw.wrap(Holds(kind)), torch.ones(2)
+    with model.trace(given) as run:
+        _give(run.inner.output, torch.full((2,), 5.0))
+        result = run.output
+    assert result.tolist() == [10, 10]
+    with (
+        pytest.raises(LateWriteError, match=r"model.inner.output was given another tensor too"),
+        model.trace(given) as run,
+    ):
+        _give((run.inner.output, run.output)[0], torch.zeros(2))
+
+
+def test_an_output_of_another_kind_is_refused():
+    model, given = hw.wrap(Named()), torch.ones(2, 3)
+    with (
+        pytest.raises(TraceError, match=r"is a tuple of 2, and a tensor was assigned"),
+        model.trace(given) as run,
+    ):
+        run.chunks.output = run.chunks.output[0]
+    with (
+        pytest.raises(TraceError, match=r"is a tensor, and a tuple was assigned"),
+        model.trace(given) as run,
+    ):
+        run.parts.first.output = (run.parts.first.output,)
+
+
+def test_an_output_that_is_broadcast_is_noticed_once():
+    model, given = hw.wrap(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))), torch.ones(2, 3)
+    with (
+        pytest.warns(HeadwaterNotice, match=r"shape \(2, 3\), the tensor assigned \(3,\), which"),
+        model.trace(given),
+    ):
+        model[0].output = model[0].output[1]
+    with model.trace(given):
+        model[0].output = model[0].output[1]
+
+
+def test_padded_ids_without_a_mask_are_refused():
+    model = hw.load("tiny-gpt2")
+    ids = model.generate(["Mary and John went to the", "Paul went to the"], max_new_tokens=2)
+    with pytest.raises(PromptError, match="row 1 of the ids begins with padding"):
+        model.trace(ids).__enter__()
+    mask = (ids != model.tokenizer.pad_token_id).long()
+    positions = (mask.cumsum(-1) - 1).clamp(0)
+    with model.trace(ids, attention_mask=mask, position_ids=positions):
+        padded = model.output.logits[1, -1]
+    with model.trace(ids[1:, mask[1].bool()]):
+        alone = model.output.logits[0, -1]
+    torch.testing.assert_close(padded, alone, rtol=0, atol=1e-4)
+
+
+def test_a_frozen_encoder_decoder_has_gradients():
+    config = T5Config(
+        d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=50,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    module = T5ForConditionalGeneration(config).eval().requires_grad_(False)
+    model, ids = hw.wrap(module), torch.tensor([[5, 9, 3, 1]])
+    with model.trace(input_ids=ids, decoder_input_ids=ids) as run:
+        hidden = run.encoder.block[0].output[0]
+        with run.output.logits.square().sum().backward():
+            gradient = hidden.grad
+    caught = []
+
+    def keep(_module, _args, output):
+        output[0].requires_grad_()
+        output[0].retain_grad()
+        caught.append(output[0])
+
+    handle = module.encoder.block[0].register_forward_hook(keep)
+    module(input_ids=ids, decoder_input_ids=ids).logits.square().sum().backward()
+    handle.remove()
+    torch.testing.assert_close(gradient, caught[0].grad, rtol=1e-5, atol=1e-6)
+
+
+def test_queries_of_a_joint_projection_are_edited_in_place():
+    model = hw.load("tiny-gpt2")
+    prompt = "Mary and John went to the"
+    with model.trace(prompt) as run:
+        run["layers.1.attn.q"][:] = 0
+        edited = model.output.logits
+    with model.trace(prompt) as run:
+        run["layers.1.attn.q"] = torch.zeros_like(run["layers.1.attn.q"])
+        assigned = model.output.logits
+    assert torch.equal(edited, assigned)
+
+
+def test_reasons_for_gradients_that_are_not_to_be_had():
+    model = hw.wrap(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)))
+    with model.trace(torch.ones(2, 3)):
+        first, second = model[0].output, model[1].output
+        weight = model.module[1].weight
+        with second.sum().backward():
+            first.grad.save()
+            with pytest.raises(GradientError, match="read it after the block"):
+                weight.grad.save()
+        with (
+            second.sum().backward(inputs=[second]),
+            pytest.raises(GradientError, match=r"backward\(inputs=...\) follows only"),
+        ):
+            first.grad.save()
+    assert weight.grad is not None
+
+
+def test_a_run_that_was_stopped_has_no_result():
+    model = hw.load("tiny")
+    with model.generate("Mary and John", max_new_tokens=3) as run:
+        for _ in run.steps():
+            run.stop()
+            break
+        with pytest.raises(OutOfOrderError, match=r"run.stop\(\) ended the model"):
+            run.result.save()
+    with pytest.raises(OutsideTraceError, match=r"run.stop\(\) ended the model"):
+        run.result.save()
+
+
+def test_a_scripted_module():
+    module = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+    with warnings.catch_warnings(action="ignore"):  # torch deprecates it
+        scripted = torch.jit.trace(module, torch.ones(2, 3))
+    with hw.wrap(scripted).trace(torch.ones(2, 3)) as run:
+        result = run.output
+    assert torch.equal(result, module(torch.ones(2, 3)))

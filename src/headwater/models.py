@@ -92,7 +92,10 @@ class Model:
         self._names: dict[nn.Module, list[str]] | None = None
         self.noticed: set[str] = set()
         """What this model's user was told once."""
-        self._takes = frozenset(inspect.signature(module.forward).parameters)
+        try:
+            self._takes = frozenset(inspect.signature(module.forward).parameters)
+        except ValueError:  # a scripted module does not say
+            self._takes = frozenset[str]()
         self._longest = limits.position_limit(module)
 
     def __repr__(self) -> str:

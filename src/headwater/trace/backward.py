@@ -239,10 +239,13 @@ class Backward:
         base = self._base_of(tensor)
         if not tensor.requires_grad and base is None:
             raise GradientError(without_gradient(tensor, name))
-        found = self._register(tensor, name)
-        if base is not None:
-            found.base = base
-            self._notice_zero(tensor, base)
+        if base is None:
+            return self._register(tensor, name)
+        # also if the loss uses the part itself: its gradient is what flows into that part of the
+        # whole, on every path
+        found = self._gradients[id(tensor)] = Gradient(tensor, name)
+        found.base = base
+        self._notice_zero(tensor, base)
         return found
 
     def _register(self, tensor: Tensor, name: str, entry: Entry | None = None) -> Gradient:
@@ -388,6 +391,17 @@ class Backward:
     def _absent(self, found: Gradient) -> str:
         name = found.name
         if reaches(self._loss, found.tensor):
+            if self._arguments[3] is not None:
+                return (
+                    f"this pass computes no {name}.grad: backward(inputs=...) follows only what "
+                    "leads to the inputs named.\nName it there too, or leave inputs out."
+                )
+            if found.tensor.is_leaf:
+                return (
+                    f"the backward pass has used {name}.grad already.\nA leaf, such as a "
+                    "parameter, has what has accumulated in it when the block is over: read it "
+                    "after the block."
+                )
             return (
                 f"{name}.grad is asked for too late: the backward pass had passed it.\nValues that "
                 "you computed are seen from the moment you ask: read .grad in the order of "

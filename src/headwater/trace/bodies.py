@@ -80,11 +80,18 @@ class BodyRun(Run):
         if self._state is not None:
             self._state.errands.append(errand)  # done and undone in the model's thread
 
-    def _wait(self, forward: Forward, where: Where | None) -> None:
-        if where is not None:
-            forward.wanted.setdefault(where, []).append(self)
+    def _wait(self, forward: Forward, where: Where | None, end: Where | None = None) -> None:
+        for place in (where, end):
+            if place is not None:
+                forward.wanted.setdefault(place, []).append(self)
         forward.handed.let_go()
         self._coroutine.pause()
+        for place in (where, end):
+            waiting = forward.wanted.get(place, []) if place is not None else []
+            if self in waiting:  # it was the other of the two
+                waiting.remove(self)
+            if place is not None and not waiting:
+                forward.wanted.pop(place, None)
         self._look(forward)
 
 
@@ -182,6 +189,7 @@ def _run_all(
         raise
     finally:
         forward.end()
+    forward.refuse_unused_skips()
     # those that wait for what never came learn it here, and may ask for something else
     while any(not run._coroutine.finished for run in runs):
         forward.wanted.clear()

@@ -9,6 +9,7 @@ from headwater.errors import NeverRanError
 from headwater.trace.submodules import Submodule
 
 if TYPE_CHECKING:
+    from headwater.trace.handed import Where
     from headwater.trace.run import Run
 
 
@@ -43,22 +44,31 @@ class Calls:
         run, proxy = self._run, self._module
         forward = run._forward(None, f"run.calls({proxy._name()})")
         window, number = forward.window(proxy.module, proxy.path)
+        end = self._end_of_outer_call()
         run._windows.append(window)
         try:
             while True:
                 number += 1
                 where = (proxy.module, "input", number)
                 if where not in forward.values:
-                    if forward.ended:
+                    if forward.ended or (end is not None and forward.is_over(end)):
                         return
                     run._settle(forward)
-                    run._wait(forward, where)
+                    run._wait(forward, where, end)
                 if where not in forward.values:
                     return
                 forward.advance(window, proxy.module, number)
                 yield self._at(number)
         finally:
             run._windows.remove(window)
+
+    def _end_of_outer_call(self) -> Where | None:
+        """Where the call of the loop around this one ends, if the module is inside that one's."""
+        module = self._module.module
+        for outer in reversed(self._run._windows):
+            if module in outer.members and module is not outer.module:
+                return (outer.module, "output", outer.number)
+        return None
 
     def __getitem__(self, index: int) -> Call:
         """The call number `index`, from 0; its values are read like those of a module."""

@@ -118,7 +118,7 @@ def unwatch(modules: Iterable[nn.Module], watcher: Watcher) -> None:
             there = own.get(CALL)
             if not isinstance(there, Dispatcher):
                 continue
-            if len(there.watchers) > 1 or there.watchers[0] is not watcher:
+            if there.watchers != (watcher,):
                 there.watchers = tuple([one for one in there.watchers if one is not watcher])
             elif there.before is _ABSENT:
                 del own[CALL]

@@ -39,8 +39,10 @@ class Body(Protocol):
 class Window:
     """The part of a run since one call of a module began; in it, that call is the first."""
 
-    def __init__(self, members: frozenset[nn.Module]) -> None:
-        self.members = members
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.number = 0
+        self.members = frozenset(module.modules())
         self.base: dict[nn.Module, int] = {}
         self.stamp = 0
 
@@ -95,9 +97,9 @@ class Forward:
         self._skipped: set[nn.Module] = set()
         self._expanded: set[nn.Module] = set()
         self._pid = os.getpid()
-        self._embedding = self._embeddings() if leaf else None
-        if self._embedding is not None:
-            self._watch_all((self._embedding,))
+        self._embeddings = embeddings(model.module) if leaf else frozenset[nn.Module]()
+        if self._embeddings:
+            self._watch_all(self._embeddings)
 
     # ---- the model's side -------------------------------------------------------------------
 
@@ -135,7 +137,7 @@ class Forward:
             self._skipped.add(module)
         else:
             output = module._call_impl(*args, **kwargs)
-        if module is self._embedding:
+        if module in self._embeddings:
             output = _leaf(output)
         self._live.pop(module, None)
         self._done[module] = self._done.get(module, 0) + 1
@@ -194,6 +196,8 @@ class Forward:
         if self.abandoned:
             raise Abandoned
         if where in self.wanted or where[:2] in self.keeping:
+            if isinstance(value, Tensor) and value._is_view():
+                value = value.clone()  # torch edits none of the several views of a projection
             return self.arrive(where, value)
         return value
 
@@ -298,7 +302,7 @@ class Forward:
             The window, and the number of calls that have begun.
         """
         self.look_at(module, path)
-        return Window(frozenset(module.modules())), self._counts.get(module, 0)
+        return Window(module), self._counts.get(module, 0)
 
     def advance(self, window: Window, module: nn.Module, number: int) -> None:
         """Move a window to the call of `module` that has just begun."""
@@ -309,7 +313,12 @@ class Forward:
                 del self.values[where]
         window.base = {one: self._counts.get(one, 0) for one in window.members}
         window.base[module] = number - 1
+        window.number = number
         window.stamp = self._arrived
+
+    def is_over(self, where: Where) -> bool:
+        """Whether a call has ended, or the model waits at its output."""
+        return self.ended or where in self.values or self._done.get(where[0], 0) >= where[2]
 
     def calls_begun(self, module: nn.Module) -> int:
         """How many calls of a watched module have begun."""
@@ -365,6 +374,19 @@ class Forward:
         self.abandoned = True
         with suppress(RuntimeError):  # a module list that is being changed
             self._watch_all([m for m in self.model.module.modules() if m not in self._counts])
+
+    def refuse_unused_skips(self) -> None:
+        """Refuse to end as if a module had been skipped that was not reached.
+
+        Raises:
+            NeverRanError: Names it and says why.
+        """
+        for module, number in self.skips:
+            path = path_of(self.model.module, module)
+            raise NeverRanError(
+                f"{typed(path)}.skip(...) changed nothing: "
+                + self.absent((module, "input", number), path, "call to skip")
+            )
 
     def close(self, coroutine: Any) -> None:
         """End the model, leave no trace in its modules, and forget every value.
@@ -470,13 +492,31 @@ class Forward:
             parent = parent._modules.get(name) or getattr(parent, name)
         return found
 
-    def _embeddings(self) -> nn.Module | None:
-        find = getattr(self.model.module, "get_input_embeddings", None)
-        if find is None:
-            return None
-        with suppress(NotImplementedError, AttributeError):
-            return find()
+
+def embeddings(module: nn.Module) -> frozenset[nn.Module]:
+    """Where gradients can begin: the input embeddings of a model, of an encoder and of a decoder.
+
+    Args:
+        module: The whole model.
+
+    Returns:
+        The modules; none if the model does not name them.
+    """
+    found = {_asked(module, "get_input_embeddings")}
+    if getattr(getattr(module, "config", None), "is_encoder_decoder", False):
+        # the encoder's and the decoder's may be modules of their own that share a weight
+        for part in (_asked(module, "get_encoder"), _asked(module, "get_decoder")):
+            found.add(None if part is None else _asked(part, "get_input_embeddings"))
+    return frozenset(one for one in found if one is not None)
+
+
+def _asked(module: nn.Module, name: str) -> nn.Module | None:
+    find = getattr(module, name, None)
+    if find is None:
         return None
+    with suppress(NotImplementedError, AttributeError):
+        return find()
+    return None
 
 
 _UNSEEN = (

@@ -6,6 +6,7 @@ Values are held weakly. An edit in place shows in a tensor's version counter, wh
 from __future__ import annotations
 
 import dataclasses
+import operator
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -80,6 +81,8 @@ class Handed:
         """What the versions of `_watched` were when they were looked at."""
         self._held: list[Tensor | None] | None = None
         """Their tensors while the user's code has the turn: it may drop one that it has edited."""
+        self._containers: dict[Where, tuple[str, list[weakref.ref[Tensor]]]] = {}
+        """Values that hold their tensors in something that can be given others, and which."""
 
     def add(self, value: Any, name: str, where: Where) -> None:
         """Note the tensors of a value.
@@ -94,6 +97,8 @@ class Handed:
             return
         for suffix, tensor in tensors_in(value):
             self._add(tensor, name + suffix, where)
+        if _can_be_rebound(value):
+            self._containers[where] = (name, _contents(value))
 
     def _add(self, tensor: Tensor, name: str, where: Where) -> None:
         there = self._of.get(id(tensor))
@@ -144,6 +149,26 @@ class Handed:
                 entry.settle(tensor)
         return found
 
+    def rebound(self, values: Mapping[Where, Any], held: Where | None) -> str | None:
+        """The name of a container that was given another tensor since it was handed out.
+
+        Args:
+            values: The values of the run.
+            held: Where the model waits: what is changed there is changed in time.
+
+        Returns:
+            Its name; None if there is none.
+        """
+        for where, (name, before) in self._containers.items():
+            now = _contents(values.get(where))
+            if where == held:
+                self._containers[where] = (name, now)
+            elif where in values and not (
+                len(now) == len(before) and all(map(operator.is_, now, before))
+            ):
+                return name
+        return None
+
     def let_go(self) -> None:
         """The model has the turn now: keep no tensor that only the user's code had."""
         self._held = None
@@ -162,9 +187,26 @@ class Handed:
 
     def clear(self) -> None:
         """Forget everything."""
-        for one in (self.entries, self._watched, self._references, self._versions, self._of):
+        for one in (self.entries, self._watched, self._references, self._versions):
             one.clear()
+        self._of.clear()
+        self._containers.clear()
         self._held = None
+
+
+def _can_be_rebound(value: Any) -> bool:
+    """Whether a value is, or holds, something whose items can be assigned."""
+    if isinstance(value, tuple):
+        return any(
+            not isinstance(item, Tensor) and item is not None and _can_be_rebound(item)
+            for item in value
+        )
+    return isinstance(value, (list, Mapping)) or dataclasses.is_dataclass(value)
+
+
+def _contents(value: Any) -> list[weakref.ref[Tensor]]:
+    # there is one reference object for each tensor, and none like it when the tensor is gone
+    return [weakref.ref(tensor) for _, tensor in tensors_in(value)]
 
 
 def tensors_in(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:

@@ -113,6 +113,7 @@ def _is_ready(model: Model, given: Any) -> bool:
         and given.is_cpu
         and "input_ids" in model._takes
         and given.device == _device(model.module)
+        and (given.shape[0] == 1 or _padded_row(model, given) is None)
     )
 
 
@@ -318,6 +319,8 @@ def _is_text(given: Any) -> bool:
 
 
 def _refuse_missing_inputs(model: Model) -> None:
+    if not model._takes:
+        return
     needed = [
         name
         for name, parameter in inspect.signature(model.module.forward).parameters.items()
@@ -372,6 +375,13 @@ def _refuse_unusable_ids(model: Model, kwargs: dict[str, Any]) -> None:
             f"input_ids has shape {list(ids.shape)}: there are no tokens. "
             "Give at least one in each prompt."
         )
+    row = None if "attention_mask" in kwargs else _padded_row(model, ids)
+    if row is not None:
+        raise PromptError(
+            f"row {row} of the ids begins with padding and there is no attention_mask, so the "
+            "padding would count as text.\nGive attention_mask= and position_ids= with the ids, "
+            "or the prompts as text, or run rows of one length together."
+        )
     # a model without a table of token embeddings says so
     with contextlib.suppress(NotImplementedError):
         limits.refuse_unknown_ids(model.module, ids)
@@ -380,6 +390,15 @@ def _refuse_unusable_ids(model: Model, kwargs: dict[str, Any]) -> None:
         mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
         mask = mask.bool() if isinstance(mask, Tensor) and mask.shape == ids.shape else None
         limits.refuse_long_prompts(model.module, longest, ids, mask, positions)
+
+
+def _padded_row(model: Model, ids: Tensor) -> int | None:
+    """The first row that begins with the padding token; None if all rows do, or none."""
+    pad = getattr(model.tokenizer, "pad_token_id", None)
+    if pad is None or ids.shape[0] < 2 or "attention_mask" not in model._takes:
+        return None
+    begins = (ids[:, 0] == pad).tolist()
+    return begins.index(True) if any(begins) and not all(begins) else None
 
 
 def _refuse_padding(model: Model, rows: list[list[int]]) -> None:

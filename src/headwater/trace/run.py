@@ -7,7 +7,7 @@ model until it gets there.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
@@ -309,7 +309,11 @@ class Run:
         elif forward.strict and where != forward.held and not self._is_latest(forward, where):
             raise OutOfOrderError(self._backwards(forward, path, what))
         value = forward.values[where]
-        forward.handed.add(value, f"{typed(path)}.{side}", where)
+        shown = value
+        if what == "input":
+            args, kwargs = value
+            shown = first_of(args, kwargs, path)
+        forward.handed.add(shown, f"{typed(path)}.{what}", where)
         return value
 
     def _place(
@@ -346,8 +350,35 @@ class Run:
                     f"{path}.inputs is a pair of arguments: assign ((first, second), {{}})."
                 ) from None
         elif what == "input":
+            self._compare(first_of(*forward.values[where], proxy.path), value, f"{path}.input")
             value = with_first(*forward.values[where], value, proxy.path)
+        else:
+            self._compare(forward.values[where], value, f"{path}.output")
         self._put(forward, where, value, f"{path}.{what}")
+
+    def _compare(self, old: Any, new: Any, name: str) -> None:
+        """Refuse a value of another kind; say once if torch would broadcast it without a word."""
+        if isinstance(old, tuple) is not isinstance(new, tuple) and isinstance(
+            old if isinstance(new, tuple) else new, Tensor
+        ):
+            raise TraceError(
+                f"{name} is a tuple of {len(old)}, and a tensor was assigned.\n"
+                f"Assign a tuple: {name} = (new, *{name}[1:])."
+                if isinstance(old, tuple)
+                else f"{name} is a tensor, and a tuple was assigned.\nAssign a tensor."
+            )
+        if not (isinstance(old, Tensor) and isinstance(new, Tensor)) or old.shape == new.shape:
+            return
+        if not expands_to(new.shape, old.shape):
+            return  # if the model cannot use it, its error names the edit
+        if f"shape of {name}" not in self._model.noticed:
+            self._model.noticed.add(f"shape of {name}")
+            warnings.warn(
+                f"{name} has shape {tuple(old.shape)}, the tensor assigned {tuple(new.shape)}, "
+                "which torch broadcasts: are these values meant for all prompts and positions?",
+                HeadwaterNotice,
+                stacklevel=5,
+            )
 
     def _put(self, forward: Forward, where: Where, value: Any, name: str) -> None:
         self._settle_here()  # an edit of what is replaced was in time
@@ -375,8 +406,8 @@ class Run:
     def _close(self) -> None:
         """End the run where it is."""
 
-    def _wait(self, forward: Forward, where: Where | None) -> None:
-        """Give the turn to the model until it is at `where`, or through."""
+    def _wait(self, forward: Forward, where: Where | None, end: Where | None = None) -> None:
+        """Give the turn to the model until it is at `where`, or at `end` before, or through."""
         raise NotImplementedError
 
     def _arrange(self, errand: Callable[[], Any]) -> None:
@@ -385,6 +416,9 @@ class Run:
 
     def _settle(self, forward: Forward) -> None:
         """See what the body has edited in place while it had the turn."""
+        rebound = forward.handed.rebound(forward.values, forward.held)
+        if rebound is not None:
+            raise LateWriteError(self._late(forward, rebound, how="was given another tensor"))
         edited = forward.handed.edited()
         if not edited:
             return
@@ -397,7 +431,7 @@ class Run:
             if any(share_memory(tensor, one) for one in current) and forward.held is not None:
                 forward.note_edit(forward.held, f"an edit in place of {entry.name}")
                 continue
-            raise LateWriteError(self._late(forward, entry.name, in_place=True))
+            raise LateWriteError(self._late(forward, entry.name, how="was edited in place"))
 
     def _settle_here(self) -> None:
         """The same where the body keeps the turn: a value edited by now is another one."""
@@ -417,13 +451,12 @@ class Run:
                 stacklevel=5,
             )
 
-    def _late(self, forward: Forward, name: str, *, in_place: bool = False) -> str:
-        how = "was edited in place" if in_place else "is assigned"
+    def _late(self, forward: Forward, name: str, *, how: str = "is assigned") -> str:
         return (
             f"{name} {how} too late: the model has used it already and is at "
             f"{forward.position()}, so the edit would change nothing.\n"
             f"Edit {name} before reading what comes later in the model"
-            + ("; to work on a copy, write .clone() first." if in_place else ".")
+            + ("; to work on a copy, write .clone() first." if "in place" in how else ".")
         )
 
     def _backwards(self, forward: Forward, path: str, what: str) -> str:
@@ -460,6 +493,20 @@ def first_of(args: tuple[Any, ...], kwargs: dict[str, Any], path: str) -> Any:
     for value in kwargs.values():
         return value
     raise TraceError(f"{typed(path)} was called without arguments, so it has no input.")
+
+
+def expands_to(shape: Sequence[int], to: Sequence[int]) -> bool:
+    """Whether torch broadcasts a shape to another one.
+
+    Args:
+        shape: The smaller one.
+        to: The larger one.
+
+    Returns:
+        Whether it does.
+    """
+    pairs = zip(reversed(shape), reversed(to), strict=False)
+    return len(shape) <= len(to) and all(one in (1, other) for one, other in pairs)
 
 
 def with_first(

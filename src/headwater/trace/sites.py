@@ -69,7 +69,7 @@ def read(run: Run, path: str) -> Tensor:
     """
     point = run._model.anatomy().point(Site.parse(path))
     module, name, side = _place(run, point)
-    value = run._value(module, name, side)
+    value = _whole(run, module, name, side)
     if side not in ("input", "output"):
         return value
     if point.side == "logits":
@@ -92,7 +92,7 @@ def write(run: Run, path: str, new: Tensor) -> None:
     """
     point = run._model.anatomy().point(Site.parse(path))
     module, name, side = _place(run, point)
-    value = run._value(module, name, side)
+    value = _whole(run, module, name, side)
     forward = run._forward(None, path)
     where = run._place(forward, module, name, side, None)
     if where != forward.held:
@@ -118,6 +118,11 @@ def write(run: Run, path: str, new: Tensor) -> None:
         forward.note_edit(where, f"an assignment to {path}")
         return
     run._put(forward, where, _with(value, side, result), path)
+
+
+def _whole(run: Run, module: Any, path: str, side: str) -> Any:
+    """The output, or all arguments: the site's tensor need not be the first of them."""
+    return run._value(module, path, side, what="inputs" if side == "input" else side)
 
 
 def _tensor(value: Any, side: str) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from headwater.errors import (
     GradientError,
     HeadwaterError,
+    OutOfOrderError,
     OutsideTraceError,
     TraceError,
     UnknownModuleError,
@@ -61,6 +62,7 @@ class Trace(Run):
         self._coroutine: coroutines.Coroutine | None = None
         self._opened: Opened | None = None
         self._result: Any = None
+        self._stopped: str | None = None
         self._has_result = False
 
     def __enter__(self) -> Trace:
@@ -115,6 +117,8 @@ class Trace(Run):
             if forward is not None and error is None:
                 self._settle(forward)
                 self._run_out(forward)
+                if forward.stopped is None:
+                    forward.refuse_unused_skips()
             elif forward is not None and error is not None:
                 answer = explained(error, forward)
         finally:
@@ -149,6 +153,8 @@ class Trace(Run):
         """
         if self._has_result:
             return self._result
+        if self._opened is not None and self._state is None and self._stopped is not None:
+            raise OutsideTraceError(f"{self._stopped}, so there is no run.result.")
         if self._opened is not None and self._state is None:
             raise OutsideTraceError(
                 "run.result was not asked for in the trace, so it was not kept.\n"
@@ -156,7 +162,7 @@ class Trace(Run):
             )
         forward = self._forward(None, "run.result")
         if forward.stopped is not None:
-            forward.refuse_passed((self._model.module, "output", 1), "", "result")
+            raise OutOfOrderError(f"{forward.stopped}, so there is no run.result.")
         self._settle(forward)
         self._run_out(forward)
         self._result, self._has_result = forward.result, True
@@ -169,7 +175,7 @@ class Trace(Run):
         if self._generating and forward.stopped is None:
             self._result, self._has_result = forward.result, True
 
-    def _wait(self, forward: Forward, where: Where | None) -> None:
+    def _wait(self, forward: Forward, where: Where | None, end: Where | None = None) -> None:
         coroutine = self._coroutine
         if coroutine is None or coroutine.finished or forward.ended:
             return
@@ -178,8 +184,9 @@ class Trace(Run):
                 "this process was forked inside the trace: the model's thread stayed in the "
                 "parent.\nOpen the trace in the child."
             )
-        if where is not None:
-            forward.wanted[where] = [_Pausing(coroutine)]
+        for place in (where, end):
+            if place is not None:
+                forward.wanted[place] = [_Pausing(coroutine)]
         forward.handed.let_go()
         try:
             coroutine.resume()
@@ -189,6 +196,8 @@ class Trace(Run):
             coroutine.close()
             forward.end()
             raise
+        if end is not None:
+            forward.wanted.clear()  # the other of the two
         if coroutine.error is not None:
             error, coroutine.error = coroutine.error, None
             forward.stopped = "the model failed"
@@ -207,6 +216,7 @@ class Trace(Run):
             self._failed = None
             if forward is None:
                 return
+            self._stopped = forward.stopped
             try:
                 self._kept = {w: v for w, v in forward.values.items() if w[:2] in forward.keeping}
                 forward.close(self._coroutine)
