@@ -590,3 +590,29 @@ def test_a_scripted_module():
     with hw.wrap(scripted).trace(torch.ones(2, 3)) as run:
         result = run.output
     assert torch.equal(result, module(torch.ones(2, 3)))
+
+
+class FillsIn(nn.Module):
+    """Writes into the dictionary that a part of it returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.last = Holds("dict"), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        held = self.part.inner(x)
+        held["value"] = held["value"] * 3
+        held["more"] = x
+        return self.last(held["value"])
+
+
+def test_a_container_that_the_model_fills_is_not_taken_for_an_edit():
+    model = hw.wrap(FillsIn())
+    with model.trace(torch.ones(2)) as run:
+        held = run.part.inner.output
+        assert list(held) == ["value"]
+        given = run.last.input
+        result = run.output
+    assert given.tolist() == [6, 6]
+    assert sorted(held) == ["more", "value"]
+    assert torch.equal(result, model.module.last(given))

@@ -72,7 +72,7 @@ class Forward:
         self.values: dict[Where, Any] = {}
         self.wanted: dict[Where, list[Body]] = {}
         self.held: Where | None = None
-        self.handed = Handed()
+        self.handed = Handed(self.values)
         self.result: Any = None
         self.skips: dict[tuple[nn.Module, int], Any] = {}
         self.keeping: dict[tuple[nn.Module, str], str] = {}

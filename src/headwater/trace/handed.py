@@ -66,12 +66,17 @@ class Entry:
 
 
 class Handed:
-    """Everything handed out in a run, in order."""
+    """Everything handed out in a run, in order.
+
+    Args:
+        values: The values of the run, by where they flow.
+    """
 
     # This is asked at every turn, for all values: so versions are compared as whole lists, and what
     # they belong to is looked at only if they differ.
 
-    def __init__(self) -> None:
+    def __init__(self, values: Mapping[Where, Any]) -> None:
+        self._values = values
         self.entries: list[Entry] = []
         self._of: dict[int, Entry] = {}
         self._watched: list[Entry] = []
@@ -138,6 +143,11 @@ class Handed:
             for one in (self._watched, self._references, self._versions):
                 del one[:-_LATEST]
         self._held = [reference() for reference in self._references]
+        for where, (name, _) in list(self._containers.items()):
+            if where in self._values:
+                self._containers[where] = (name, _contents(self._values[where]))
+            else:
+                del self._containers[where]
         return self._changed()
 
     def edited(self) -> list[Entry]:
@@ -149,23 +159,21 @@ class Handed:
                 entry.settle(tensor)
         return found
 
-    def rebound(self, values: Mapping[Where, Any], held: Where | None) -> str | None:
-        """The name of a container that was given another tensor since it was handed out.
+    def rebound(self, held: Where | None) -> str | None:
+        """The name of a container that was given another tensor since the last `look`.
 
         Args:
-            values: The values of the run.
             held: Where the model waits: what is changed there is changed in time.
 
         Returns:
             Its name; None if there is none.
         """
         for where, (name, before) in self._containers.items():
-            now = _contents(values.get(where))
-            if where == held:
+            now = _contents(self._values.get(where))
+            same = len(now) == len(before) and all(map(operator.is_, now, before))
+            if not same and where == held:
                 self._containers[where] = (name, now)
-            elif where in values and not (
-                len(now) == len(before) and all(map(operator.is_, now, before))
-            ):
+            elif not same and where in self._values:
                 return name
         return None
 

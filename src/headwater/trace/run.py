@@ -416,7 +416,7 @@ class Run:
 
     def _settle(self, forward: Forward) -> None:
         """See what the body has edited in place while it had the turn."""
-        rebound = forward.handed.rebound(forward.values, forward.held)
+        rebound = forward.handed.rebound(forward.held)
         if rebound is not None:
             raise LateWriteError(self._late(forward, rebound, how="was given another tensor"))
         edited = forward.handed.edited()
