@@ -118,9 +118,10 @@ def unwatch(modules: Iterable[nn.Module], watcher: Watcher) -> None:
             there = own.get(CALL)
             if not isinstance(there, Dispatcher):
                 continue
-            if there.watchers != (watcher,):
-                there.watchers = tuple([one for one in there.watchers if one is not watcher])
-            elif there.before is _ABSENT:
+            there.watchers = tuple([one for one in there.watchers if one is not watcher])
+            if there.watchers:
+                continue
+            if there.before is _ABSENT:
                 del own[CALL]
             else:
                 own[CALL] = there.before
