@@ -616,3 +616,69 @@ def test_a_container_that_the_model_fills_is_not_taken_for_an_edit():
     assert given.tolist() == [6, 6]
     assert sorted(held) == ["more", "value"]
     assert torch.equal(result, model.module.last(given))
+
+
+def _second(calls, do) -> None:
+    for call in calls:
+        if call.index == 1:
+            do()
+
+
+class HandsOn(nn.Module):
+    """Takes and returns a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, held: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"value": self.linear(held["value"])}
+
+
+def test_a_container_that_is_handed_on_is_changed_where_the_model_is():
+    module, given = nn.Sequential(HandsOn(), HandsOn()), {"value": torch.ones(3, 4)}
+    with hw.wrap(module).trace(given) as run:
+        run["0"].output["value"].save()
+        run["1"].input["value"] = torch.zeros(3, 4)
+        result = run.output["value"]
+    assert torch.equal(result, module[1]({"value": torch.zeros(3, 4)})["value"])
+
+
+def test_what_was_detached_is_no_part():
+    with hw.wrap(nn.Linear(3, 3)).trace(torch.ones(2, 3)) as run:
+        whole = run.output
+        probe = whole.detach()[0].requires_grad_()
+        row = probe[1:]
+        loss = (whole * 2).sum() + (probe * 3).sum() + (row * 10).sum()
+        with loss.backward():
+            assert row.grad.tolist() == [10, 10]
+            assert probe.grad.tolist() == [3, 13, 13]
+            assert (whole.grad == 2).all()
+            with pytest.raises(GradientError, match="it was detached on the way"):
+                whole.detach()[0].grad.save()
+
+
+def test_a_view_as_complex_numbers_has_a_gradient_of_its_own():
+    with hw.wrap(nn.Linear(3, 4)).trace(torch.ones(2, 3)) as run:
+        turned = torch.view_as_complex(run.output.reshape(2, 2, 2))
+        loss = (turned * torch.tensor([1 + 2j, 3 - 1j])).real.sum()
+        (expected,) = torch.autograd.grad(loss, turned, retain_graph=True)
+        with loss.backward():
+            assert torch.equal(turned.grad, expected)
+
+
+def test_numbers_of_calls_count_from_where_the_calls_were_named():
+    module = Outer()
+    model = hw.wrap(module.requires_grad_(False))
+    with model.trace(torch.ones(1, 3)) as run:
+        calls = run.calls("inner.linear")
+        for outer in run.calls("inner"):
+            if outer.index == 1:
+                calls[5].skip(torch.full((1, 3), 7.0))
+                break
+        assert run.output.tolist() == [[7, 7, 7]]
+    with (
+        pytest.raises(OutOfOrderError, match=r"Write calls = run.calls\(model.inner.linear\) bef"),
+        model.trace(torch.ones(1, 3)) as run,
+    ):
+        _second(run.calls("inner"), lambda: run.calls("inner.linear")[5].skip(torch.zeros(1, 3)))

@@ -38,6 +38,8 @@ class Calls:
     def __init__(self, run: Run, module: Submodule) -> None:
         self._run = run
         self._module = module
+        if run._state is not None:  # calls have numbers from the first one on
+            run._forward(None, f"run.calls({module._name()})").look_at(module.module, module.path)
 
     def __iter__(self) -> Iterator[Call]:
         """Go to each call that has not begun; ends when the model makes no more."""

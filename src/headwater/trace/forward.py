@@ -236,6 +236,12 @@ class Forward:
                         raise OutOfOrderError(self._passed(path, side))
                     return (module, side, window.base.get(module, 0) + 1)
         if module in self._blind:
+            if call is not None and windows:
+                raise OutOfOrderError(
+                    f"which call of {typed(path)} is number {call} is not known: it was not "
+                    f"counted until now.\nWrite calls = run.calls({typed(path)}) before the loop, and "
+                    f"calls[{call - 1}] in it."
+                )
             raise OutOfOrderError(self._passed(path, side))
         if call is None:
             self._refuse_other_name(module, path, side)

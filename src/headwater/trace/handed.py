@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -102,7 +102,7 @@ class Handed:
             return
         for suffix, tensor in tensors_in(value):
             self._add(tensor, name + suffix, where)
-        if _can_be_rebound(value):
+        if any(True for _ in _containers_in(value)):
             self._containers[where] = (name, _contents(value))
 
     def _add(self, tensor: Tensor, name: str, where: Where) -> None:
@@ -168,13 +168,18 @@ class Handed:
         Returns:
             Its name; None if there is none.
         """
+        current: set[int] | None = None
         for where, (name, before) in self._containers.items():
             now = _contents(self._values.get(where))
             same = len(now) == len(before) and all(map(operator.is_, now, before))
-            if not same and where == held:
-                self._containers[where] = (name, now)
-            elif not same and where in self._values:
+            if same or where not in self._values:
+                continue
+            # one container may stand at several places: a dictionary that is handed on
+            if current is None:
+                current = set(() if held is None else _containers_in(self._values.get(held)))
+            if current.isdisjoint(_containers_in(self._values[where])):
                 return name
+            self._containers[where] = (name, now)
         return None
 
     def let_go(self) -> None:
@@ -202,14 +207,23 @@ class Handed:
         self._held = None
 
 
-def _can_be_rebound(value: Any) -> bool:
-    """Whether a value is, or holds, something whose items can be assigned."""
-    if isinstance(value, tuple):
-        return any(
-            not isinstance(item, Tensor) and item is not None and _can_be_rebound(item)
-            for item in value
-        )
-    return isinstance(value, (list, Mapping)) or dataclasses.is_dataclass(value)
+def _containers_in(value: Any, depth: int = 0) -> Iterator[int]:
+    """The ids of what a value is, or holds, whose items can be assigned."""
+    if isinstance(value, Tensor) or value is None or depth > 8:
+        return
+    items: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        items = value.values()
+    elif isinstance(value, (tuple, list)):
+        items = value
+    elif dataclasses.is_dataclass(value):
+        items = [getattr(value, field.name, None) for field in dataclasses.fields(value)]
+    else:
+        return
+    if not isinstance(value, tuple):
+        yield id(value)
+    for item in items:
+        yield from _containers_in(item, depth + 1)
 
 
 def _contents(value: Any) -> list[weakref.ref[Tensor]]:

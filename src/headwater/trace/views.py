@@ -19,11 +19,11 @@ def viewed(view: Tensor, wholes: Sequence[Tensor]) -> Tensor | None:
 
     Returns:
         The smallest that holds all of `view`, the last of equals; None if there is none, or if
-        `view` is no view.
+        `view` is no view of one in the graph: memory alone is shared by what was detached, too.
     """
-    if view._base is None:
+    if view._base is None or not view.requires_grad or view.is_leaf:
         return None
-    holding = [whole for whole in reversed(wholes) if _holds(whole, view)]
+    holding = [whole for whole in reversed(wholes) if _related(whole, view) and _holds(whole, view)]
     return min(holding, key=lambda whole: whole.numel(), default=None)
 
 
@@ -58,6 +58,16 @@ def part_of(gradient: Tensor, whole: Tensor, view: Tensor) -> Tensor:
     return gradient.as_strided(view.shape, view.stride(), offset)
 
 
+def _related(whole: Tensor, view: Tensor) -> bool:
+    """Whether autograd knows both as views of one tensor, and their elements are the same numbers.
+
+    A view as another dtype, or of conjugates, has a gradient of its own kind.
+    """
+    same_tensor = view._base is (whole if whole._base is None else whole._base)
+    same_numbers = view.dtype == whole.dtype and view.is_conj() == whole.is_conj()
+    return same_tensor and same_numbers and view.is_neg() == whole.is_neg()
+
+
 def _holds(whole: Tensor, part: Tensor) -> bool:
     if whole is part or not share_memory(whole, part):
         return False
@@ -68,7 +78,7 @@ def _holds(whole: Tensor, part: Tensor) -> bool:
     if whole.numel() == end - start + 1:
         return True
     # chunks of one tensor lie between each other: look at every element
-    inside = torch.zeros(end - start + 1, dtype=torch.bool)
+    inside = torch.zeros(end - start + 1, dtype=torch.bool, device="cpu")
     inside.as_strided(whole.shape, whole.stride(), 0).fill_(True)
     return bool(inside.as_strided(part.shape, part.stride(), first - start).all())
 
