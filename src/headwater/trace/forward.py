@@ -239,8 +239,8 @@ class Forward:
             if call is not None and windows:
                 raise OutOfOrderError(
                     f"which call of {typed(path)} is number {call} is not known: it was not "
-                    f"counted until now.\nWrite calls = run.calls({typed(path)}) before the loop, and "
-                    f"calls[{call - 1}] in it."
+                    f"counted until now.\nWrite calls = run.calls({typed(path)}) before the loop, "
+                    f"and calls[{call - 1}] in it."
                 )
             raise OutOfOrderError(self._passed(path, side))
         if call is None:
