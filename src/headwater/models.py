@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import inspect
 import threading
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -23,7 +24,7 @@ from headwater import limits, states
 from headwater.architectures.adapter import Adapter, resolve
 from headwater.architectures.overview import site_rows
 from headwater.attention import switched_on
-from headwater.errors import UnknownOptionError, UnsupportedModelError
+from headwater.errors import HeadwaterNotice, UnknownOptionError, UnsupportedModelError
 from headwater.fingerprints import config_hash, tokenizer_hash, weights_hash
 from headwater.interrupts import Held
 from headwater.loading import fetch, refuse_config, refuse_no_name, to_device, to_dtype
@@ -293,6 +294,18 @@ class Model:
 
     def __iter__(self) -> Iterator[Submodule]:
         return iter(Submodule(self, self.module, ""))
+
+    def _notice(self, about: str, message: str, stacklevel: int) -> None:
+        """Say something once for this model.
+
+        Args:
+            about: What it is about.
+            message: What to say.
+            stacklevel: How many calls above the caller the user's line is, as for `warnings.warn`.
+        """
+        if about not in self.noticed:
+            self.noticed.add(about)
+            warnings.warn(message, HeadwaterNotice, stacklevel=stacklevel + 1)
 
     def _paths_of(self, module: nn.Module) -> list[str]:
         """The paths at which a module stands in this model, in order.

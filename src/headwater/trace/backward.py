@@ -75,7 +75,6 @@ class Backward:
         retain_graph: Whether the graph can be used again; None is True in a block.
         create_graph: Whether gradients are differentiable.
         inputs: The only tensors into which gradients are accumulated.
-        frames: How many calls lie between the user's line and this one.
 
     Raises:
         GradientError: If the loss has no graph; says why.
@@ -188,7 +187,7 @@ class Backward:
         if found.handed is not None:
             self._refuse_backwards(found)
             return found.handed
-        if not found.arrived and not (found.base is not None and found.base.arrived):
+        if not (found.base or found).arrived:
             self._wait(found, frame)
         else:
             self._refuse_backwards(found)
@@ -225,7 +224,7 @@ class Backward:
             raise LateWriteError(self._late(found))
         if value is held:
             return
-        if found.base is not None and found is not self._current:
+        if found.base is not None:
             held.copy_(value)
             return
         found.handed = value.to(held.dtype)
@@ -237,7 +236,7 @@ class Backward:
         """Register a tensor that was computed in the body, or is a view of one handed out."""
         name = named(tensor, frame)
         base = self._base_of(tensor)
-        if not tensor.requires_grad and base is None:
+        if not tensor.requires_grad:
             raise GradientError(without_gradient(tensor, name))
         if base is None:
             return self._register(tensor, name)
@@ -314,7 +313,7 @@ class Backward:
         self._wanted = (found,)
         self._resume()
         self._wanted = ()
-        if found.arrived or (found.base is not None and found.base.arrived):
+        if (found.base or found).arrived:
             return
         raise GradientError(self._absent(found))
 
@@ -360,9 +359,6 @@ class Backward:
         for found in self._gradients.values():
             handed = found.handed
             if handed is None or self._is_at(found):
-                continue
-            root = found if found.base is None or found.arrived else found.base
-            if root is self._current:
                 continue
             if found.version not in (-1, handed._version):
                 found.version = handed._version
@@ -422,15 +418,13 @@ class Backward:
         if not first or not base.name.endswith("].output"):
             return
         for run in runs_here():
-            if base.name in run._model.noticed:
-                return
-            run._model.noticed.add(base.name)
-        warnings.warn(
-            f"{base.name} is a tensor, not a tuple: [0] is the first prompt of the batch, "
-            f"and this is its gradient. Write {base.name} for all of them.",
-            HeadwaterNotice,
-            stacklevel=5,
-        )
+            if run._state is not None and run._state.handed.find(whole) is not None:
+                run._model._notice(
+                    base.name,
+                    f"{base.name} is a tensor, not a tuple: [0] is the first prompt of the batch, "
+                    f"and this is its gradient. Write {base.name} for all of them.",
+                    stacklevel=5,
+                )
 
     def _close(self) -> None:
         with Held():

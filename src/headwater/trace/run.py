@@ -6,7 +6,6 @@ model until it gets there.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from headwater.errors import (
-    HeadwaterNotice,
     LateWriteError,
     OutOfOrderError,
     OutsideTraceError,
@@ -265,11 +263,10 @@ class Run:
 
     def _notice_zero(self, path: str) -> None:
         name = f"{typed(path)}.output"
-        self._model.noticed.add(name)
-        warnings.warn(
+        self._model._notice(
+            name,
             f"{name} is a tensor, not a tuple: [0] is the first prompt of the batch. "
             f"Write {name} for all of them.",
-            HeadwaterNotice,
             stacklevel=4,
         )
 
@@ -371,14 +368,12 @@ class Run:
             return
         if not expands_to(new.shape, old.shape):
             return  # if the model cannot use it, its error names the edit
-        if f"shape of {name}" not in self._model.noticed:
-            self._model.noticed.add(f"shape of {name}")
-            warnings.warn(
-                f"{name} has shape {tuple(old.shape)}, the tensor assigned {tuple(new.shape)}, "
-                "which torch broadcasts: are these values meant for all prompts and positions?",
-                HeadwaterNotice,
-                stacklevel=5,
-            )
+        self._model._notice(
+            f"shape of {name}",
+            f"{name} has shape {tuple(old.shape)}, the tensor assigned {tuple(new.shape)}, "
+            "which torch broadcasts: are these values meant for all prompts and positions?",
+            stacklevel=5,
+        )
 
     def _put(self, forward: Forward, where: Where, value: Any, name: str) -> None:
         self._settle_here()  # an edit of what is replaced was in time
@@ -441,13 +436,10 @@ class Run:
     def _look(self, forward: Forward) -> None:
         """The body has the turn again; say once if the model wrote into what it holds."""
         for entry in forward.handed.look():
-            if entry.name in self._model.noticed:
-                continue
-            self._model.noticed.add(entry.name)
-            warnings.warn(
+            self._model._notice(
+                f"change of {entry.name}",
                 f"the model itself has changed {entry.name} in place after handing it out: the "
                 f"tensor now holds what came later. To keep it write {entry.name}.clone().",
-                HeadwaterNotice,
                 stacklevel=5,
             )
 

@@ -49,7 +49,7 @@ class Submodule:
         module: The module.
         path: Its path in the model; empty for the model itself.
         run: The run it is bound to; None for the one open in the calling thread.
-        where_call: The number of the call from 1 it is bound to; None for the first one.
+        call: The number of the call from 1 it is bound to; None for the first one.
     """
 
     __slots__ = ("_call", "_model", "_run", "module", "path")
