@@ -253,7 +253,7 @@ def left_in_thread() -> dict[str, Any]:
     nesting = torch.autocast_increment_nesting()
     torch.autocast_decrement_nesting()
     return {
-        "switches": context._switches(),
+        "switches": context.switches(),
         "inference": torch.is_inference_mode_enabled(),
         "multithreading": torch._C._is_multithreading_enabled(),
         "autocast": [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")],
@@ -542,13 +542,13 @@ def test_nothing_is_refused_outside() -> None:
 
 
 def test_a_torch_without_a_private_function_is_told_by_its_name() -> None:
-    missing = context._private("_C._gone_from_torch")
+    missing = context.private("_C._gone_from_torch")
     with pytest.raises(TraceError, match=r"no torch\._C\._gone_from_torch.*\n.*greenlet"):
         missing(1, 2)
 
 
 def test_a_state_that_cannot_be_entered_is_left_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(context, "_push_function", context._private("_C._gone_from_torch"))
+    monkeypatch.setattr(context, "push_function", context.private("_C._gone_from_torch"))
     with nested(NamedFunctionMode), torch.inference_mode(), torch.autocast("cpu"):
         state = CallerState.capture()
     with pytest.raises(TraceError, match="_gone_from_torch"):
@@ -558,11 +558,11 @@ def test_a_state_that_cannot_be_entered_is_left_again(monkeypatch: pytest.Monkey
 def test_saved_tensor_hooks_that_cannot_be_read_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(context, "_top_saved_hooks", None)
+    monkeypatch.setattr(context, "top_saved_hooks", None)
     assert CallerState.capture().saved_hooks is None
     with torch.autograd.graph.disable_saved_tensors_hooks("by the caller"):
         assert CallerState.capture().saved_hooks is None
-        assert context._disabled_saved_hooks() == "by the caller"
+        assert context.disabled_saved_hooks() == "by the caller"
     with saved_hooks() as seen:
         with pytest.raises(TraceError, match=r"_top_saved_tensors_default_hooks.*\n.*torch 2\.8"):
             CallerState.capture()

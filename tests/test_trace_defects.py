@@ -51,6 +51,7 @@ from trace_models import (
     IDS,
     ONE,
     PROMPT,
+    UNPATCHED,
     assert_all_close,
     assert_nothing_left,
     first,
@@ -1610,12 +1611,14 @@ def test_an_interrupt_ends_the_wait_and_leaves_nothing():
     torch.testing.assert_close(out, wrapped.module(torch.ones(1, 3)))
 
 
-def test_a_trace_entered_and_never_left_is_cleared_away():
+@pytest.mark.parametrize("worker", ["greenlet", "thread"])
+def test_a_trace_entered_and_never_left_is_cleared_away(worker):
     wrapped = net()
-    trace = wrapped.trace(x())
+    trace = wrapped.trace(x(), worker=worker)
     trace.__enter__()
     held = weakref.ref(wrapped.blocks[0].output)
-    assert worker_threads()
+    assert bool(worker_threads()) is (worker == "thread")
+    assert torch.Tensor.backward is not UNPATCHED["backward"]
     del trace
     gc.collect()
     assert_nothing_left(wrapped.module)

@@ -49,7 +49,7 @@ from headwater.errors import (
 )
 from headwater.models import Model
 from headwater.sites import Site
-from headwater.trace.coroutines import idle_workers
+from headwater.trace.threads import idle_workers
 from headwater.trace.registry import blocks_here, runs_here
 from trace_models import IDS, ONE, Net, first, hooked, loss_of, x
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import headwater as hw
 import tiny_models
 from headwater.models import Model
-from headwater.trace import coroutines
+from headwater.trace import threads
 
 PROMPT = "Mary bought the book . Then Paul met Mary near the station"
 BATCH, POSITIONS = 2, 6
@@ -256,7 +256,7 @@ def x(rows: int = 5) -> Tensor:
     return torch.linspace(-1, 1, 3 * rows, dtype=torch.float64).reshape(rows, 3)
 
 
-_UNPATCHED = {
+UNPATCHED = {
     name: inspect.getattr_static(torch.Tensor, name, None)
     for name in ("backward", "grad", "retain_grad", "save")
 }
@@ -269,7 +269,7 @@ def worker_threads() -> list[threading.Thread]:
     waits, a second at most, until none of them is idle.
     """
     deadline = time.monotonic() + 1
-    while coroutines.idle_workers() and time.monotonic() < deadline:
+    while threads.idle_workers() and time.monotonic() < deadline:
         time.sleep(0.002)
     return [one for one in threading.enumerate() if one.name.startswith("headwater-trace")]
 
@@ -280,7 +280,7 @@ def assert_nothing_left(*modules: nn.Module) -> None:
     while worker_threads() and time.monotonic() < deadline:
         time.sleep(0.005)
     assert worker_threads() == []
-    for name, original in _UNPATCHED.items():
+    for name, original in UNPATCHED.items():
         assert inspect.getattr_static(torch.Tensor, name, None) is original, name
     for module in modules:
         for path, one in module.named_modules():

@@ -12,7 +12,6 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from threading import get_ident
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -29,7 +28,11 @@ from headwater.errors import (
 )
 from headwater.interrupts import Held
 from headwater.trace.context import CallerState
-from headwater.trace.coroutines import Abandoned, ThreadCoroutine
+from headwater.trace.abandoned import Abandoned
+from headwater.trace.coroutines import Coroutine
+from headwater.trace.greenlets import GreenletCoroutine
+from headwater.trace.threads import ThreadCoroutine
+from headwater.trace.dispatch import paused_passes
 from headwater.trace.frames import user_frame
 from headwater.trace.handed import Entry
 from headwater.trace.registry import (
@@ -97,9 +100,7 @@ class Backward:
         self._gradients: dict[int, Gradient] = {}
         self._wanted: tuple[Gradient, ...] = ()
         self._current: Gradient | None = None
-        self._coroutine: ThreadCoroutine | None = None
-        self._thread: int | None = None
-        self._pid = os.getpid()
+        self._coroutine: Coroutine | None = None
         self._interrupted = False
         self.owner = 0
         """The frame whose block this is; alive as long as the block."""
@@ -119,9 +120,13 @@ class Backward:
     def _open(self) -> None:
         global _open_blocks
         # the pass and its hooks refer to the block weakly, so that a dropped block is noticed
-        run = functools.partial(_pass, weakref.ref(self), self._loss, self._arguments)
-        self._coroutine = ThreadCoroutine(functools.partial(CallerState.capture().run, run))
-        for run in runs_here():
+        self._pass = functools.partial(_pass, weakref.ref(self), self._loss, self._arguments)
+        runs = runs_here()
+        if _inside_pass() or any(run._threaded for run in runs):
+            self._coroutine = self._in_thread()
+        else:
+            self._coroutine = GreenletCoroutine(self._pass)
+        for run in runs:
             run._settle_here()
             self._strict |= run._state is not None and run._state.strict
             for entry, tensor in run._entries():
@@ -137,6 +142,9 @@ class Backward:
             _open_blocks += 1
             if _open_blocks == 1:
                 Tensor.grad = property(_read, _write, _delete)  # pyright: ignore
+
+    def _in_thread(self) -> ThreadCoroutine:
+        return ThreadCoroutine(functools.partial(CallerState.capture().run, self._pass))
 
     def __exit__(
         self,
@@ -269,11 +277,11 @@ class Backward:
         whole = viewed(tensor, [one.tensor for one in values if one.tensor.requires_grad])
         return None if whole is None else self._gradients[id(whole)]
 
-    def _receive(self, found: Gradient, gradient: Tensor) -> ThreadCoroutine | None:
+    def _receive(self, found: Gradient, gradient: Tensor) -> Coroutine | None:
         """Note a gradient that has arrived; return what is to pause, if somebody waits for it."""
         coroutine = self._coroutine
-        if coroutine is None or self._thread != get_ident():
-            return None  # other passes over the same graph run in other threads
+        if coroutine is None or not coroutine.is_current():
+            return None  # another pass over the same graph
         if coroutine.abandoned:
             raise Abandoned
         found.original = gradient
@@ -323,11 +331,11 @@ class Backward:
             raise TraceError("this backward pass was interrupted.\nOpen another block.")
         if coroutine is None or coroutine.finished:
             return
-        if os.getpid() != self._pid:
-            raise TraceError(
-                "this process was forked inside a backward block: its thread stayed in the "
-                "parent.\nRun the backward pass in the child."
-            )
+        if not coroutine.started and type(coroutine) is GreenletCoroutine and _inside_pass():
+            # autograd keeps the passes of one thread in one queue: they must end innermost first,
+            # which blocks that take turns need not do
+            coroutine.close()
+            coroutine = self._coroutine = self._in_thread()
         try:
             coroutine.resume()
         except BaseException:  # Ctrl-C: the pass and the body are out of step now
@@ -456,12 +464,14 @@ class Backward:
 
 def _pass(block: weakref.ref[Backward], loss: Tensor, arguments: tuple[Any, ...]) -> None:
     """The backward pass of a block, in its coroutine."""
-    here = block()
-    if here is None:
+    if block() is None:
         raise Abandoned
-    here._thread = get_ident()
-    del here
     original_backward()(loss, *arguments)
+
+
+def _inside_pass() -> bool:
+    """Whether autograd is in the middle of a pass in this thread."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def _arrive(block: weakref.ref[Backward], found: Gradient, gradient: Tensor) -> Tensor | None:
@@ -471,7 +481,12 @@ def _arrive(block: weakref.ref[Backward], found: Gradient, gradient: Tensor) -> 
     if coroutine is None:
         return None
     del here
-    coroutine.pause()
+    task = torch._C._current_graph_task_id()
+    paused_passes.add(task)
+    try:
+        coroutine.pause()
+    finally:
+        paused_passes.discard(task)
     here = block()
     return None if here is None else here._go_on(found)
 

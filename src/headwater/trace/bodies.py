@@ -13,7 +13,7 @@ import torch
 
 from headwater.errors import TraceError
 from headwater.trace.context import CallerState, refuse_transforms
-from headwater.trace.coroutines import ThreadCoroutine
+from headwater.trace.threads import ThreadCoroutine
 from headwater.trace.forward import Forward
 from headwater.trace.handed import Where
 from headwater.trace.inputs import prepared

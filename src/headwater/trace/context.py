@@ -25,7 +25,7 @@ import torch
 from headwater.errors import TraceError
 
 
-def _private(name: str) -> Callable[..., Any]:
+def private(name: str) -> Callable[..., Any]:
     """Look up a private function of torch; where it is gone, return one that says so by name."""
     try:
         return attrgetter(name)(torch)
@@ -41,34 +41,35 @@ def _private(name: str) -> Callable[..., Any]:
         return missing
 
 
-_peek_transform = _private("_C._functorch.peek_interpreter_stack")
-_is_jit_tracing = _private("jit.is_tracing")
-_set_multithreading = _private("_C._set_multithreading_enabled")
-_is_any_autocast_enabled = _private("_C._is_any_autocast_enabled")
-_autocast_devices = _private("_C._autocast_supported_devices")
-_push_saved_hooks = _private("_C._autograd._push_saved_tensors_default_hooks")
-_pop_saved_hooks = _private("_C._autograd._pop_saved_tensors_default_hooks")
-_disable_saved_hooks = _private("_C._autograd._saved_tensors_hooks_disable")
-_enable_saved_hooks = _private("_C._autograd._saved_tensors_hooks_enable")
-_disabled_saved_hooks = _private("_C._autograd._saved_tensors_hooks_get_disabled_error_message")
-_top_saved_hooks: Callable[[bool], Any] | None = getattr(
+_peek_transform = private("_C._functorch.peek_interpreter_stack")
+transform_level = private("_C._functorch.maybe_current_level")
+_is_jit_tracing = private("jit.is_tracing")
+set_multithreading = private("_C._set_multithreading_enabled")
+is_any_autocast_enabled = private("_C._is_any_autocast_enabled")
+_autocast_devices = private("_C._autocast_supported_devices")
+push_saved_hooks = private("_C._autograd._push_saved_tensors_default_hooks")
+pop_saved_hooks = private("_C._autograd._pop_saved_tensors_default_hooks")
+disable_saved_hooks = private("_C._autograd._saved_tensors_hooks_disable")
+enable_saved_hooks = private("_C._autograd._saved_tensors_hooks_enable")
+disabled_saved_hooks = private("_C._autograd._saved_tensors_hooks_get_disabled_error_message")
+top_saved_hooks: Callable[[bool], Any] | None = getattr(
     attrgetter("_C._autograd")(torch), "_top_saved_tensors_default_hooks", None
 )
-_functions_length = _private("_C._len_torch_function_stack")
-_function_at = _private("_C._get_function_stack_at")
-_push_function = _private("_C._push_on_torch_function_stack")
-_pop_function = _private("_C._pop_torch_function_stack")
-_dispatches_length = _private("_C._len_torch_dispatch_stack")
-_dispatch_at = _private("_C._get_dispatch_stack_at")
-_push_dispatch = _private("_C._push_on_torch_dispatch_stack")
-_pop_dispatch = partial(_private("_C._pop_torch_dispatch_stack"), None)
+functions_length = private("_C._len_torch_function_stack")
+function_at = private("_C._get_function_stack_at")
+push_function = private("_C._push_on_torch_function_stack")
+pop_function = private("_C._pop_torch_function_stack")
+dispatches_length = private("_C._len_torch_dispatch_stack")
+dispatch_at = private("_C._get_dispatch_stack_at")
+push_dispatch = private("_C._push_on_torch_dispatch_stack")
+pop_dispatch = partial(private("_C._pop_torch_dispatch_stack"), None)
 
-_default_device: Any = getattr(torch, "_GLOBAL_DEVICE_CONTEXT", None)
+default_device: Any = getattr(torch, "_GLOBAL_DEVICE_CONTEXT", None)
 
 _USUAL = ("cpu", "cuda")
 # Switches of one thread. Those that this torch does not have cannot be set in the caller either.
-_SWITCHES: tuple[tuple[Callable[[], bool], Callable[[bool], Any]], ...] = tuple(
-    (getattr(torch._C, getter), _private(f"_C.{setter}"))
+SWITCHES: tuple[tuple[Callable[[], bool], Callable[[bool], Any]], ...] = tuple(
+    (getattr(torch._C, getter), private(f"_C.{setter}"))
     for getter, setter in (
         ("is_grad_enabled", "_set_grad_enabled"),
         ("_is_fwd_grad_enabled", "_set_fwd_grad_enabled"),
@@ -107,13 +108,13 @@ class CallerState(NamedTuple):
             TraceError: This torch cannot say what the state is.
         """
         return cls(
-            _switches(),
+            switches(),
             torch.is_inference_mode_enabled(),
-            _autocast(),
+            autocasts(),
             _saved_hooks(),
-            _cuda() if torch.cuda.is_initialized() else None,
-            tuple(map(_dispatch_at, range(_dispatches_length()))),
-            tuple(map(_function_at, range(_functions_length()))),
+            cuda_place() if torch.cuda.is_initialized() else None,
+            tuple(map(dispatch_at, range(dispatches_length()))),
+            tuple(map(function_at, range(functions_length()))),
             contextvars.copy_context(),
         )
 
@@ -140,19 +141,19 @@ class CallerState(NamedTuple):
                     undo.append(partial(guard.__exit__, None, None, None))
                 _enter_switches(undo, self.switches)
                 _enter_autocast(undo, self.autocast)
-            _set_multithreading(False)
-            undo.append(partial(_set_multithreading, True))
+            set_multithreading(False)
+            undo.append(partial(set_multithreading, True))
             if self.saved_hooks is not None:
-                _push_saved_hooks(*self.saved_hooks)
-                undo.append(_pop_saved_hooks)
+                push_saved_hooks(*self.saved_hooks)
+                undo.append(pop_saved_hooks)
             if self.cuda is not None:
-                _enter_cuda(undo, *self.cuda)
-            undo.append(partial(_pop_all, _dispatches_length, _pop_dispatch))
+                enter_cuda(undo, *self.cuda)
+            undo.append(partial(pop_all, dispatches_length, pop_dispatch))
             for mode in self.dispatches:
-                _push_dispatch(mode)
-            undo.append(partial(_pop_all, _functions_length, _pop_function))
+                push_dispatch(mode)
+            undo.append(partial(pop_all, functions_length, pop_function))
             for mode in self.functions:
-                _push_function(mode)
+                push_function(mode)
             yield
         finally:
             while undo:
@@ -207,33 +208,33 @@ def refuse_transforms() -> None:
 def condition() -> tuple[Any, ...]:
     """What of the calling thread's torch state a model may leave changed, to be compared."""
     return (
-        _switches(),
+        switches(),
         torch.is_inference_mode_enabled(),
-        _autocast(),
-        _functions_length(),
-        _dispatches_length(),
-        _disabled_saved_hooks(),
-        None if _top_saved_hooks is None else _top_saved_hooks(True),
+        autocasts(),
+        functions_length(),
+        dispatches_length(),
+        disabled_saved_hooks(),
+        None if top_saved_hooks is None else top_saved_hooks(True),
         # torch.set_default_device keeps its mode here as well
-        getattr(_default_device, "device_context", None),
+        getattr(default_device, "device_context", None),
     )
 
 
-def _switches() -> tuple[bool, ...]:
-    return tuple([getter() for getter, _ in _SWITCHES])
+def switches() -> tuple[bool, ...]:
+    return tuple([getter() for getter, _ in SWITCHES])
 
 
 def _enter_switches(undo: list[Callable[[], Any]], values: tuple[bool, ...]) -> None:
-    for (getter, setter), value in zip(_SWITCHES, values, strict=True):
+    for (getter, setter), value in zip(SWITCHES, values, strict=True):
         before = getter()
         if before != value:
             setter(value)
             undo.append(partial(setter, before))
 
 
-def _autocast() -> tuple[tuple[str, bool, torch.dtype], ...]:
+def autocasts() -> tuple[tuple[str, bool, torch.dtype], ...]:
     """Autocast of each device type; the dtype counts also where it is off, for a model's own."""
-    if not _is_any_autocast_enabled():
+    if not is_any_autocast_enabled():
         return tuple([(device, False, torch.get_autocast_dtype(device)) for device in _USUAL])
     return tuple(
         [
@@ -269,13 +270,13 @@ def _leave_autocast() -> None:
 
 def _saved_hooks() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
     """The hooks in force (pack, unpack), or None; only the innermost pair ever is."""
-    if _top_saved_hooks is not None:
-        return _top_saved_hooks(True)
+    if top_saved_hooks is not None:
+        return top_saved_hooks(True)
     # Before torch 2.8 they cannot be read. Disabling fails where there are any.
-    if _disabled_saved_hooks() is not None:
+    if disabled_saved_hooks() is not None:
         return None
     try:
-        _disable_saved_hooks("headwater looks whether there are any")
+        disable_saved_hooks("headwater looks whether there are any")
     except RuntimeError:
         raise TraceError(
             "saved-tensor hooks are in force (save_on_cpu, saved_tensors_hooks), and torch "
@@ -284,16 +285,16 @@ def _saved_hooks() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
             'model in the calling thread: model.trace(..., worker="greenlet").'
         ) from None
     finally:
-        _enable_saved_hooks()
+        enable_saved_hooks()
     return None
 
 
-def _cuda() -> tuple[int, tuple[Any, ...]]:
+def cuda_place() -> tuple[int, tuple[Any, ...]]:
     streams = [torch.cuda.current_stream(device) for device in range(torch.cuda.device_count())]
     return torch.cuda.current_device(), tuple(streams)
 
 
-def _enter_cuda(undo: list[Callable[[], Any]], device: int, streams: tuple[Any, ...]) -> None:
+def enter_cuda(undo: list[Callable[[], Any]], device: int, streams: tuple[Any, ...]) -> None:
     # Setting a stream also sets its device, so the device comes last, here and on the way out
     undo.append(partial(torch.cuda.set_device, torch.cuda.current_device()))
     for place, stream in enumerate(streams):
@@ -304,7 +305,7 @@ def _enter_cuda(undo: list[Callable[[], Any]], device: int, streams: tuple[Any, 
     torch.cuda.set_device(device)
 
 
-def _pop_all(length: Callable[[], int], pop: Callable[[], Any]) -> None:
+def pop_all(length: Callable[[], int], pop: Callable[[], Any]) -> None:
     """Pop every mode, also what the model left behind, by torch.set_default_device say."""
     while length():
         pop()
@@ -316,7 +317,7 @@ def _of_fresh_threads() -> tuple[Any, ...]:
     found: list[Any] = []
 
     def look() -> None:
-        found.extend((_switches(), torch.is_inference_mode_enabled(), _autocast()))
+        found.extend((switches(), torch.is_inference_mode_enabled(), autocasts()))
 
     thread = Thread(target=look, name="headwater-trace")
     thread.start()

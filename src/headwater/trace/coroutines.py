@@ -1,313 +1,28 @@
 """Two lines of code that take turns: the user's, and one that pauses where it is told to.
 
-A coroutine here is an ordinary function on a stack of its own, so the model needs no `await`. The
-thread one costs two lock hand-overs a turn (about 5 microseconds) and needs nothing installed.
+A coroutine here is an ordinary function on a stack of its own, so the model needs no `await`.
 """
 
 from __future__ import annotations
 
-import atexit
-import ctypes
-import os
-import threading
-from _thread import allocate_lock
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
-
-import torch
-
-from headwater.errors import MissingExtraError, TraceError, UnknownOptionError, did_you_mean
-from headwater.trace.context import condition
-
-NAME = "headwater-trace"
-"""What worker threads are called."""
-
-LINGER = 0.1
-"""Seconds that a worker thread waits for its next coroutine, to save starting another."""
-
-
-_PATIENCE = 15  # looks, each of 0.02 seconds, at a function that is to end
-
-
-class Abandoned(BaseException):
-    """Raised inside a coroutine that is not wanted any more; passes every `except Exception`."""
-
-
-class ThreadCoroutine:
-    """A function in a worker thread; it and its caller never run at the same time.
-
-    The thread waits a moment for the next coroutine when the function is through.
-
-    Args:
-        function: What to run; gets nothing, its result is dropped. It leaves torch's state of the
-            thread as it was, or the thread is not used again.
-    """
-
-    # Only the coroutine's own thread writes `paused` and `finished`, so that a caller interrupted
-    # at any instruction can still tell who has the turn.
-
-    def __init__(self, function: Callable[[], Any]) -> None:
-        self._function: Callable[[], Any] | None = function
-        self._go = allocate_lock()
-        self._back = allocate_lock()
-        self._go.acquire()
-        self._back.acquire()
-        # The first to append decides: a thread (what it appends), or `close` (None), for nothing
-        # to begin. One append cannot be interrupted halfway.
-        self._claims: list[Any] = []
-        self._ident: int | None = None
-        self._pid = os.getpid()
-        self.paused = False
-        self.finished = False
-        self.abandoned = False
-        self.error: BaseException | None = None
-        """What the function raised."""
-
-    @property
-    def started(self) -> bool:
-        """Whether the function has begun."""
-        return bool(self._claims) and self._claims[0] is not None
-
-    def resume(self) -> None:
-        """Give the turn to the function; return when it pauses or ends."""
-        if not self._claims:
-            _hand_over(self)
-        elif self._claims[0] is None:
-            return
-        else:
-            self._go.release()
-        self._back.acquire()
-
-    def pause(self) -> None:
-        """Give the turn back, from inside; return when resumed.
-
-        Raises:
-            Abandoned: If the coroutine was closed.
-        """
-        if self.abandoned:
-            raise Abandoned
-        self.paused = True
-        self._back.release()
-        self._go.acquire()
-        self.paused = False
-        if self.abandoned:
-            raise Abandoned
-
-    def close(self) -> None:
-        """End the function at its pause, or at its next one, and wait until it has ended."""
-        self.abandoned = True
-        self._claims.append(None)
-        if self._claims[0] is None:
-            self._function = None
-            return
-        if self._pid != os.getpid():  # its thread is in the parent process
-            return
-        waited = 0
-        while not self.finished:
-            waited += 1
-            if waited == _PATIENCE and self._ident is not None and not self.paused:
-                # it calls no module that is watched: have Python stop it at its next line
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(self._ident), ctypes.py_object(Abandoned)
-                )
-            # the caller may have been interrupted on either side of taking `_back`
-            self._back.acquire(blocking=False)
-            if self.paused:
-                with suppress(RuntimeError):  # already released: it is on its way
-                    self._go.release()
-            self._back.acquire(timeout=0.02)
-
-    def _begin(self) -> bool:
-        """Claim the coroutine for the calling thread; false if it is to begin no more."""
-        claim = object()
-        self._claims.append(claim)
-        return self._claims[0] is claim
-
-    def _run(self) -> None:
-        self._ident = threading.get_ident()
-        try:
-            assert self._function is not None
-            self._function()
-        except Abandoned:
-            pass
-        except BaseException as error:  # raised again where the body waits
-            self.error = error
-        finally:
-            self._ident = None
-            self._function = None
-
-
-_idle: list[tuple[threading.Thread, Any, list[ThreadCoroutine | None]]] = []
-"""Threads that wait for work: what wakes each, and who claims it, of whom the first one has it."""
-
-
-def idle_workers() -> int:
-    """How many threads wait for their next coroutine; each for `LINGER` seconds at most."""
-    return len(_idle)
-
-
-def _hand_over(coroutine: ThreadCoroutine) -> None:
-    """Have an idle thread, or a new one, run a coroutine."""
-    while _idle:
-        try:
-            _, wake, claims = _idle.pop()
-        except IndexError:  # another thread was faster
-            break
-        claims.append(coroutine)
-        if claims[0] is coroutine:  # else that thread has just given up waiting
-            wake.release()
-            return
-    threading.Thread(target=_work, args=([coroutine],), name=NAME, daemon=True).start()
-
-
-def _work(first: list[ThreadCoroutine]) -> None:
-    """Run coroutines until none has come for a while; between them refer to nothing of them."""
-    thread, clean = threading.current_thread(), condition()
-    coroutine: ThreadCoroutine | None = first.pop()
-    while coroutine is not None:
-        begun = coroutine._begin()
-        if begun:
-            with suppress(Abandoned):  # one that comes as the function ends
-                coroutine._run()
-        wake = allocate_lock()
-        wake.acquire()
-        claims: list[ThreadCoroutine | None] = []
-        entry = (thread, wake, claims)
-        # what a model changed for good must not be there for the next one
-        fit = condition() == clean
-        if fit:
-            _idle.append(entry)  # now, for a caller that goes on at once
-        if begun:
-            back = coroutine._back
-            coroutine.finished = True
-            coroutine = None
-            with suppress(RuntimeError):  # closing callers poll and may not have taken it
-                back.release()
-        coroutine = None
-        if not fit:
-            return
-        if not wake.acquire(timeout=LINGER):
-            claims.append(None)
-            with suppress(ValueError):
-                _idle.remove(entry)
-        # a caller that was interrupted before it woke this thread has claimed it all the same
-        coroutine = claims[0]
-
-
-def _dismiss() -> None:
-    """End the idle threads before the interpreter ends: torch must still be there when they do."""
-    while _idle:
-        thread, wake, claims = _idle.pop()
-        claims.append(None)
-        if claims[0] is None:
-            wake.release()
-            thread.join(1)
-
-
-atexit.register(_dismiss)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_idle.clear)
-
-
-class GreenletCoroutine:
-    """The same on a greenlet: one thread, so torch.profiler and torch.func see the model's run.
-
-    Gradient mode and autocast belong to the thread, so they are swapped at each turn.
-
-    Args:
-        function: What to run.
-
-    Raises:
-        MissingExtraError: If greenlet is not installed.
-    """
-
-    def __init__(self, function: Callable[[], Any]) -> None:
-        try:
-            import greenlet  # pyright: ignore[reportMissingModuleSource]
-        except ImportError as error:
-            raise MissingExtraError(
-                'worker="greenlet" needs the package greenlet: pip install "headwater[greenlet]".'
-            ) from error
-        import contextvars
-
-        self._current = greenlet.getcurrent
-        self._greenlet: Any = greenlet.greenlet(self._run)
-        self._greenlet.gr_context = contextvars.copy_context()
-        self._function: Callable[[], Any] | None = function
-        self._state = _state()
-        self._inference = torch.is_inference_mode_enabled()
-        self.started = False
-        self.paused = False
-        self.finished = False
-        self.abandoned = False
-        self.error: BaseException | None = None
-
-    def resume(self) -> None:
-        """Give the turn to the function; return when it pauses or ends."""
-        self.started = True
-        if torch.is_inference_mode_enabled() != self._inference and not self.abandoned:
-            raise TraceError(
-                'torch.inference_mode() in the body of a trace with worker="greenlet" would reach '
-                "the model.\nEnter it around the whole trace, or use torch.no_grad() in the body."
-            )
-        outside = _state()
-        self._greenlet.parent = self._current()
-        _enter(self._state)
-        try:
-            self._greenlet.switch()
-        finally:
-            self._state = _state()
-            _enter(outside)
-
-    def pause(self) -> None:
-        """Give the turn back, from inside; return when resumed.
-
-        Raises:
-            Abandoned: If the coroutine was closed.
-        """
-        if self.abandoned:
-            raise Abandoned
-        self.paused = True
-        self._greenlet.parent.switch()
-        self.paused = False
-        if self.abandoned:
-            raise Abandoned
-
-    def close(self) -> None:
-        """End the function at its pause."""
-        self.abandoned = True
-        while self.started and not self.finished:
-            self.resume()
-        self._function = None
-
-    def _run(self) -> None:
-        try:
-            assert self._function is not None
-            self._function()
-        except Abandoned:
-            pass
-        except BaseException as error:  # raised again where the body waits
-            self.error = error
-        finally:
-            self._function = None
-            self.finished = True
-
+from headwater.errors import UnknownOptionError, did_you_mean
+from headwater.trace.greenlets import GreenletCoroutine
+from headwater.trace.threads import ThreadCoroutine
 
 Coroutine = ThreadCoroutine | GreenletCoroutine
 
 WORKERS: dict[str, type[ThreadCoroutine] | type[GreenletCoroutine]] = {
-    "thread": ThreadCoroutine,
     "greenlet": GreenletCoroutine,
+    "thread": ThreadCoroutine,
 }
-"""What a trace's `worker=` can be."""
+"""What a trace's `worker=` can be; the first is the usual one."""
 
 
 def worker(name: str) -> type[ThreadCoroutine] | type[GreenletCoroutine]:
     """Return the kind of coroutine called `name`.
 
     Args:
-        name: `"thread"` or `"greenlet"`.
+        name: `"greenlet"` or `"thread"`.
 
     Returns:
         Its class.
@@ -318,23 +33,6 @@ def worker(name: str) -> type[ThreadCoroutine] | type[GreenletCoroutine]:
     if name not in WORKERS:
         raise UnknownOptionError(
             f"no worker {name!r}.{did_you_mean(str(name), WORKERS)}\n"
-            "Use worker='thread' (default) or worker='greenlet'."
+            "Use worker='greenlet' (default) or worker='thread'."
         )
     return WORKERS[name]
-
-
-def _state() -> tuple[bool, tuple[tuple[str, bool, torch.dtype], ...]]:
-    devices = ("cpu", "cuda") if torch.cuda.is_initialized() else ("cpu",)
-    casts = tuple(
-        (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
-        for device in devices
-    )
-    return torch.is_grad_enabled(), casts
-
-
-def _enter(state: tuple[bool, tuple[tuple[str, bool, torch.dtype], ...]]) -> None:
-    grad, casts = state
-    torch._C._set_grad_enabled(grad)
-    for device, on, dtype in casts:
-        torch.set_autocast_enabled(device, on)
-        torch.set_autocast_dtype(device, dtype)

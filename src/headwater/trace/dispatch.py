@@ -21,6 +21,9 @@ from headwater.errors import ModelStateError, TraceError
 CALL = "_compiled_call_impl"
 """The attribute torch looks at first when a module is called."""
 
+paused_passes: set[int] = set()
+"""Backward passes that wait for the user's code: what runs meanwhile is not of the pass."""
+
 _lock = threading.Lock()
 _ABSENT = object()
 
@@ -63,7 +66,8 @@ class Dispatcher:
         for watcher in self.watchers:
             if watcher.thread == here and watcher.running:
                 return watcher.call(self.module, args, kwargs)
-        if torch._C._current_graph_task_id() != -1:
+        task = torch._C._current_graph_task_id()
+        if task != -1 and task not in paused_passes:
             self._refuse_recomputation()
         if self.before is _ABSENT or self.before is None:
             return self.module._call_impl(*args, **kwargs)

@@ -6,7 +6,6 @@ call that is under way is always seen, and a module that was passed or left out 
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from headwater.errors import NeverRanError, OutOfOrderError, TraceError
 from headwater.interrupts import Held
 from headwater.trace.context import inside_transform
-from headwater.trace.coroutines import Abandoned
+from headwater.trace.abandoned import Abandoned
 from headwater.trace.dispatch import unwatch, watch
 from headwater.trace.handed import Handed, Where
 from headwater.trace.submodules import typed
@@ -96,7 +95,6 @@ class Forward:
         """Paths of which all children, and all above, are watched."""
         self._skipped: set[nn.Module] = set()
         self._expanded: set[nn.Module] = set()
-        self._pid = os.getpid()
         self._embeddings = embeddings(model.module) if leaf else frozenset[nn.Module]()
         if self._embeddings:
             self._watch_all(self._embeddings)
@@ -402,7 +400,7 @@ class Forward:
         """
         with Held():
             try:
-                if coroutine is not None and not coroutine.finished and not self.forked:
+                if coroutine is not None and not coroutine.finished:
                     self.abandoned = True
                     if coroutine.started and not coroutine.paused:
                         self.interrupt()
@@ -413,11 +411,6 @@ class Forward:
                 self.exits.close()
                 for left in (self.values, self.wanted, self.handed, self.skips, self.listening):
                     left.clear()
-
-    @property
-    def forked(self) -> bool:
-        """Whether this is a child process, to which the model's thread did not come along."""
-        return os.getpid() != self._pid
 
     def absent(self, where: Where, path: str, side: str) -> str:
         """Say why a value never came."""

@@ -20,6 +20,7 @@ from transformers.utils.generic import ModelOutput
 
 from headwater.trace.dispatch import unwatch
 from headwater.trace.frames import user_frame
+from headwater.trace.greenlets import innermost
 from headwater.trace.opcodes import enters_with
 from headwater.trace.views import laid_out_as, part_of, viewed
 
@@ -28,13 +29,17 @@ if TYPE_CHECKING:
     from headwater.trace.run import Run
 
 
-class _Open(threading.local):
+class _Open:
     def __init__(self) -> None:
         self.runs: list[weakref.ref[Run]] = []
         self.blocks: list[weakref.ref[Backward]] = []
 
 
-_here = _Open()
+class _OpenInThread(_Open, threading.local):
+    pass
+
+
+_in_thread = _OpenInThread()
 _lock = threading.Lock()
 _open_runs = 0
 _all: set[Opened] = set()
@@ -43,14 +48,24 @@ _retain_grad: Any = torch._C.TensorBase.retain_grad
 _grad: Any = torch._C.TensorBase.grad  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def _here() -> _Open:
+    """What is open where the caller stands: in its thread, or inside a model that a trace runs."""
+    inside = innermost()
+    if inside is None:
+        return _in_thread
+    if inside.notes is None:
+        inside.notes = _Open()
+    return inside.notes
+
+
 def runs_here() -> list[Run]:
-    """The runs open in this thread, innermost last."""
-    return [run for reference in _here.runs if (run := reference()) is not None]
+    """The runs open here, innermost last."""
+    return [run for reference in _here().runs if (run := reference()) is not None]
 
 
 def blocks_here() -> list[Backward]:
-    """The backward blocks open in this thread, innermost last."""
-    return [block for reference in _here.blocks if (block := reference()) is not None]
+    """The backward blocks open here, innermost last."""
+    return [block for reference in _here().blocks if (block := reference()) is not None]
 
 
 def enter_block(block: Backward) -> Callable[[], None]:
@@ -62,7 +77,7 @@ def enter_block(block: Backward) -> Callable[[], None]:
     Returns:
         What ends the note, in any thread.
     """
-    blocks, reference = _here.blocks, weakref.ref(block)
+    blocks, reference = _here().blocks, weakref.ref(block)
     blocks.append(reference)
     return functools.partial(_forget, blocks, reference)
 
@@ -81,7 +96,8 @@ class Opened:
 
     def __init__(self, run: Run) -> None:
         global _open_runs
-        self._runs = _here.runs
+        self._ident = threading.get_ident()
+        self._runs = _here().runs
         self._reference = weakref.ref(run)
         self._runs.append(self._reference)
         self._closed = False
@@ -112,9 +128,9 @@ class Opened:
         """Leave nothing of a run whose threads stayed in the parent process."""
         run = self._reference()
         forward = None if run is None else run._state
-        if forward is not None:
+        if forward is not None and forward.thread != threading.get_ident():
             forward.thread = None  # a new thread may get the number of the one that is gone
-        if self._runs is not _here.runs:
+        if self._ident != threading.get_ident():
             if forward is not None:
                 unwatch(list(forward.watched), forward)
             self.close()
@@ -197,7 +213,7 @@ def _backward_or_block(
     inputs: Any = None,
 ) -> Any:
     """What `Tensor.backward` is while a trace is open: a block in a `with`, else torch's own."""
-    if not _here.runs:
+    if not _here().runs:
         return _backward(self, gradient, retain_graph, create_graph, inputs)
     from headwater.trace.backward import Backward, bare
 

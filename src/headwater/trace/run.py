@@ -25,7 +25,7 @@ from headwater.trace.forward import Forward, Window
 from headwater.trace.frames import user_frame
 from headwater.trace.handed import Entry, Outputs, Where, share_memory, tensors_in
 from headwater.trace.opcodes import subscripts_zero
-from headwater.trace.submodules import Submodule, at_path, refuse_other_thread, typed
+from headwater.trace.submodules import Submodule, at_path, refuse_elsewhere, typed
 
 if TYPE_CHECKING:
     from headwater.models import Model
@@ -51,6 +51,7 @@ class Run:
     _retained: list[tuple[Tensor, Tensor]]
     _failed: AttributeError | None
     _shape: tuple[int, ...]
+    _threaded: bool
 
     def __init__(self, model: Model, forward: Forward | None) -> None:
         # one update: every plain assignment would go through __setattr__
@@ -63,6 +64,7 @@ class Run:
             _retained=[],
             _failed=None,
             _shape=(),
+            _threaded=False,
         )
 
     # ---- what users call ----------------------------------------------------------------------
@@ -242,8 +244,8 @@ class Run:
                 "Read values inside: with model.trace(prompt) as run: ...; to have some afterwards "
                 "write run.keep([...]) there."
             )
-        if self._ident is not None and self._ident != get_ident():
-            refuse_other_thread()
+        if self._ident is not None and (self._ident != get_ident() or forward.running):
+            refuse_elsewhere(inside=self._ident == get_ident())
         return forward
 
     def _output(self, proxy: Submodule) -> Any:

@@ -332,12 +332,20 @@ def at_path(proxy: Submodule, path: str) -> Submodule:
     return here
 
 
-def refuse_other_thread() -> None:
-    """Refuse to use a run from a thread that did not open it.
+def refuse_elsewhere(*, inside: bool) -> None:
+    """Refuse to use a run from a thread that did not open it, or from inside its own model.
+
+    Args:
+        inside: Whether it is used by code that the model calls.
 
     Raises:
         TraceError: Always.
     """
+    if inside:
+        raise TraceError(
+            "this run is used by code that its own model calls, a hook for example, while the "
+            "model runs.\nUse it in the body of the trace, where the model waits."
+        )
     raise TraceError(
         "this run was opened in another thread. Each thread opens its own trace: "
         "with model.trace(prompt) as run: ..."

@@ -30,6 +30,7 @@ from headwater.trace.inputs import prepared
 from headwater.trace.registry import Opened
 from headwater.trace.run import Run
 from headwater.trace.submodules import typed
+from headwater.trace.threads import ThreadCoroutine
 
 if TYPE_CHECKING:
     from headwater.models import Model
@@ -80,7 +81,7 @@ class Trace(Run):
 
     def _open(self) -> None:
         kind = coroutines.worker(self._options["worker"])
-        threaded = kind is coroutines.ThreadCoroutine
+        self._threaded = threaded = kind is ThreadCoroutine
         if threaded:
             refuse_transforms()
         args, kwargs = self._given
@@ -179,11 +180,6 @@ class Trace(Run):
         coroutine = self._coroutine
         if coroutine is None or coroutine.finished or forward.ended:
             return
-        if forward.forked:
-            raise TraceError(
-                "this process was forked inside the trace: the model's thread stayed in the "
-                "parent.\nOpen the trace in the child."
-            )
         for place in (where, end):
             if place is not None:
                 forward.wanted[place] = [_Pausing(coroutine)]
@@ -274,7 +270,7 @@ def checked(options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UnknownOptionError: If one has a value it cannot have.
     """
-    usual = {"requires_grad": None, "order": "any", "keep": (), "worker": "thread", "remote": False}
+    usual = {"requires_grad": None, "order": "any", "keep": (), "worker": "greenlet", "remote": False}
     found = {**usual, **options}
     if found["remote"]:
         raise UnknownOptionError(

@@ -1,0 +1,171 @@
+"""A coroutine in the calling thread, on a greenlet: a turn costs a switch of stacks.
+
+Everything that belongs to the thread is then the same for the model as for its caller: profilers,
+`torch.func` transforms and locks that the body holds reach it. What torch keeps for a thread is
+kept apart (`sides.py`).
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable, Iterator
+from threading import get_ident
+from typing import Any
+
+from greenlet import getcurrent, greenlet
+
+from headwater.errors import TraceError
+from headwater.trace.abandoned import Abandoned
+from headwater.trace.context import transform_level
+from headwater.trace.sides import Sides
+
+FRAMES = 96
+"""Native frames between the bottom of a greenlet's stack and the function it runs.
+
+A greenlet's stack lies below that of whoever resumes it, which need not be who started it: a walk
+over return addresses that comes to the bottom goes on into frames that were never there, and may
+crash the process. torch walks 64 frames and a few whenever it raises an error in C++, so those
+must be there. NNsight, with the same difficulty, replaces libc's `backtrace` by one that does
+nothing.
+"""
+
+
+class GreenletCoroutine:
+    """A function on a stack of its own; it and its caller take turns in one thread.
+
+    Args:
+        function: What to run; gets nothing, its result is dropped.
+    """
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function: Callable[[], Any] | None = function
+        self._greenlet: Any = None  # made when it starts: the two refer to each other
+        self._context: contextvars.Context | None = contextvars.copy_context()
+        self._ident = get_ident()
+        self._sides = Sides()
+        self._level = transform_level()
+        self.started = False
+        self.paused = False
+        self.finished = False
+        self.abandoned = False
+        self.error: BaseException | None = None
+        """What the function raised."""
+
+    def resume(self) -> None:
+        """Give the turn to the function; return when it pauses or ends.
+
+        Raises:
+            TraceError: If the caller has entered or left a `torch.func` transform since the
+                last turn.
+        """
+        if self._function is None and not self.started:
+            return
+        if transform_level() != self._level and not self.abandoned:
+            raise TraceError(
+                "a value was asked for inside a torch.func transform that the body of the trace "
+                "has entered, or left, since the last one: it would reach the model in the middle "
+                "of its run.\nAsk for the value outside of the transform, or open the whole trace "
+                "inside it."
+            )
+        here = self._greenlet
+        if here is None:
+            here = self._greenlet = _Deep(self._run)
+            here.gr_context, self._context = self._context, None
+            self.started = True
+        here.parent = getcurrent()
+        sides = self._sides
+        sides.enter()
+        try:
+            here.switch()
+        finally:
+            sides.leave()
+            self._level = transform_level()
+
+    def pause(self) -> None:
+        """Give the turn back, from inside; return when resumed.
+
+        Raises:
+            Abandoned: If the coroutine was closed.
+        """
+        if self.abandoned:
+            raise Abandoned
+        self.paused = True
+        self._greenlet.parent.switch()
+        self.paused = False
+        if self.abandoned:
+            raise Abandoned
+
+    def is_current(self) -> bool:
+        """Whether the calling code runs inside."""
+        return getcurrent() is self._greenlet
+
+    def close(self) -> None:
+        """End the function at its pause.
+
+        In another thread only that thread's next switch of greenlets can end it, which is when
+        greenlet raises `GreenletExit` in it.
+        """
+        self.abandoned = True
+        if self._ident == get_ident():
+            self._sides.leave()  # the caller may have been interrupted before
+            while self.started and not self.finished:
+                self.resume()
+            self._sides.end()
+        self._function = self._greenlet = None
+
+    def _run(self) -> None:
+        try:
+            if self._function is not None:
+                self._function()
+        except Abandoned:
+            pass
+        except BaseException as error:  # raised again where the body waits
+            self.error = error
+        finally:
+            self._function = None
+            self.finished = True
+
+
+class _Deep(greenlet):
+    """A greenlet that calls its function with `FRAMES` native frames below it."""
+
+    notes: Any = None
+    """What others note about the code inside."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        super().__init__()
+        self.function: Callable[[], Any] | None = function
+
+    def run(self) -> None:
+        next(_CHAIN, None)
+
+
+def innermost() -> _Deep | None:
+    """The greenlet of a coroutine whose inside the caller is; None outside of all."""
+    here = getcurrent()
+    return here if type(here) is _Deep else None
+
+
+class _Bottom:
+    """The innermost iterator of a chain: calls the function of the greenlet it is asked in."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        here: Any = getcurrent()
+        function, here.function = here.function, None
+        del here  # or a greenlet that nobody wants any more would hold itself
+        function()
+        raise StopIteration
+
+
+def _chain() -> Iterator[Any]:
+    """An iterator whose `next` descends through `FRAMES` C functions, one each."""
+    chain: Iterator[Any] = _Bottom()
+    for _ in range(FRAMES):
+        chain = enumerate(chain)
+    return chain
+
+
+_CHAIN = _chain()
