@@ -49,8 +49,8 @@ from headwater.errors import (
 )
 from headwater.models import Model
 from headwater.sites import Site
-from headwater.trace.threads import idle_workers
 from headwater.trace.registry import blocks_here, runs_here
+from headwater.trace.threads import idle_workers
 from trace_models import IDS, ONE, Net, first, hooked, loss_of, x
 
 LIMIT = 40

@@ -27,13 +27,12 @@ from headwater.errors import (
     TraceError,
 )
 from headwater.interrupts import Held
-from headwater.trace.context import CallerState
 from headwater.trace.abandoned import Abandoned
+from headwater.trace.context import CallerState
 from headwater.trace.coroutines import Coroutine
-from headwater.trace.greenlets import GreenletCoroutine
-from headwater.trace.threads import ThreadCoroutine
 from headwater.trace.dispatch import paused_passes
 from headwater.trace.frames import user_frame
+from headwater.trace.greenlets import GreenletCoroutine
 from headwater.trace.handed import Entry
 from headwater.trace.registry import (
     blocks_here,
@@ -42,6 +41,7 @@ from headwater.trace.registry import (
     original_backward,
     runs_here,
 )
+from headwater.trace.threads import ThreadCoroutine
 from headwater.trace.views import laid_out_as, part_of, viewed
 
 _lock = threading.Lock()

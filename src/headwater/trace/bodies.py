@@ -13,12 +13,12 @@ import torch
 
 from headwater.errors import TraceError
 from headwater.trace.context import CallerState, refuse_transforms
-from headwater.trace.threads import ThreadCoroutine
 from headwater.trace.forward import Forward
 from headwater.trace.handed import Where
 from headwater.trace.inputs import prepared
 from headwater.trace.registry import Opened
 from headwater.trace.run import Run
+from headwater.trace.threads import ThreadCoroutine
 from headwater.trace.tracing import OPTIONS, annotated, checked, leaves, shape_of
 
 if TYPE_CHECKING:

@@ -221,6 +221,7 @@ def condition() -> tuple[Any, ...]:
 
 
 def switches() -> tuple[bool, ...]:
+    """What `SWITCHES` are now."""
     return tuple([getter() for getter, _ in SWITCHES])
 
 
@@ -290,11 +291,13 @@ def _saved_hooks() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
 
 
 def cuda_place() -> tuple[int, tuple[Any, ...]]:
+    """The current device, and the current stream of every device."""
     streams = [torch.cuda.current_stream(device) for device in range(torch.cuda.device_count())]
     return torch.cuda.current_device(), tuple(streams)
 
 
 def enter_cuda(undo: list[Callable[[], Any]], device: int, streams: tuple[Any, ...]) -> None:
+    """Make what `cuda_place` said current; add what undoes it to `undo`."""
     # Setting a stream also sets its device, so the device comes last, here and on the way out
     undo.append(partial(torch.cuda.set_device, torch.cuda.current_device()))
     for place, stream in enumerate(streams):

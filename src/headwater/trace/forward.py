@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from headwater.errors import NeverRanError, OutOfOrderError, TraceError
 from headwater.interrupts import Held
-from headwater.trace.context import inside_transform
 from headwater.trace.abandoned import Abandoned
+from headwater.trace.context import inside_transform
 from headwater.trace.dispatch import unwatch, watch
 from headwater.trace.handed import Handed, Where
 from headwater.trace.submodules import typed

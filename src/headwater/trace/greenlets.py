@@ -8,11 +8,13 @@ kept apart (`sides.py`).
 from __future__ import annotations
 
 import contextvars
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from threading import get_ident
 from typing import Any
 
-from greenlet import getcurrent, greenlet
+from greenlet import GreenletExit, error, getcurrent, greenlet
 
 from headwater.errors import TraceError
 from headwater.trace.abandoned import Abandoned
@@ -30,6 +32,12 @@ nothing.
 """
 
 
+try:  # axis sizes that jaxtyping knows for the functions a thread is in
+    from jaxtyping._storage import _shape_storage as _shapes
+except ImportError:
+    _shapes: Any = threading.local()
+
+
 class GreenletCoroutine:
     """A function on a stack of its own; it and its caller take turns in one thread.
 
@@ -43,6 +51,7 @@ class GreenletCoroutine:
         self._context: contextvars.Context | None = contextvars.copy_context()
         self._ident = get_ident()
         self._sides = Sides()
+        self._shapes: list[Any] = []
         self._level = transform_level()
         self.started = False
         self.paused = False
@@ -73,11 +82,14 @@ class GreenletCoroutine:
             here.gr_context, self._context = self._context, None
             self.started = True
         here.parent = getcurrent()
-        sides = self._sides
+        sides, shapes = self._sides, self._shapes
         sides.enter()
+        outside = getattr(_shapes, "memo_stack", None)
         try:
+            _shapes.memo_stack = shapes
             here.switch()
         finally:
+            _shapes.memo_stack = [] if outside is None else outside
             sides.leave()
             self._level = transform_level()
 
@@ -100,30 +112,41 @@ class GreenletCoroutine:
         return getcurrent() is self._greenlet
 
     def close(self) -> None:
-        """End the function at its pause.
-
-        In another thread only that thread's next switch of greenlets can end it, which is when
-        greenlet raises `GreenletExit` in it.
-        """
+        """End the function at its pause; called in another thread, at its own thread's next trace."""
         self.abandoned = True
-        if self._ident == get_ident():
+        if not self.started:
+            self._function = None
+        elif self._ident != get_ident():
+            _orphans.setdefault(self._ident, []).append(self)
+        else:
             self._sides.leave()  # the caller may have been interrupted before
-            while self.started and not self.finished:
+            while not self.finished:
                 self.resume()
             self._sides.end()
-        self._function = self._greenlet = None
+            self._greenlet = None
 
     def _run(self) -> None:
         try:
             if self._function is not None:
                 self._function()
-        except Abandoned:
+        except (Abandoned, GreenletExit):
             pass
-        except BaseException as error:  # raised again where the body waits
-            self.error = error
+        except BaseException as raised:  # raised again where the body waits
+            self.error = raised
         finally:
             self._function = None
             self.finished = True
+
+
+_orphans: dict[int, list[GreenletCoroutine]] = {}
+"""Coroutines that were closed in other threads than their own, by the number of their own."""
+
+
+def end_orphans() -> None:
+    """End coroutines of this thread that were closed in others, which cannot run them."""
+    for orphan in _orphans.pop(get_ident(), ()) if _orphans else ():
+        with suppress(error):  # the thread was another one that had the same number
+            orphan.close()
 
 
 class _Deep(greenlet):
@@ -133,11 +156,12 @@ class _Deep(greenlet):
     """What others note about the code inside."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
-        super().__init__()
+        super().__init__(_descend)  # a method would have the greenlet hold itself
         self.function: Callable[[], Any] | None = function
 
-    def run(self) -> None:
-        next(_CHAIN, None)
+
+def _descend() -> None:
+    next(_CHAIN, None)
 
 
 def innermost() -> _Deep | None:

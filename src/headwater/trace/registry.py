@@ -20,7 +20,7 @@ from transformers.utils.generic import ModelOutput
 
 from headwater.trace.dispatch import unwatch
 from headwater.trace.frames import user_frame
-from headwater.trace.greenlets import innermost
+from headwater.trace.greenlets import end_orphans, innermost
 from headwater.trace.opcodes import enters_with
 from headwater.trace.views import laid_out_as, part_of, viewed
 
@@ -96,6 +96,7 @@ class Opened:
 
     def __init__(self, run: Run) -> None:
         global _open_runs
+        end_orphans()
         self._ident = threading.get_ident()
         self._runs = _here().runs
         self._reference = weakref.ref(run)

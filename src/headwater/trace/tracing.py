@@ -270,7 +270,13 @@ def checked(options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UnknownOptionError: If one has a value it cannot have.
     """
-    usual = {"requires_grad": None, "order": "any", "keep": (), "worker": "greenlet", "remote": False}
+    usual = {
+        "requires_grad": None,
+        "order": "any",
+        "keep": (),
+        "worker": "greenlet",
+        "remote": False,
+    }
     found = {**usual, **options}
     if found["remote"]:
         raise UnknownOptionError(
