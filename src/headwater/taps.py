@@ -20,7 +20,7 @@ from headwater.architectures.adapter import Adapter, Point
 from headwater.attention import AttentionTaps, listening
 from headwater.errors import GateError, UnavailableSiteError
 from headwater.sites import Site
-from headwater.trace.dispatch import CALL, Dispatcher, unwatch, watch
+from headwater.trace.dispatch import CALL, is_ours, unwatch, watch
 
 Tap = Callable[[Tensor], Tensor | None]
 """Gets the value at a site; returns its replacement, or None to leave it."""
@@ -84,9 +84,9 @@ def starting_at(
         for number, skipped in enumerate(adapter.layers[:layer]):
             # nothing of ours runs before the final norm, so the last layer hands the residual on
             given = residual if number == adapter.n_layers - 1 else None
-            stub = _Stub(given, as_tuple=adapter.family.returns_tuple)
-            watch((skipped,), stub)
-            stack.callback(unwatch, (skipped,), stub)
+            stub = _Stub(skipped, given, as_tuple=adapter.family.returns_tuple)
+            watch((stub,))
+            stack.callback(unwatch, (stub,))
         if layer < adapter.n_layers:
             # registered last: hooks of the user on the layer's input are in the residual already
             handle = adapter.layers[layer].register_forward_pre_hook(
@@ -145,7 +145,7 @@ def plainly(module: nn.Module) -> Iterator[None]:
         for part in module.modules():
             for name in (CALL, "gradient_checkpointing"):
                 value = part.__dict__.get(name)
-                if value and not isinstance(value, Dispatcher):
+                if value and not is_ours(value):
                     before.append((part, name, value))
                     part.__dict__[name] = None if name == CALL else False
         yield
@@ -282,20 +282,23 @@ class _Stub:
     """Stands in for a layer in this thread: its calls return their input, or a given residual."""
 
     running = True
+    edited = False
 
-    def __init__(self, residual: Tensor | None, *, as_tuple: bool) -> None:
+    def __init__(self, module: nn.Module, residual: Tensor | None, *, as_tuple: bool) -> None:
+        self.module = module
         self.thread: int | None = get_ident()
         self._residual = residual
         self._as_tuple = as_tuple
 
-    def call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    @property
+    def forward(self) -> _Stub:
+        """It is a run of its own."""
+        return self
+
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what the layer's successor gets."""
         value = _input(args, kwargs) if self._residual is None else self._residual
         return (value, None) if self._as_tuple else value
-
-    def has_edited(self, module: nn.Module) -> bool:
-        """A stub edits nothing."""
-        return False
 
 
 def _here_only(hook: Callable[..., Any]) -> Callable[..., Any]:

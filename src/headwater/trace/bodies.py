@@ -82,8 +82,10 @@ class BodyRun(Run):
 
     def _wait(self, forward: Forward, where: Where | None, end: Where | None = None) -> None:
         for place in (where, end):
-            if place is not None:
+            if place is _END:
                 forward.wanted.setdefault(place, []).append(self)
+            elif place is not None:
+                forward.want(place, self)
         forward.handed.let_go()
         self._coroutine.pause()
         for place in (where, end):

@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Iterable
 from threading import get_ident
+from types import MethodType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -29,20 +30,27 @@ _ABSENT = object()
 
 
 @runtime_checkable
-class Watcher(Protocol):
-    """A run that wants to see the calls of some modules."""
+class Turn(Protocol):
+    """Who has the turn in a run."""
 
     thread: int | None
     """The thread in which its model runs."""
     running: bool
     """Whether its model has the turn."""
 
-    def call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the module."""
 
-    def has_edited(self, module: nn.Module) -> bool:
-        """Whether a value of this module was changed."""
-        ...
+@runtime_checkable
+class Place(Protocol):
+    """One module in a run that watches it."""
+
+    module: nn.Module
+    forward: Turn
+    """The run."""
+    edited: bool
+    """Whether a value of this module was changed."""
+
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the module."""
 
 
 class Dispatcher:
@@ -53,19 +61,19 @@ class Dispatcher:
         before: What stood in the same place, for example a compiled call.
     """
 
-    __slots__ = ("before", "module", "watchers")
+    __slots__ = ("before", "module", "places")
 
     def __init__(self, module: nn.Module, before: Any) -> None:
         self.module = module
         self.before = before
-        self.watchers: tuple[Watcher, ...] = ()
+        self.places: tuple[Place, ...] = ()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def call(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call the module for the run this thread belongs to, or as it always was."""
-        here = get_ident()
-        for watcher in self.watchers:
-            if watcher.thread == here and watcher.running:
-                return watcher.call(self.module, args, kwargs)
+        for place in self.places:
+            run = place.forward
+            if run.running and run.thread == get_ident():
+                return place.call(args, kwargs)
         task = torch._C._current_graph_task_id()
         if task != -1 and task not in paused_passes:
             self._refuse_recomputation()
@@ -75,7 +83,7 @@ class Dispatcher:
 
     def _refuse_recomputation(self) -> None:
         """A checkpoint runs its modules again in the backward pass, without the run's edits."""
-        if any(watcher.has_edited(self.module) for watcher in self.watchers):
+        if any(place.edited for place in self.places):
             raise TraceError(
                 f"a {type(self.module).__name__} edited in this trace is computed again by the "
                 "backward pass (activation checkpointing), where the edit is missing: the "
@@ -84,18 +92,18 @@ class Dispatcher:
             )
 
 
-def watch(modules: Iterable[nn.Module], watcher: Watcher) -> None:
-    """Have calls of `modules` go through `watcher`.
+def watch(places: Iterable[Place]) -> None:
+    """Have calls of modules go through their places in a run.
 
     Args:
-        modules: The modules.
-        watcher: The run.
+        places: One a module.
 
     Raises:
         ModelStateError: If one of them is checkpointed: its calls are not what they seem.
     """
     with _lock:
-        for module in modules:
+        for place in places:
+            module = place.module
             own = vars(module)
             if own.get("gradient_checkpointing") and module.training and torch.is_grad_enabled():
                 raise ModelStateError(
@@ -104,31 +112,44 @@ def watch(modules: Iterable[nn.Module], watcher: Watcher) -> None:
                     "Switch it off with model.module.eval()."
                 )
             there = own.get(CALL, _ABSENT)
-            if not isinstance(there, Dispatcher):
-                there = own[CALL] = Dispatcher(module, there)
-            there.watchers = (*there.watchers, watcher)
+            dispatcher = _dispatcher(there)
+            if dispatcher is None:
+                dispatcher = Dispatcher(module, there)
+                # a bound method: an object with __call__ would take torch longer to call
+                own[CALL] = dispatcher.call
+            dispatcher.places = (*dispatcher.places, place)
 
 
-def unwatch(modules: Iterable[nn.Module], watcher: Watcher) -> None:
-    """Take `watcher` away from `modules`; where it is not, nothing happens.
+def unwatch(places: Iterable[Place]) -> None:
+    """Take a run's places away again; where one is not, nothing happens.
 
     Args:
-        modules: The modules.
-        watcher: The run.
+        places: One a module.
     """
     with _lock:
-        for module in modules:
-            own = vars(module)
-            there = own.get(CALL)
-            if not isinstance(there, Dispatcher):
+        for place in places:
+            own = vars(place.module)
+            there = _dispatcher(own.get(CALL))
+            if there is None:
                 continue
-            there.watchers = tuple([one for one in there.watchers if one is not watcher])
-            if there.watchers:
+            there.places = tuple([one for one in there.places if one is not place])
+            if there.places:
                 continue
             if there.before is _ABSENT:
                 del own[CALL]
             else:
                 own[CALL] = there.before
+
+
+def is_ours(call: Any) -> bool:
+    """Whether what torch calls a module through is a dispatcher's."""
+    return _dispatcher(call) is not None
+
+
+def _dispatcher(there: Any) -> Dispatcher | None:
+    if type(there) is MethodType and type(there.__self__) is Dispatcher:
+        return there.__self__
+    return None
 
 
 def _new_lock() -> None:

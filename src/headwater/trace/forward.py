@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from headwater.errors import NeverRanError, OutOfOrderError, TraceError
 from headwater.interrupts import Held
 from headwater.trace.abandoned import Abandoned
-from headwater.trace.context import inside_transform
 from headwater.trace.dispatch import unwatch, watch
 from headwater.trace.handed import Handed, Where
+from headwater.trace.places import Place, embeddings
 from headwater.trace.submodules import typed
 
 if TYPE_CHECKING:
@@ -83,21 +83,16 @@ class Forward:
         self.seconds: dict[Where, int] = {}  # the order in which values passed
         self.clock = 0
         self._arrived = 0
-        self._edited: set[nn.Module] = set()
-        self._counts: dict[nn.Module, int] = {}
-        self._done: dict[nn.Module, int] = {}
-        self._last: dict[nn.Module, int] = {}
-        self._live: dict[nn.Module, tuple[int, tuple[Any, ...], dict[str, Any]]] = {}
-        self._blind: dict[nn.Module, int] = {}
-        self.clear: set[str] = set()
-
+        self.places: dict[nn.Module, Place] = {}
+        """The modules that are watched."""
+        self.clear: dict[str, Place] = {}
+        """By path: modules whose first call is the one meant, unless another one is named."""
         self._looked: set[str] = set()
         """Paths of which all children, and all above, are watched."""
-        self._skipped: set[nn.Module] = set()
-        self._expanded: set[nn.Module] = set()
-        self._embeddings = embeddings(model.module) if leaf else frozenset[nn.Module]()
-        if self._embeddings:
-            self._watch_all(self._embeddings)
+        if leaf:
+            self._watch_all(embeddings(model.module))
+            for place in self.places.values():
+                place.leaf = True
 
     # ---- the model's side -------------------------------------------------------------------
 
@@ -105,45 +100,11 @@ class Forward:
         """The model starts, in this thread."""
         self.thread = get_ident()
         self.running = self.started = True
-        while self.errands:
-            self.errands.pop(0)()
+        self._run_errands()
 
-    def call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a watched module; hand over what somebody waits for.
-
-        Args:
-            module: The module.
-            args: Its positional arguments.
-            kwargs: Its keyword arguments.
-
-        Returns:
-            What the caller of the module gets.
-
-        Raises:
-            Abandoned: If the run is to end.
-        """
-        if self.abandoned:
-            raise Abandoned
-        number = self._counts[module] = self._counts.get(module, 0) + 1
-        self._live[module] = (number, args, kwargs)
-        where = (module, "input", number)
-        if where in self.wanted or (self.keeping and (module, "input") in self.keeping):
-            args, kwargs = self.arrive(where, (args, kwargs))
-            self._live[module] = (number, args, kwargs)
-        if self.skips and (module, number) in self.skips:
-            output = self.skips.pop((module, number))
-            self._skipped.add(module)
-        else:
-            output = module._call_impl(*args, **kwargs)
-        if module in self._embeddings:
-            output = _leaf(output)
-        self._live.pop(module, None)
-        self._done[module] = self._done.get(module, 0) + 1
-        self._last[module] = self.clock + 1
-        where = (module, "output", number)
-        if where in self.wanted or (self.keeping and (module, "output") in self.keeping):
-            output = self.arrive(where, output)
-        return output
+    def wants(self, where: Where) -> bool:
+        """Whether somebody waits for this value, or it is to be kept."""
+        return where in self.wanted or (bool(self.keeping) and where[:2] in self.keeping)
 
     def arrive(self, where: Where, value: Any) -> Any:
         """Hand a value to those who wait for it, from the model's side.
@@ -158,20 +119,21 @@ class Forward:
         Raises:
             Abandoned: If the run is to end.
         """
-        if where[:2] in self.separate and isinstance(value, Tensor):
+        if self.separate and where[:2] in self.separate and isinstance(value, Tensor):
             value = value.clone()  # the model writes into this tensor next
-        outer = self.held
+        place, outer = self.places[where[0]], self.held
         self.values[where] = value
         self.held = where
-        self.clock += 1
-        self._arrived = self.seconds[where] = self.clock
+        self._arrived = self.clock = self.clock + 1
+        if self.strict:
+            self.seconds[where] = self.clock
         if self.keeping and where[:2] in self.keeping:
             self.handed.add(value, self.keeping[where[:2]], where)
         self.running = False
         for body in self.wanted.pop(where, ()):
             body.receive()
         self.running = True
-        if where[0] in self._edited and _checkpointed():
+        if place.edited and _checkpointed():
             raise TraceError(
                 f"{typed(path_of(self.model.module, where[0]))} is edited inside an activation "
                 "checkpoint: the backward pass would compute it again without the edit, and the "
@@ -179,21 +141,25 @@ class Forward:
                 "with model.module.eval()."
             )
         self.held = outer
-        while self.errands:
-            self.errands.pop(0)()
+        if self.errands:
+            self._run_errands()
         if self.abandoned:
             raise Abandoned
         value = self.values.get(where, value)
-        if where[:2] in self.separate and isinstance(value, Tensor):
+        if self.separate and where[:2] in self.separate and isinstance(value, Tensor):
             return value.clone()
         return value
 
+    def _run_errands(self) -> None:
+        while self.errands:
+            self.errands.pop(0)()
+
     def inner(self, module: nn.Module, side: str, value: Any) -> Any:
         """Hand over a value from inside the call of `module` that is under way."""
-        where = (module, side, self._counts.get(module, 0))
+        where = (module, side, self.calls_begun(module))
         if self.abandoned:
             raise Abandoned
-        if where in self.wanted or where[:2] in self.keeping:
+        if self.wants(where):
             if isinstance(value, Tensor) and value._is_view():
                 value = value.clone()  # torch edits none of the several views of a projection
             return self.arrive(where, value)
@@ -204,7 +170,8 @@ class Forward:
         self.running = False
         self.ended = True
         self.held = None
-        self._live.clear()
+        for place in self.places.values():
+            place.live = None
 
     # ---- the user's side --------------------------------------------------------------------
 
@@ -226,14 +193,14 @@ class Forward:
         Raises:
             OutOfOrderError: If earlier calls went by unseen.
         """
-        self.look_at(module, path)
+        place = self.look_at(module, path)
         if call is None:
             for window in reversed(list(windows)):
                 if module in window.members:
-                    if self._blind.get(module, -1) > window.stamp:
+                    if place.blind is not None and place.blind > window.stamp:
                         raise OutOfOrderError(self._passed(path, side))
                     return (module, side, window.base.get(module, 0) + 1)
-        if module in self._blind:
+        if place.blind is not None:
             if call is not None and windows:
                 raise OutOfOrderError(
                     f"which call of {typed(path)} is number {call} is not known: it was not "
@@ -243,7 +210,7 @@ class Forward:
             raise OutOfOrderError(self._passed(path, side))
         if call is None:
             self._refuse_other_name(module, path, side)
-        self.clear.add(path)
+        self.clear[path] = place
         return (module, side, call or 1)
 
     def _refuse_other_name(self, module: nn.Module, path: str, side: str) -> None:
@@ -259,16 +226,17 @@ class Forward:
 
     def is_ahead(self, where: Where) -> bool:
         """Whether the model has not reached this call yet, and may."""
-        return not self.ended and self._counts[where[0]] < where[2] and self.stopped is None
+        return not self.ended and self.places[where[0]].begun < where[2] and self.stopped is None
 
     def find_live(self, where: Where) -> Any:
         """A value at hand that was not asked for: an input of a call under way, the result."""
         module, side, number = where
-        if side == "input" and module in self._live:
-            call, args, kwargs = self._live[module]
+        place = self.places[module]
+        if side == "input" and place.live is not None:
+            call, args, kwargs = place.live
             return (args, kwargs) if call == number else None
         whole = module is self.model.module and side == "output" and not self.generating
-        return self.result if whole and self._done.get(module) == number else None
+        return self.result if whole and place.done == number else None
 
     def refuse_passed(self, where: Where, path: str, side: str) -> None:
         """Refuse to wait for what will not come any more.
@@ -283,8 +251,8 @@ class Forward:
             NeverRanError: If the module was not called in this run, or not that often.
         """
         module, _, number = where
-        begun, done = self._counts.get(module, 0), self._done.get(module, 0)
-        passed = begun if where[1] == "input" else done
+        place = self.places[module]
+        passed = place.begun if where[1] == "input" else place.done
         if passed >= number:
             raise OutOfOrderError(self._passed(path, side))
         if self.stopped is not None:
@@ -305,8 +273,7 @@ class Forward:
         Returns:
             The window, and the number of calls that have begun.
         """
-        self.look_at(module, path)
-        return Window(module), self._counts.get(module, 0)
+        return Window(module), self.look_at(module, path).begun
 
     def advance(self, window: Window, module: nn.Module, number: int) -> None:
         """Move a window to the call of `module` that has just begun."""
@@ -315,54 +282,67 @@ class Forward:
             # what the last iteration was given is the user's now; what was kept stays
             if known is not None and where[2] > known and where[:2] not in self.keeping:
                 del self.values[where]
-        window.base = {one: self._counts.get(one, 0) for one in window.members}
+        window.base = {one: self.calls_begun(one) for one in window.members}
         window.base[module] = number - 1
         window.number = number
         window.stamp = self._arrived
 
     def is_over(self, where: Where) -> bool:
         """Whether a call has ended, or the model waits at its output."""
-        return self.ended or where in self.values or self._done.get(where[0], 0) >= where[2]
+        return self.ended or where in self.values or self.places[where[0]].done >= where[2]
 
     def calls_begun(self, module: nn.Module) -> int:
-        """How many calls of a watched module have begun."""
-        return self._counts.get(module, 0)
+        """How many calls of a module were seen to begin."""
+        place = self.places.get(module)
+        return 0 if place is None else place.begun
 
-    @property
-    def watched(self) -> Iterable[nn.Module]:
-        """The modules that are watched."""
-        return self._counts
+    def want(self, where: Where, body: Body) -> None:
+        """Have `body` get the turn when the model is there."""
+        self.places[where[0]].attended = True
+        self.wanted.setdefault(where, []).append(body)
+
+    def keep(self, module: nn.Module, side: str, name: str) -> None:
+        """Keep a value for as long as the run is alive.
+
+        Args:
+            module: The module, which is watched.
+            side: Which of its values.
+            name: What the user calls it.
+        """
+        self.places[module].attended = True
+        self.keeping[module, side] = name
 
     def note_edit(self, where: Where, what: str) -> None:
         """Remember the last edit, for the model's error messages."""
-        self._edited.add(where[0])
+        self.places[where[0]].edited = True
         self.last_edit = what
 
-    def has_edited(self, module: nn.Module) -> bool:
-        """Whether a value of this module was changed."""
-        return module in self._edited
-
-    def look_at(self, module: nn.Module, path: str) -> None:
+    def look_at(self, module: nn.Module, path: str) -> Place:
         """Watch a module, its ancestors and their children."""
         above = path.rpartition(".")[0]
-        if module in self._counts and (above in self._looked or not path):
-            return
+        place = self.places.get(module)
+        if place is not None and (above in self._looked or not path):
+            return place
         if path:
             self._looked.add(above)
         for parent in self._lineage(path):
-            if parent in self._expanded:
-                continue
-            self._expanded.add(parent)
-            if parent not in self._counts:
+            if parent not in self.places:
                 self._watch_all((parent,))
-            fresh = [child for child in parent.children() if child not in self._counts]
+            seen = self.places[parent]
+            if seen.expanded:
+                continue
+            seen.expanded = True
+            children = dict.fromkeys(parent._modules.values())
+            fresh = [one for one in children if one is not None and one not in self.places]
             if fresh:
-                stamp = self._unseen(parent)
-                if stamp is not None:
-                    self._blind.update(dict.fromkeys(fresh, stamp))
+                stamp = self._unseen(seen)
                 self._watch_all(fresh)
-        if module not in self._counts:
+                if stamp is not None:
+                    for child in fresh:
+                        self.places[child].blind = stamp
+        if module not in self.places:
             self._watch_all((module,))
+        return self.places[module]
 
     def look_at_all(self) -> None:
         """Watch every module."""
@@ -371,13 +351,13 @@ class Forward:
                 'run.keep("all") came after the first value was read: some modules have run '
                 "already.\nWrite it as the first line of the trace."
             )
-        self._watch_all([m for m in self.model.module.modules() if m not in self._counts])
+        self._watch_all([m for m in self.model.module.modules() if m not in self.places])
 
     def interrupt(self) -> None:
         """Have the model end at the next module it calls."""
         self.abandoned = True
         with suppress(RuntimeError):  # a module list that is being changed
-            self._watch_all([m for m in self.model.module.modules() if m not in self._counts])
+            self._watch_all([m for m in self.model.module.modules() if m not in self.places])
 
     def refuse_unused_skips(self) -> None:
         """Refuse to end as if a module had been skipped that was not reached.
@@ -406,16 +386,19 @@ class Forward:
                         self.interrupt()
                     coroutine.close()
             finally:
-                unwatch(list(self._counts), self)
+                unwatch(list(self.places.values()))
                 self.end()
                 self.exits.close()
-                for left in (self.values, self.wanted, self.handed, self.skips, self.listening):
+                # places and the run refer to each other
+                for left in (self.values, self.wanted, self.handed, self.skips, self.places):
                     left.clear()
+                self.clear.clear()
+                self.listening.clear()
 
     def absent(self, where: Where, path: str, side: str) -> str:
         """Say why a value never came."""
         module, _, number = where
-        begun = self._counts.get(module, 0)
+        begun = self.calls_begun(module)
         if begun:
             times = "once" if begun == 1 else f"{begun} times"
             return (
@@ -426,12 +409,12 @@ class Forward:
         names = path.split(".")
         for depth, parent in reversed(list(enumerate(self._lineage(path)))):
             above = typed(".".join(names[:depth]))
-            if parent in self._skipped:
+            if parent in self.places and self.places[parent].skipped:
                 lines.append(f"{above} was skipped.")
                 break
-            if self._counts.get(parent, 0) or not depth:
+            if self.calls_begun(parent) or not depth:
                 children = parent._modules.items()
-                ran = [name for name, child in children if child and self._counts.get(child, 0)]
+                ran = [name for name, child in children if child and self.calls_begun(child)]
                 what = f"called {', '.join(ran)}" if ran else "called none of its modules"
                 lines.append(f"{above} ran and {what}.")
                 break
@@ -465,23 +448,22 @@ class Forward:
         module, side, _ = self.held
         return f"{typed(path_of(self.model.module, module))}.{side}"
 
-    def _unseen(self, parent: nn.Module) -> int | None:
+    def _unseen(self, parent: Place) -> int | None:
         """The moment until which children of `parent` may have been called unseen, or None."""
         if not self.started:
             return None
-        begun = self._counts[parent]
-        if begun and self.held == (parent, "input", begun):
-            return self._arrived if begun > 1 or parent in self._blind else None
+        begun = parent.begun
+        if begun and self.held == (parent.module, "input", begun):
+            return self._arrived if begun > 1 or parent.blind is not None else None
         if not begun:
-            return self._blind.get(parent)
+            return parent.blind
         # a call that has ended says when; one under way may have called them by now
-        return self.clock + 1 if parent in self._live else self._last.get(parent, self.clock + 1)
+        return self.clock + 1 if parent.live or parent.last is None else parent.last
 
     def _watch_all(self, modules: Iterable[nn.Module]) -> None:
-        modules = list(modules)
-        for module in modules:
-            self._counts[module] = 0
-        watch(modules, self)
+        fresh = {module: Place(module, self) for module in modules}
+        self.places.update(fresh)
+        watch(fresh.values())
 
     def _lineage(self, path: str) -> list[nn.Module]:
         """The ancestors of a path, from the root down."""
@@ -490,32 +472,6 @@ class Forward:
             found.append(parent)
             parent = parent._modules.get(name) or getattr(parent, name)
         return found
-
-
-def embeddings(module: nn.Module) -> frozenset[nn.Module]:
-    """Where gradients can begin: the input embeddings of a model, of an encoder and of a decoder.
-
-    Args:
-        module: The whole model.
-
-    Returns:
-        The modules; none if the model does not name them.
-    """
-    found = {_asked(module, "get_input_embeddings")}
-    if getattr(getattr(module, "config", None), "is_encoder_decoder", False):
-        # the encoder's and the decoder's may be modules of their own that share a weight
-        for part in (_asked(module, "get_encoder"), _asked(module, "get_decoder")):
-            found.add(None if part is None else _asked(part, "get_input_embeddings"))
-    return frozenset(one for one in found if one is not None)
-
-
-def _asked(module: nn.Module, name: str) -> nn.Module | None:
-    find = getattr(module, name, None)
-    if find is None:
-        return None
-    with suppress(NotImplementedError, AttributeError):
-        return find()
-    return None
 
 
 _UNSEEN = (
@@ -546,15 +502,3 @@ def _checkpointed() -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def _leaf(output: Any) -> Any:
-    """Have gradients begin at an embedding's output when the weights ask for none."""
-    if not isinstance(output, Tensor) or output.requires_grad or not torch.is_grad_enabled():
-        return output
-    if output.is_inference() or not output.is_floating_point():
-        return output
-    if inside_transform():
-        return output  # torch.func has gradients of its own
-    # the leaf itself may not be written to; the model and the user may write to its copy
-    return output.detach().requires_grad_().clone()

@@ -107,12 +107,14 @@ class GreenletCoroutine:
         if self.abandoned:
             raise Abandoned
 
+    receive = pause
+
     def is_current(self) -> bool:
         """Whether the calling code runs inside."""
         return getcurrent() is self._greenlet
 
     def close(self) -> None:
-        """End the function at its pause; called in another thread, at its own thread's next trace."""
+        """End the function at its pause; in another thread: when its own opens a trace again."""
         self.abandoned = True
         if not self.started:
             self._function = None

@@ -133,7 +133,7 @@ class Opened:
             forward.thread = None  # a new thread may get the number of the one that is gone
         if self._ident != threading.get_ident():
             if forward is not None:
-                unwatch(list(forward.watched), forward)
+                unwatch(list(forward.places.values()))
             self.close()
 
 

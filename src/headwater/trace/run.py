@@ -137,7 +137,7 @@ class Run:
         if isinstance(what, str) and what == "all":
             forward.look_at_all()
             for path, module in self._model.module.named_modules():
-                forward.keeping[module, "output"] = f"{typed(path)}.output"
+                forward.keep(module, "output", f"{typed(path)}.output")
             return
         if not isinstance(what, (str, Submodule, Site, Iterable)):
             raise TraceError(
@@ -163,7 +163,7 @@ class Run:
             where = forward.find(module, path, side, self._windows, None)
             if where not in forward.values:
                 forward.refuse_passed(where, path, side)
-            forward.keeping[module, side] = f"{typed(path)}.{side}"
+            forward.keep(module, side, f"{typed(path)}.{side}")
 
     @property
     def result(self) -> Any:

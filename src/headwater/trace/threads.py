@@ -99,6 +99,8 @@ class ThreadCoroutine:
         if self.abandoned:
             raise Abandoned
 
+    receive = pause
+
     def is_current(self) -> bool:
         """Whether the calling code runs inside."""
         return self._ident == threading.get_ident()

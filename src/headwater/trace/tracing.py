@@ -182,7 +182,7 @@ class Trace(Run):
             return
         for place in (where, end):
             if place is not None:
-                forward.wanted[place] = [_Pausing(coroutine)]
+                forward.want(place, coroutine)
         forward.handed.let_go()
         try:
             coroutine.resume()
@@ -222,18 +222,6 @@ class Trace(Run):
                 self._retained.clear()
                 if self._opened is not None:
                     self._opened.close()
-
-
-class _Pausing:
-    """The body of a `with` block: it gets the turn when the model's coroutine pauses."""
-
-    __slots__ = ("_coroutine",)
-
-    def __init__(self, coroutine: coroutines.Coroutine) -> None:
-        self._coroutine = coroutine
-
-    def receive(self) -> None:
-        self._coroutine.pause()
 
 
 def _go(

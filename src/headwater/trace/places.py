@@ -1,0 +1,166 @@
+"""One module as one run sees it: how often it was called, and what is wanted of it.
+
+The model's side of a trace is here: every call of a watched module goes through `Place.call`, so it
+does next to nothing for a module of which nothing is wanted.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from headwater.trace.abandoned import Abandoned
+from headwater.trace.context import inside_transform
+from headwater.trace.handed import Where
+
+
+@runtime_checkable
+class Watching(Protocol):
+    """The run, as far as a call of a module needs it."""
+
+    thread: int | None
+    running: bool
+    abandoned: bool
+    clock: int
+    skips: dict[tuple[nn.Module, int], Any]
+
+    def wants(self, where: Where) -> bool:
+        """Whether somebody waits for this value, or it is to be kept."""
+        ...
+
+    def arrive(self, where: Where, value: Any) -> Any:
+        """Hand a value over; return what flows on."""
+
+
+class Place:
+    """One module in one run.
+
+    Args:
+        module: The module.
+        forward: The run.
+    """
+
+    __slots__ = (
+        "attended",
+        "begun",
+        "blind",
+        "done",
+        "edited",
+        "expanded",
+        "first_input",
+        "first_output",
+        "forward",
+        "last",
+        "leaf",
+        "live",
+        "module",
+        "skipped",
+    )
+
+    def __init__(self, module: nn.Module, forward: Watching) -> None:
+        self.module = module
+        self.forward = forward
+        self.begun = 0
+        self.done = 0
+        self.last: int | None = None
+        """The moment after its last call ended."""
+        self.live: tuple[int, tuple[Any, ...], dict[str, Any]] | None = None
+        """The call under way: its number and arguments."""
+        self.attended = False
+        """Whether anything of it was ever wanted, kept or skipped in this run."""
+        self.leaf = False
+        """Whether gradients begin at its output."""
+        self.blind: int | None = None
+        """The moment until which it may have been called unseen."""
+        self.edited = False
+        self.expanded = False
+        """Whether its children are watched, too."""
+        self.skipped = False
+        self.first_input: Where = (module, "input", 1)
+        self.first_output: Where = (module, "output", 1)
+
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the module; hand over what somebody waits for.
+
+        Args:
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            What the caller of the module gets.
+
+        Raises:
+            Abandoned: If the run is to end.
+        """
+        forward = self.forward
+        if forward.abandoned:
+            raise Abandoned
+        self.begun = number = self.begun + 1
+        self.live = (number, args, kwargs)
+        if self.attended:
+            args, kwargs = self._enter(number, args, kwargs)
+        if forward.skips and (self.module, number) in forward.skips:
+            output = forward.skips.pop((self.module, number))
+            self.skipped = True
+        else:
+            output = self.module._call_impl(*args, **kwargs)
+        if self.leaf:
+            output = _leaf(output)
+        self.live = None
+        self.done += 1
+        self.last = forward.clock + 1
+        if self.attended:
+            where = self.first_output if number == 1 else (self.module, "output", number)
+            if forward.wants(where):
+                return forward.arrive(where, output)
+        return output
+
+    def _enter(
+        self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        where = self.first_input if number == 1 else (self.module, "input", number)
+        if self.forward.wants(where):
+            args, kwargs = self.forward.arrive(where, (args, kwargs))
+            self.live = (number, args, kwargs)
+        return args, kwargs
+
+
+def embeddings(module: nn.Module) -> frozenset[nn.Module]:
+    """Where gradients can begin: the input embeddings of a model, of an encoder and of a decoder.
+
+    Args:
+        module: The whole model.
+
+    Returns:
+        The modules; none if the model does not name them.
+    """
+    found = {_asked(module, "get_input_embeddings")}
+    if getattr(getattr(module, "config", None), "is_encoder_decoder", False):
+        # the encoder's and the decoder's may be modules of their own that share a weight
+        for part in (_asked(module, "get_encoder"), _asked(module, "get_decoder")):
+            found.add(None if part is None else _asked(part, "get_input_embeddings"))
+    return frozenset(one for one in found if one is not None)
+
+
+def _asked(module: nn.Module, name: str) -> nn.Module | None:
+    find = getattr(module, name, None)
+    if find is None:
+        return None
+    with suppress(NotImplementedError, AttributeError):
+        return find()
+    return None
+
+
+def _leaf(output: Any) -> Any:
+    """Have gradients begin at an embedding's output when the weights ask for none."""
+    if not isinstance(output, Tensor) or output.requires_grad or not torch.is_grad_enabled():
+        return output
+    if output.is_inference() or not output.is_floating_point():
+        return output
+    if inside_transform():
+        return output  # torch.func has gradients of its own
+    # the leaf itself may not be written to; the model and the user may write to its copy
+    return output.detach().requires_grad_().clone()
