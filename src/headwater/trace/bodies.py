@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from headwater.errors import TraceError
+from headwater.interrupts import Held
 from headwater.trace.context import CallerState, refuse_transforms
 from headwater.trace.forward import Forward
 from headwater.trace.handed import Where
@@ -165,7 +166,8 @@ def run_bodies(
         for run in runs:
             run._coroutine.close()
             run._state = None
-        forward.close(None)
+        with Held():
+            forward.close(None)
     if failed is not None:
         # raised here, not where it was caught: its context stays what the body made it
         try:

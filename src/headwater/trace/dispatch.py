@@ -104,20 +104,24 @@ def watch(places: Iterable[Place]) -> None:
     with _lock:
         for place in places:
             module = place.module
-            own = vars(module)
-            if own.get("gradient_checkpointing") and module.training and torch.is_grad_enabled():
+            own = module.__dict__
+            if (
+                own.get("gradient_checkpointing") is True
+                and module.training
+                and torch.is_grad_enabled()
+            ):
                 raise ModelStateError(
                     f"gradient checkpointing is on in {type(module).__name__}: the backward pass "
                     "runs it again without the trace.\n"
                     "Switch it off with model.module.eval()."
                 )
             there = own.get(CALL, _ABSENT)
-            dispatcher = _dispatcher(there)
+            dispatcher = None if there is _ABSENT else _dispatcher(there)
             if dispatcher is None:
                 dispatcher = Dispatcher(module, there)
                 # a bound method: an object with __call__ would take torch longer to call
                 own[CALL] = dispatcher.call
-            dispatcher.places = (*dispatcher.places, place)
+            dispatcher.places += (place,)
 
 
 def unwatch(places: Iterable[Place]) -> None:
@@ -128,13 +132,14 @@ def unwatch(places: Iterable[Place]) -> None:
     """
     with _lock:
         for place in places:
-            own = vars(place.module)
+            own = place.module.__dict__
             there = _dispatcher(own.get(CALL))
             if there is None:
                 continue
-            there.places = tuple([one for one in there.places if one is not place])
-            if there.places:
-                continue
+            if there.places != (place,):
+                there.places = tuple([one for one in there.places if one is not place])
+                if there.places:
+                    continue
             if there.before is _ABSENT:
                 del own[CALL]
             else:

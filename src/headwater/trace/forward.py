@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from headwater.errors import NeverRanError, OutOfOrderError, TraceError
-from headwater.interrupts import Held
 from headwater.trace.abandoned import Abandoned
 from headwater.trace.dispatch import unwatch, watch
 from headwater.trace.handed import Handed, Where
+from headwater.trace.names import typed
 from headwater.trace.places import Place, embeddings
-from headwater.trace.submodules import typed
 
 if TYPE_CHECKING:
     from headwater.models import Model
@@ -375,25 +374,26 @@ class Forward:
     def close(self, coroutine: Any) -> None:
         """End the model, leave no trace in its modules, and forget every value.
 
+        SIGINT is to be held meanwhile.
+
         Args:
             coroutine: What runs the model, or None.
         """
-        with Held():
-            try:
-                if coroutine is not None and not coroutine.finished:
-                    self.abandoned = True
-                    if coroutine.started and not coroutine.paused:
-                        self.interrupt()
-                    coroutine.close()
-            finally:
-                unwatch(list(self.places.values()))
-                self.end()
-                self.exits.close()
-                # places and the run refer to each other
-                for left in (self.values, self.wanted, self.handed, self.skips, self.places):
-                    left.clear()
-                self.clear.clear()
-                self.listening.clear()
+        try:
+            if coroutine is not None and not coroutine.finished:
+                self.abandoned = True
+                if coroutine.started and not coroutine.paused:
+                    self.interrupt()
+                coroutine.close()
+        finally:
+            unwatch(self.places.values())
+            self.end()
+            self.exits.close()
+            # places and the run refer to each other
+            for left in (self.values, self.wanted, self.handed, self.skips, self.places):
+                left.clear()
+            self.clear.clear()
+            self.listening.clear()
 
     def absent(self, where: Where, path: str, side: str) -> str:
         """Say why a value never came."""

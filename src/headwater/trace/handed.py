@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from headwater.errors import TraceError
+from headwater.trace.names import Named, name_of
 
 Where = tuple[nn.Module, str, int]
 """A value of a run: the module, which of its values (`input`, `output`, or a site), the call."""
@@ -50,14 +51,21 @@ class Outputs(tuple[Any, ...]):
 class Entry:
     """One tensor that was handed out."""
 
-    __slots__ = ("name", "node", "number", "reference", "where")
+    __slots__ = ("named", "node", "number", "reference", "where")
 
-    def __init__(self, tensor: Tensor, name: str, where: Where) -> None:
-        self.reference = weakref.ref(tensor)
-        self.name = name
+    def __init__(
+        self, tensor: Tensor, named: Named, where: Where, reference: weakref.ref[Tensor]
+    ) -> None:
+        self.reference = reference
+        self.named = named
         self.where = where
         self.node = tensor.grad_fn
         self.number = tensor.output_nr
+
+    @property
+    def name(self) -> str:
+        """What the user would type to get it."""
+        return name_of(self.named)
 
     def settle(self, tensor: Tensor) -> None:
         """Remember what the tensor is now: the model, or the user, may write into it later."""
@@ -89,36 +97,38 @@ class Handed:
         self._containers: dict[Where, tuple[str, list[weakref.ref[Tensor]]]] = {}
         """Values that hold their tensors in something that can be given others, and which."""
 
-    def add(self, value: Any, name: str, where: Where) -> None:
+    def add(self, value: Any, named: Named, where: Where) -> None:
         """Note the tensors of a value.
 
         Args:
             value: A tensor, or a nest of tuples, lists, mappings and dataclasses.
-            name: What the user would type to get it.
+            named: What the user would type to get it.
             where: Where it flows.
         """
         if isinstance(value, Tensor):
-            self._add(value, name, where)
+            self._add(value, named, where)
             return
+        name = name_of(named)
         for suffix, tensor in tensors_in(value):
             self._add(tensor, name + suffix, where)
         if any(True for _ in _containers_in(value)):
             self._containers[where] = (name, _contents(value))
 
-    def _add(self, tensor: Tensor, name: str, where: Where) -> None:
+    def _add(self, tensor: Tensor, named: Named, where: Where) -> None:
         there = self._of.get(id(tensor))
         if there is not None and there.reference() is tensor:
             there.where = where  # a block's input is the tensor its predecessor returned
             if there.node is not tensor.grad_fn:
                 there.settle(tensor)  # written into by the model: it is another value now
-                there.name = name
+                there.named = named
             return
-        entry = Entry(tensor, name, where)
+        reference = weakref.ref(tensor)
+        entry = Entry(tensor, named, where, reference)
         self.entries.append(entry)
         self._of[id(tensor)] = entry
         if not tensor.is_inference():
             self._watched.append(entry)
-            self._references.append(entry.reference)
+            self._references.append(reference)
             self._versions.append(tensor._version)
             if self._held is not None:
                 self._held.append(tensor)
@@ -143,12 +153,23 @@ class Handed:
             for one in (self._watched, self._references, self._versions):
                 del one[:-_LATEST]
         self._held = [reference() for reference in self._references]
+        if self._containers:
+            self._look_into_containers()
+        return self._changed()
+
+    def _look_into_containers(self) -> None:
         for where, (name, _) in list(self._containers.items()):
             if where in self._values:
                 self._containers[where] = (name, _contents(self._values[where]))
             else:
                 del self._containers[where]
-        return self._changed()
+
+    def is_untouched(self) -> bool:
+        """Whether nothing can have been edited in place, or given another tensor, since `look`."""
+        held = self._held
+        if held is None or self._containers:
+            return held is None
+        return [-1 if one is None else one._version for one in held] == self._versions
 
     def edited(self) -> list[Entry]:
         """The entries edited in place since this was last asked, or since `look`."""

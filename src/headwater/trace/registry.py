@@ -63,6 +63,12 @@ def runs_here() -> list[Run]:
     return [run for reference in _here().runs if (run := reference()) is not None]
 
 
+def only_run_here() -> Run | None:
+    """The run that is open here, if it is the only one."""
+    references = _here().runs
+    return references[0]() if len(references) == 1 else None
+
+
 def blocks_here() -> list[Backward]:
     """The backward blocks open here, innermost last."""
     return [block for reference in _here().blocks if (block := reference()) is not None]

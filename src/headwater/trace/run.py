@@ -24,8 +24,9 @@ from headwater.sites import Site
 from headwater.trace.forward import Forward, Window
 from headwater.trace.frames import user_frame
 from headwater.trace.handed import Entry, Outputs, Where, share_memory, tensors_in
+from headwater.trace.names import typed
 from headwater.trace.opcodes import subscripts_zero
-from headwater.trace.submodules import Submodule, at_path, refuse_elsewhere, typed
+from headwater.trace.submodules import Submodule, at_path, refuse_elsewhere
 
 if TYPE_CHECKING:
     from headwater.models import Model
@@ -253,17 +254,14 @@ class Run:
         value = self._value(proxy.module, path, "output", proxy._call)
         if type(value) is tuple:
             return Outputs(value)
-        if path[-1:].isdigit() and isinstance(value, Tensor) and value.ndim > 1:
-            batched = (
-                not value.is_nested
-                and value.shape[0] > 1
-                and f"{typed(path)}.output" not in self._model.noticed
-            )
-            if batched and subscripts_zero(user_frame()):
-                self._notice_zero(path)
+        # blocks of a list used to return tuples
+        if path[-1:].isdigit() and isinstance(value, Tensor) and subscripts_zero(user_frame()):
+            self._notice_zero(path, value)
         return value
 
-    def _notice_zero(self, path: str) -> None:
+    def _notice_zero(self, path: str, value: Tensor) -> None:
+        if value.ndim < 2 or value.is_nested or value.shape[0] < 2:
+            return
         name = f"{typed(path)}.output"
         self._model._notice(
             name,
@@ -281,16 +279,22 @@ class Run:
     ) -> Any:
         """The value at a place, after running the model up to it."""
         what = what or side
-        if self._state is None and self._kept:
+        forward = self._state
+        if forward is None and self._kept:
             kept = self._kept.get((module, side, call or 1))
             if kept is not None:
                 return kept
-        forward = self._forward(path, what)
-        if call is None and not self._windows and path in forward.clear:
-            where = (module, side, 1)
-        else:
+        if forward is None or forward.running or self._ident != get_ident():
+            forward = self._forward(path, what)
+        place = forward.clear.get(path) if call is None and not self._windows else None
+        if place is None:
             where = self._place(forward, module, path, side, call)
-        if where not in forward.values:
+        elif side == "output":
+            where = place.first_output
+        else:
+            where = place.first_input if side == "input" else (module, side, 1)
+        values = forward.values
+        if where not in values:
             ahead = forward.is_ahead(where)
             live = None if ahead else forward.find_live(where)
             if live is None:
@@ -298,21 +302,21 @@ class Run:
                     forward.refuse_passed(where, path, what)
                 self._settle(forward)
                 self._wait(forward, where)
-                if where not in forward.values:
+                if where not in values:
                     forward.refuse_passed(where, path, what)
                     raise TraceError(forward.absent(where, path, what))
             elif forward.strict:
                 raise OutOfOrderError(self._backwards(forward, path, what))
             else:
-                forward.values[where] = live
+                values[where] = live
         elif forward.strict and where != forward.held and not self._is_latest(forward, where):
             raise OutOfOrderError(self._backwards(forward, path, what))
-        value = forward.values[where]
+        value = values[where]
         shown = value
         if what == "input":
             args, kwargs = value
             shown = first_of(args, kwargs, path)
-        forward.handed.add(shown, f"{typed(path)}.{what}", where)
+        forward.handed.add(shown, (path, what), where)
         return value
 
     def _place(
@@ -413,10 +417,13 @@ class Run:
 
     def _settle(self, forward: Forward) -> None:
         """See what the body has edited in place while it had the turn."""
-        rebound = forward.handed.rebound(forward.held)
+        handed = forward.handed
+        if handed.is_untouched():
+            return
+        rebound = handed.rebound(forward.held)
         if rebound is not None:
             raise LateWriteError(self._late(forward, rebound, how="was given another tensor"))
-        edited = forward.handed.edited()
+        edited = handed.edited()
         if not edited:
             return
         held = forward.values.get(forward.held) if forward.held is not None else None

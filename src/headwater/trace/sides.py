@@ -18,7 +18,7 @@ import torch
 from headwater.trace import context
 
 # What can be read without looking into a stack of modes. The first _SPECIAL of them are false, zero
-# or None unless something special is going on; behind _SPECIAL + 3 come the switches.
+# or None unless something special is going on; the inference mode and the switches follow.
 _READERS: tuple[Callable[[], Any], ...] = (
     context.is_any_autocast_enabled,
     context.functions_length,
@@ -27,12 +27,9 @@ _READERS: tuple[Callable[[], Any], ...] = (
     # before torch 2.8 the hooks cannot be read: they hold for both sides there
     partial(context.top_saved_hooks or (lambda _: None), True),
     torch.is_inference_mode_enabled,
-    partial(torch.get_autocast_dtype, "cpu"),
-    partial(torch.get_autocast_dtype, "cuda"),
     *(reader for reader, _ in context.SWITCHES),
 )
 _SPECIAL = 5
-_FIRST_SWITCH = _SPECIAL + 3
 _inference_mode: Any = context.private("_C._InferenceMode")
 
 _kept_for_good: list[Any] = []
@@ -76,9 +73,11 @@ class Sides:
     """
 
     def __init__(self) -> None:
-        self._inner, self._inner_special = glance(), None
-        if any(self._inner[:_SPECIAL]):
-            self._inner_special = _Special.here()
+        self._inner = glance()
+        """What the inner side left."""
+        self._inner_special = _special(self._inner)
+        self._usual = None if self._inner_special is not None else self._inner
+        """What both sides have as long as neither does anything special."""
         self._outer: list[Any] | None = None
         """What the outer side left, while the inner one has the turn."""
         self._outer_special: _Special | None = None
@@ -86,25 +85,31 @@ class Sides:
 
     def enter(self) -> None:
         """Give the turn to the inner side."""
-        outer = glance()
-        if outer != self._inner or any(outer[:_SPECIAL]):
-            self._outer_special = _Special.here() if any(outer[:_SPECIAL]) else None
-            self._outer = outer
-            if outer != self._inner or self._outer_special != self._inner_special:
+        outer, usual = glance(), self._usual
+        if outer == usual:
+            if self._inner is not usual:
                 self._install(self._inner, self._inner_special)
-        else:
-            self._outer_special, self._outer = None, outer
+            self._outer, self._outer_special = usual, None
+            return
+        special = _special(outer)
+        if outer != self._inner or special != self._inner_special:
+            self._install(self._inner, self._inner_special)
+        self._outer, self._outer_special = outer, special
 
     def leave(self) -> None:
         """Give the turn back to the outer side; does nothing if it has it."""
-        outer = self._outer
+        outer, usual = self._outer, self._usual
         if outer is None:
             return
         inner = glance()
-        special = any(inner[:_SPECIAL])
-        self._inner, self._inner_special = inner, _Special.here() if special else None
-        if inner != outer or self._inner_special != self._outer_special:
-            self._install(outer, self._outer_special)
+        if inner == usual:
+            self._inner, self._inner_special = usual, None
+            if outer is not usual:
+                self._install(outer, self._outer_special)
+        else:
+            self._inner, self._inner_special = inner, _special(inner)
+            if inner != outer or self._inner_special != self._outer_special:
+                self._install(outer, self._outer_special)
         self._outer = None
 
     def end(self) -> None:
@@ -119,14 +124,10 @@ class Sides:
         context.pop_all(context.functions_length, context.pop_function)
         context.pop_all(context.dispatches_length, context.pop_dispatch)
         self._set_inference(seen[_SPECIAL])
-        for (reader, setter), value in zip(context.SWITCHES, seen[_FIRST_SWITCH:], strict=False):
+        for (reader, setter), value in zip(context.SWITCHES, seen[_SPECIAL + 1 :], strict=False):
             if reader() != value:
                 setter(value)
-        _set_casts(
-            (("cpu", False, seen[_SPECIAL + 1]), ("cuda", False, seen[_SPECIAL + 2]))
-            if special is None
-            else special.casts
-        )
+        _set_casts(() if special is None else special.casts)
         _set_hooks(() if special is None else special.hooks, seen[3])
         if len(seen) > len(_READERS):
             context.enter_cuda([], *seen[-1])
@@ -146,6 +147,10 @@ class Sides:
         if torch.is_inference_mode_enabled() != wanted:
             self._guard = _inference_mode(wanted)
             self._guard.__enter__()
+
+
+def _special(seen: list[Any]) -> _Special | None:
+    return _Special.here() if any(seen[:_SPECIAL]) else None
 
 
 def _set_casts(wanted: tuple[tuple[str, bool, torch.dtype], ...]) -> None:

@@ -7,7 +7,6 @@ these names is reached by its path, `run["bert.encoder.layer.0.output"]`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
@@ -19,7 +18,8 @@ from headwater.errors import (
     UnknownModuleError,
     did_you_mean,
 )
-from headwater.trace.registry import runs_here
+from headwater.trace.names import typed
+from headwater.trace.registry import only_run_here, runs_here
 
 if TYPE_CHECKING:
     from headwater.models import Model
@@ -200,22 +200,6 @@ _set_model, _set_module, _set_path, _set_run, _set_call = (
 )
 
 
-@lru_cache(maxsize=4096)
-def typed(path: str) -> str:
-    """What a user types to reach a path: `model.model.layers[1]` for `model.layers.1`.
-
-    Args:
-        path: The path in the module; empty for the model itself.
-
-    Returns:
-        The expression, for a model in a variable `model`.
-    """
-    found = "model"
-    for name in path.split(".") if path else []:
-        found += f"[{name}]" if name.isdigit() else f".{name}"
-    return found
-
-
 def open_run(model: Model, path: str) -> Run:
     """The one run of `model` that is open in this thread.
 
@@ -230,6 +214,9 @@ def open_run(model: Model, path: str) -> Run:
         OutsideTraceError: If there is none.
         AmbiguousTraceError: If there are two.
     """
+    only = only_run_here()
+    if only is not None and only._model.module is model.module:
+        return only
     found = None
     for run in runs_here():
         if run._model.module is model.module:

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from threading import get_ident
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,9 @@ from headwater.trace.context import CallerState, refuse_transforms
 from headwater.trace.forward import Forward, path_of
 from headwater.trace.handed import Where
 from headwater.trace.inputs import prepared
+from headwater.trace.names import typed
 from headwater.trace.registry import Opened
 from headwater.trace.run import Run
-from headwater.trace.submodules import typed
 from headwater.trace.threads import ThreadCoroutine
 
 if TYPE_CHECKING:
@@ -37,6 +37,15 @@ if TYPE_CHECKING:
 
 OPTIONS = ("requires_grad", "order", "keep", "worker", "remote")
 """Keywords of a trace that are not the model's."""
+
+
+_USUAL: dict[str, Any] = {
+    "requires_grad": None,
+    "order": "any",
+    "keep": (),
+    "worker": "greenlet",
+    "remote": False,
+}
 
 
 class Trace(Run):
@@ -52,19 +61,30 @@ class Trace(Run):
         UnknownOptionError: If an option has a value it cannot have.
     """
 
+    _options: dict[str, Any]
+    _given: tuple[tuple[Any, ...], dict[str, Any]]
+    _generating: bool
+    _coroutine: coroutines.Coroutine | None
+    _opened: Opened | None
+    _result: Any
+    _stopped: str | None
+    _has_result: bool
+
     def __init__(
         self, model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], *, generating: bool
     ) -> None:
-        options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
+        options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs} if kwargs else {}
         super().__init__(model, None)
-        self._options = checked(options)
-        self._given = (args, kwargs)
-        self._generating = generating
-        self._coroutine: coroutines.Coroutine | None = None
-        self._opened: Opened | None = None
-        self._result: Any = None
-        self._stopped: str | None = None
-        self._has_result = False
+        self.__dict__.update(
+            _options=checked(options) if options else _USUAL,
+            _given=(args, kwargs),
+            _generating=generating,
+            _coroutine=None,
+            _opened=None,
+            _result=None,
+            _stopped=None,
+            _has_result=False,
+        )
 
     def __enter__(self) -> Trace:
         if self._opened is not None:
@@ -80,30 +100,33 @@ class Trace(Run):
             raise
 
     def _open(self) -> None:
-        kind = coroutines.worker(self._options["worker"])
-        self._threaded = threaded = kind is ThreadCoroutine
+        options, model = self._options, self._model
+        kind = coroutines.worker(options["worker"])
+        threaded = kind is ThreadCoroutine
         if threaded:
             refuse_transforms()
         args, kwargs = self._given
-        args, kwargs = prepared(
-            self._model, args, kwargs, for_generate=self._generating, options=OPTIONS
-        )
-        self._given = ((), {})
-        wants = self._options["requires_grad"]
+        args, kwargs = prepared(model, args, kwargs, for_generate=self._generating, options=OPTIONS)
+        wants = options["requires_grad"]
         if wants and not self._generating:
             args, kwargs = leaves(args), leaves(kwargs)
         forward = Forward(
-            self._model,
+            model,
             leaf=wants is not False and not self._generating and torch.is_grad_enabled(),
-            strict=self._options["order"] == "strict",
+            strict=options["order"] == "strict",
             generating=self._generating,
         )
-        self._shape = shape_of(args, kwargs)
-        module = self._model.module
-        function: Any = module.generate if self._generating else module
+        function: Any = model.module.generate if self._generating else model.module
         state = CallerState.capture() if threaded else None
         coroutine = kind(functools.partial(_go, forward, state, function, args, kwargs))
-        self._state, self._coroutine, self._ident = forward, coroutine, get_ident()
+        self.__dict__.update(
+            _given=((), {}),
+            _shape=shape_of(args, kwargs),
+            _threaded=threaded,
+            _state=forward,
+            _coroutine=coroutine,
+            _ident=get_ident(),
+        )
         self._opened = Opened(self)
         forward.handed.look()
 
@@ -180,12 +203,16 @@ class Trace(Run):
         coroutine = self._coroutine
         if coroutine is None or coroutine.finished or forward.ended:
             return
-        for place in (where, end):
-            if place is not None:
-                forward.want(place, coroutine)
+        if where is not None:
+            forward.want(where, coroutine)
+        if end is not None:
+            forward.want(end, coroutine)
         forward.handed.let_go()
         try:
             coroutine.resume()
+        except TraceError:  # refused, and nothing has happened
+            forward.wanted.clear()
+            raise
         except BaseException:  # Ctrl-C: the model and the body are out of step now
             forward.stopped = "the model was interrupted"
             forward.interrupt()
@@ -195,29 +222,40 @@ class Trace(Run):
         if end is not None:
             forward.wanted.clear()  # the other of the two
         if coroutine.error is not None:
-            error, coroutine.error = coroutine.error, None
-            forward.stopped = "the model failed"
-            forward.end()
-            annotated(error, forward, where)
-            self._failed = error if isinstance(error, AttributeError) else None
-            try:
-                raise error
-            finally:
-                del error  # or the error's frames and the error would hold each other
+            self._fail(forward, coroutine, where)
         self._look(forward)
 
+    def _fail(
+        self, forward: Forward, coroutine: coroutines.Coroutine, where: Where | None
+    ) -> NoReturn:
+        """Raise what the model has raised, at the line that waited."""
+        error, coroutine.error = coroutine.error, None
+        assert error is not None
+        interrupted = isinstance(error, KeyboardInterrupt)
+        forward.stopped = "the model was interrupted" if interrupted else "the model failed"
+        forward.end()
+        annotated(error, forward, where)
+        self._failed = error if isinstance(error, AttributeError) else None
+        try:
+            raise error
+        finally:
+            del error  # or the error's frames and the error would hold each other
+
     def _close(self) -> None:
+        own = self.__dict__  # plain assignments would go through __setattr__
         with Held():
-            forward, self._state = self._state, None
-            self._failed = None
+            forward = own["_state"]
+            own["_state"] = own["_failed"] = None
             if forward is None:
                 return
-            self._stopped = forward.stopped
+            own["_stopped"] = forward.stopped
             try:
-                self._kept = {w: v for w, v in forward.values.items() if w[:2] in forward.keeping}
-                forward.close(self._coroutine)
+                if forward.keeping:
+                    kept = {w: v for w, v in forward.values.items() if w[:2] in forward.keeping}
+                    own["_kept"] = kept
+                forward.close(own["_coroutine"])
             finally:
-                self._coroutine = None
+                own["_coroutine"] = None
                 self._windows.clear()
                 self._retained.clear()
                 if self._opened is not None:
@@ -258,14 +296,7 @@ def checked(options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UnknownOptionError: If one has a value it cannot have.
     """
-    usual = {
-        "requires_grad": None,
-        "order": "any",
-        "keep": (),
-        "worker": "greenlet",
-        "remote": False,
-    }
-    found = {**usual, **options}
+    found = {**_USUAL, **options}
     if found["remote"]:
         raise UnknownOptionError(
             "trace(remote=True): headwater runs models in this process only, it sends nothing to a "
