@@ -20,7 +20,7 @@ from headwater.architectures.adapter import Adapter, Point
 from headwater.attention import AttentionTaps, listening
 from headwater.errors import GateError, UnavailableSiteError
 from headwater.sites import Site
-from headwater.trace.dispatch import CALL, is_ours, unwatch, watch
+from headwater.trace.dispatch import CALL, Watch, is_ours, unwatch, watch
 
 Tap = Callable[[Tensor], Tensor | None]
 """Gets the value at a site; returns its replacement, or None to leave it."""
@@ -278,22 +278,18 @@ def _with_input(args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor) ->
     return args, {**kwargs, "hidden_states": value}
 
 
-class _Stub:
+class _Stub(Watch):
     """Stands in for a layer in this thread: its calls return their input, or a given residual."""
 
-    running = True
-    edited = False
-
     def __init__(self, module: nn.Module, residual: Tensor | None, *, as_tuple: bool) -> None:
-        self.module = module
-        self.thread: int | None = get_ident()
+        super().__init__(module)
+        self._thread = get_ident()
         self._residual = residual
         self._as_tuple = as_tuple
 
-    @property
-    def forward(self) -> _Stub:
-        """It is a run of its own."""
-        return self
+    def is_due(self) -> bool:
+        """Whether the call comes from this thread."""
+        return self._thread == get_ident()
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what the layer's successor gets."""

@@ -69,11 +69,11 @@ class BodyRun(Run):
         opened = Opened(self)
         try:
             if self._state is not None:
-                self._look(self._state)
+                self._tell_of(self._state.handed.look())
             self._returned = function(self)
             if self._state is not None:
                 self._settle(self._state)
-                self._state.handed.let_go()
+                self._state.handed.held = None
         finally:
             opened.close()
 
@@ -87,7 +87,7 @@ class BodyRun(Run):
                 forward.wanted.setdefault(place, []).append(self)
             elif place is not None:
                 forward.want(place, self)
-        forward.handed.let_go()
+        forward.handed.held = None
         self._coroutine.pause()
         for place in (where, end):
             waiting = forward.wanted.get(place, []) if place is not None else []
@@ -95,7 +95,7 @@ class BodyRun(Run):
                 waiting.remove(self)
             if place is not None and not waiting:
                 forward.wanted.pop(place, None)
-        self._look(forward)
+        self._tell_of(forward.handed.look())
 
 
 _END: Any = "end"
@@ -183,16 +183,13 @@ def _run_all(
 ) -> None:
     for run in runs:
         run.receive()
-    forward.begin()
     try:
-        forward.result = forward.model.module(*args, **kwargs)
+        forward.run(forward.model.module, args, kwargs)
     except _BodyFailed:
         raise
     except Exception as error:
         annotated(error, forward, None)
         raise
-    finally:
-        forward.end()
     forward.refuse_unused_skips()
     # those that wait for what never came learn it here, and may ask for something else
     while any(not run._coroutine.finished for run in runs):

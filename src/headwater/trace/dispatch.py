@@ -1,8 +1,8 @@
 """Stand before the calls of a module while a run watches it.
 
-torch calls a module's `_compiled_call_impl`, if it has one, before it looks at hooks. A dispatcher
-there costs less than a pair of hooks, can leave the module out altogether, and belongs to
-the threads of its runs: a call from any other thread goes through as if nothing were there.
+torch calls a module's `_compiled_call_impl`, if it has one, before it looks at hooks. What stands
+there costs less than a pair of hooks, can leave the module out altogether, and belongs to the
+threads of its runs: a call from any other thread goes through as if nothing were there.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable
-from threading import get_ident
 from types import MethodType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,132 +28,154 @@ _lock = threading.Lock()
 _ABSENT = object()
 
 
-@runtime_checkable
-class Turn(Protocol):
-    """Who has the turn in a run."""
-
-    thread: int | None
-    """The thread in which its model runs."""
-    running: bool
-    """Whether its model has the turn."""
-
-
-@runtime_checkable
-class Place(Protocol):
-    """One module in a run that watches it."""
-
-    module: nn.Module
-    forward: Turn
-    """The run."""
-    edited: bool
-    """Whether a value of this module was changed."""
-
-    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the module."""
-
-
-class Dispatcher:
-    """What a watched module is called through.
+class Watch:
+    """One module in a run that watches it.
 
     Args:
         module: The module.
-        before: What stood in the same place, for example a compiled call.
     """
 
-    __slots__ = ("before", "module", "places")
+    edited = False
+    """Whether the run has changed a value of this module."""
+    before: Any = _ABSENT
+    """What stood in its place, for example a compiled call."""
 
-    def __init__(self, module: nn.Module, before: Any) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self.module = module
+
+    def is_due(self) -> bool:
+        """Whether a call now, in this thread, is one of the run's model."""
+        raise NotImplementedError
+
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the module for the run."""
+        raise NotImplementedError
+
+    def dispatch(self, /, *args: Any, **kwargs: Any) -> Any:
+        """What torch calls: the run's call, or the module's as it always was."""
+        if self.is_due():
+            return self.call(args, kwargs)
+        return as_ever(self, self.before, args, kwargs)
+
+
+class _Several(Watch):
+    """Several runs that watch one module."""
+
+    def __init__(self, module: nn.Module, before: Any, watches: tuple[Watch, ...]) -> None:
+        super().__init__(module)
         self.before = before
-        self.places: tuple[Place, ...] = ()
+        self.watches = watches
 
-    def call(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Call the module for the run this thread belongs to, or as it always was."""
-        for place in self.places:
-            run = place.forward
-            if run.running and run.thread == get_ident():
-                return place.call(args, kwargs)
-        task = torch._C._current_graph_task_id()
-        if task != -1 and task not in paused_passes:
-            self._refuse_recomputation()
-        if self.before is _ABSENT or self.before is None:
-            return self.module._call_impl(*args, **kwargs)
-        return self.before(*args, **kwargs)
+    @property
+    def edited(self) -> bool:
+        return any(one.edited for one in self.watches)
 
-    def _refuse_recomputation(self) -> None:
-        """A checkpoint runs its modules again in the backward pass, without the run's edits."""
-        if any(place.edited for place in self.places):
-            raise TraceError(
-                f"a {type(self.module).__name__} edited in this trace is computed again by the "
-                "backward pass (activation checkpointing), where the edit is missing: the "
-                "gradients would be wrong.\nSwitch checkpointing off, for Hugging Face models with "
-                "model.module.eval()."
-            )
+    def dispatch(self, /, *args: Any, **kwargs: Any) -> Any:
+        for one in self.watches:
+            if one.is_due():
+                return one.call(args, kwargs)
+        return as_ever(self, self.before, args, kwargs)
 
 
-def watch(places: Iterable[Place]) -> None:
-    """Have calls of modules go through their places in a run.
+def as_ever(watch: Watch, before: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a module as if nothing watched it.
 
     Args:
-        places: One a module.
+        watch: What watches it.
+        before: What stood in its place.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+
+    Returns:
+        What the module returns.
+
+    Raises:
+        TraceError: If this is a checkpoint's second run of a module that was edited.
+    """
+    task = torch._C._current_graph_task_id()
+    if task != -1 and task not in paused_passes and watch.edited:
+        # a checkpoint runs its modules again in the backward pass, without the run's edits
+        raise TraceError(
+            f"a {type(watch.module).__name__} edited in this trace is computed again by the "
+            "backward pass (activation checkpointing), where the edit is missing: the "
+            "gradients would be wrong.\nSwitch checkpointing off, for Hugging Face models with "
+            "model.module.eval()."
+        )
+    if before is _ABSENT or before is None:
+        return watch.module._call_impl(*args, **kwargs)
+    return before(*args, **kwargs)
+
+
+def watch(watches: Iterable[Watch]) -> None:
+    """Stand before the calls of modules.
+
+    Args:
+        watches: One a module.
 
     Raises:
         ModelStateError: If one of them is checkpointed: its calls are not what they seem.
     """
     with _lock:
-        for place in places:
-            module = place.module
-            own = module.__dict__
-            if (
-                own.get("gradient_checkpointing") is True
-                and module.training
-                and torch.is_grad_enabled()
-            ):
-                raise ModelStateError(
-                    f"gradient checkpointing is on in {type(module).__name__}: the backward pass "
-                    "runs it again without the trace.\n"
-                    "Switch it off with model.module.eval()."
-                )
+        for one in watches:
+            own = one.module.__dict__
+            if own.get("gradient_checkpointing"):
+                _refuse_checkpointing(one.module)
             there = own.get(CALL, _ABSENT)
-            dispatcher = None if there is _ABSENT else _dispatcher(there)
-            if dispatcher is None:
-                dispatcher = Dispatcher(module, there)
-                # a bound method: an object with __call__ would take torch longer to call
-                own[CALL] = dispatcher.call
-            dispatcher.places += (place,)
+            if there is not _ABSENT:
+                present = _watch_of(there)
+                if present is not None:
+                    if type(present) is _Several:
+                        present.watches += (one,)
+                    else:
+                        both = _Several(one.module, present.before, (present, one))
+                        own[CALL] = both.dispatch
+                    continue
+                one.before = there
+            # a bound method: an object with __call__ would take torch longer to call
+            own[CALL] = one.dispatch
 
 
-def unwatch(places: Iterable[Place]) -> None:
-    """Take a run's places away again; where one is not, nothing happens.
+def unwatch(watches: Iterable[Watch]) -> None:
+    """Stand before the calls no longer; where one does not, nothing happens.
 
     Args:
-        places: One a module.
+        watches: One a module.
     """
     with _lock:
-        for place in places:
-            own = place.module.__dict__
-            there = _dispatcher(own.get(CALL))
-            if there is None:
-                continue
-            if there.places != (place,):
-                there.places = tuple([one for one in there.places if one is not place])
-                if there.places:
+        for one in watches:
+            own = one.module.__dict__
+            there = own.get(CALL)
+            present: Any = there.__self__ if type(there) is MethodType else None
+            if type(present) is _Several:
+                present.watches = tuple([other for other in present.watches if other is not one])
+                if present.watches:
                     continue
-            if there.before is _ABSENT:
+            elif present is not one:
+                continue
+            if present.before is _ABSENT:
                 del own[CALL]
             else:
-                own[CALL] = there.before
+                own[CALL] = present.before
 
 
 def is_ours(call: Any) -> bool:
-    """Whether what torch calls a module through is a dispatcher's."""
-    return _dispatcher(call) is not None
+    """Whether what torch calls a module through is of a run that watches it."""
+    return _watch_of(call) is not None
 
 
-def _dispatcher(there: Any) -> Dispatcher | None:
-    if type(there) is MethodType and type(there.__self__) is Dispatcher:
-        return there.__self__
+def _watch_of(call: Any) -> Watch | None:
+    if type(call) is MethodType and isinstance(call.__self__, Watch):
+        return call.__self__
     return None
+
+
+def _refuse_checkpointing(module: nn.Module) -> None:
+    if module.training and torch.is_grad_enabled():
+        raise ModelStateError(
+            f"gradient checkpointing is on in {type(module).__name__}: the backward pass "
+            "runs it again without the trace.\n"
+            "Switch it off with model.module.eval()."
+        )
 
 
 def _new_lock() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -55,33 +55,38 @@ class Forward:
         generating: Whether the result is that of the model's `generate`.
     """
 
+    # what most runs never change is set on the class
+
+    thread: int | None = None
+    running = False
+    started = False
+    ended = False
+    abandoned = False
+    stopped: str | None = None
+    held: Where | None = None
+    result: Any = None
+    last_edit: str | None = None
+    clock = 0
+    _arrived = 0
+
     def __init__(self, model: Model, *, leaf: bool, strict: bool, generating: bool = False) -> None:
         self.model = model
         self.grad = torch.is_grad_enabled()
         self.leafless = self.grad and not leaf
         self.strict = strict
         self.generating = generating
-        self.thread: int | None = None
-        self.running = False
-        self.started = False
-        self.ended = False
-        self.abandoned = False
-        self.stopped: str | None = None
         self.values: dict[Where, Any] = {}
         self.wanted: dict[Where, list[Body]] = {}
-        self.held: Where | None = None
         self.handed = Handed(self.values)
-        self.result: Any = None
         self.skips: dict[tuple[nn.Module, int], Any] = {}
         self.keeping: dict[tuple[nn.Module, str], str] = {}
         self.separate: set[tuple[nn.Module, str]] = set()
         self.errands: list[Callable[[], Any]] = []
         self.listening: set[nn.Module] = set()
-        self.exits = ExitStack()
-        self.last_edit: str | None = None
-        self.seconds: dict[Where, int] = {}  # the order in which values passed
-        self.clock = 0
-        self._arrived = 0
+        self.undoing: list[Callable[[], Any]] = []
+        """What puts the model's configuration back, the last one first."""
+        self.seconds: dict[Where, int] = {}
+        """In strict order: when values passed."""
         self.places: dict[nn.Module, Place] = {}
         """The modules that are watched."""
         self.clear: dict[str, Place] = {}
@@ -95,11 +100,22 @@ class Forward:
 
     # ---- the model's side -------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """The model starts, in this thread."""
+    def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> None:
+        """Run the model, in this thread.
+
+        Args:
+            function: The module, or what calls it.
+            args: Positional arguments.
+            kwargs: Keyword arguments.
+        """
         self.thread = get_ident()
         self.running = self.started = True
-        self._run_errands()
+        try:
+            if self.errands:
+                self._run_errands()
+            self.result = function(*args, **kwargs)
+        finally:
+            self.end()
 
     def wants(self, where: Where) -> bool:
         """Whether somebody waits for this value, or it is to be kept."""
@@ -169,8 +185,6 @@ class Forward:
         self.running = False
         self.ended = True
         self.held = None
-        for place in self.places.values():
-            place.live = None
 
     # ---- the user's side --------------------------------------------------------------------
 
@@ -209,8 +223,23 @@ class Forward:
             raise OutOfOrderError(self._passed(path, side))
         if call is None:
             self._refuse_other_name(module, path, side)
-        self.clear[path] = place
         return (module, side, call or 1)
+
+    def clear_place(self, module: nn.Module, path: str) -> Place | None:
+        """The place of a module whose first call is the one that is meant.
+
+        Args:
+            module: The module, watched from now on.
+            path: Its path.
+
+        Returns:
+            Its place; None if `find` must look closer.
+        """
+        place = self.look_at(module, path)
+        if place.blind is not None or self.model._paths_of(module):
+            return None
+        self.clear[path] = place
+        return place
 
     def _refuse_other_name(self, module: nn.Module, path: str, side: str) -> None:
         """Refuse a second path of a module that stands in several places: which call is meant?"""
@@ -231,7 +260,7 @@ class Forward:
         """A value at hand that was not asked for: an input of a call under way, the result."""
         module, side, number = where
         place = self.places[module]
-        if side == "input" and place.live is not None:
+        if side == "input" and place.live is not None and not self.ended:
             call, args, kwargs = place.live
             return (args, kwargs) if call == number else None
         whole = module is self.model.module and side == "output" and not self.generating
@@ -318,30 +347,33 @@ class Forward:
 
     def look_at(self, module: nn.Module, path: str) -> Place:
         """Watch a module, its ancestors and their children."""
-        above = path.rpartition(".")[0]
-        place = self.places.get(module)
-        if place is not None and (above in self._looked or not path):
+        places = self.places
+        place = places.get(module)
+        if place is not None and (not path or path.rpartition(".")[0] in self._looked):
             return place
-        if path:
-            self._looked.add(above)
+        fresh: list[Place] = []
         for parent in self._lineage(path):
-            if parent not in self.places:
-                self._watch_all((parent,))
-            seen = self.places[parent]
-            if seen.expanded:
+            above = places.get(parent)
+            if above is None:
+                above = places[parent] = Place(parent, self)
+                fresh.append(above)
+            if above.expanded:
                 continue
-            seen.expanded = True
-            children = dict.fromkeys(parent._modules.values())
-            fresh = [one for one in children if one is not None and one not in self.places]
-            if fresh:
-                stamp = self._unseen(seen)
-                self._watch_all(fresh)
-                if stamp is not None:
-                    for child in fresh:
-                        self.places[child].blind = stamp
-        if module not in self.places:
-            self._watch_all((module,))
-        return self.places[module]
+            above.expanded = True
+            stamp = self._unseen(above) if self.started else None
+            for child in parent._modules.values():
+                if child is not None and child not in places:
+                    found = places[child] = Place(child, self)
+                    if stamp is not None:
+                        found.blind = stamp
+                    fresh.append(found)
+        if module not in places:
+            places[module] = Place(module, self)
+            fresh.append(places[module])
+        watch(fresh)
+        if path:
+            self._looked.add(path.rpartition(".")[0])
+        return places[module]
 
     def look_at_all(self) -> None:
         """Watch every module."""
@@ -388,11 +420,12 @@ class Forward:
         finally:
             unwatch(self.places.values())
             self.end()
-            self.exits.close()
+            while self.undoing:
+                self.undoing.pop()()
+            self.handed.clear()
             # places and the run refer to each other
-            for left in (self.values, self.wanted, self.handed, self.skips, self.places):
+            for left in (self.values, self.wanted, self.skips, self.places, self.clear):
                 left.clear()
-            self.clear.clear()
             self.listening.clear()
 
     def absent(self, where: Where, path: str, side: str) -> str:
@@ -450,8 +483,6 @@ class Forward:
 
     def _unseen(self, parent: Place) -> int | None:
         """The moment until which children of `parent` may have been called unseen, or None."""
-        if not self.started:
-            return None
         begun = parent.begun
         if begun and self.held == (parent.module, "input", begun):
             return self._arrived if begun > 1 or parent.blind is not None else None
@@ -470,7 +501,8 @@ class Forward:
         parent, found = self.model.module, []
         for name in path.split(".") if path else ():
             found.append(parent)
-            parent = parent._modules.get(name) or getattr(parent, name)
+            child = parent._modules.get(name)
+            parent = getattr(parent, name) if child is None else child
         return found
 
 

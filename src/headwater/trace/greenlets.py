@@ -11,15 +11,14 @@ import contextvars
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from operator import call
 from threading import get_ident
 from typing import Any
 
 from greenlet import GreenletExit, error, getcurrent, greenlet
 
-from headwater.errors import TraceError
 from headwater.trace.abandoned import Abandoned
-from headwater.trace.context import transform_level
-from headwater.trace.sides import Sides
+from headwater.trace.sides import Sides, surface
 
 FRAMES = 96
 """Native frames between the bottom of a greenlet's stack and the function it runs.
@@ -45,20 +44,23 @@ class GreenletCoroutine:
         function: What to run; gets nothing, its result is dropped.
     """
 
+    started = False
+    paused = False
+    finished = False
+    abandoned = False
+    error: BaseException | None = None
+    """What the function raised."""
+    _greenlet: Any = None
+    _outside: list[Any] | None = None
+    """While the function has the turn: a glance at what its caller has."""
+
     def __init__(self, function: Callable[[], Any]) -> None:
         self._function: Callable[[], Any] | None = function
-        self._greenlet: Any = None  # made when it starts: the two refer to each other
         self._context: contextvars.Context | None = contextvars.copy_context()
         self._ident = get_ident()
-        self._sides = Sides()
+        self._surface = surface()
+        self._sides = Sides(list(map(call, self._surface)))
         self._shapes: list[Any] = []
-        self._level = transform_level()
-        self.started = False
-        self.paused = False
-        self.finished = False
-        self.abandoned = False
-        self.error: BaseException | None = None
-        """What the function raised."""
 
     def resume(self) -> None:
         """Give the turn to the function; return when it pauses or ends.
@@ -67,31 +69,34 @@ class GreenletCoroutine:
             TraceError: If the caller has entered or left a `torch.func` transform since the
                 last turn.
         """
-        if self._function is None and not self.started:
-            return
-        if transform_level() != self._level and not self.abandoned:
-            raise TraceError(
-                "a value was asked for inside a torch.func transform that the body of the trace "
-                "has entered, or left, since the last one: it would reach the model in the middle "
-                "of its run.\nAsk for the value outside of the transform, or open the whole trace "
-                "inside it."
-            )
-        here = self._greenlet
+        here, sides = self._greenlet, self._sides
         if here is None:
-            here = self._greenlet = _Deep(self._run)
+            if self._function is None:
+                return
+            # made only now: this and the greenlet refer to each other
+            here = self._greenlet = Deep(self._run)
             here.gr_context, self._context = self._context, None
             self.started = True
         here.parent = getcurrent()
-        sides, shapes = self._sides, self._shapes
-        sides.enter()
-        outside = getattr(_shapes, "memo_stack", None)
+        outside = list(map(call, self._surface))
+        if outside != sides.usual or not sides.alike:
+            sides.enter(outside, refuse=not self.abandoned)
+        shapes = getattr(_shapes, "memo_stack", None)
+        self._outside = outside
         try:
-            _shapes.memo_stack = shapes
+            _shapes.memo_stack = self._shapes
             here.switch()
         finally:
-            _shapes.memo_stack = [] if outside is None else outside
-            sides.leave()
-            self._level = transform_level()
+            _shapes.memo_stack = [] if shapes is None else shapes
+            self._back()
+
+    def _back(self) -> None:
+        """The caller has the turn again, and what it had."""
+        outside, sides = self._outside, self._sides
+        inside = list(map(call, self._surface))
+        if outside is not None and not (inside == outside == sides.usual and sides.alike):
+            sides.leave(inside, outside)
+        self._outside = None
 
     def pause(self) -> None:
         """Give the turn back, from inside; return when resumed.
@@ -121,7 +126,7 @@ class GreenletCoroutine:
         elif self._ident != get_ident():
             _orphans.setdefault(self._ident, []).append(self)
         else:
-            self._sides.leave()  # the caller may have been interrupted before
+            self._back()  # the caller may have been interrupted before
             while not self.finished:
                 self.resume()
             self._sides.end()
@@ -151,7 +156,7 @@ def end_orphans() -> None:
             orphan.close()
 
 
-class _Deep(greenlet):
+class Deep(greenlet):
     """A greenlet that calls its function with `FRAMES` native frames below it."""
 
     notes: Any = None
@@ -164,12 +169,6 @@ class _Deep(greenlet):
 
 def _descend() -> None:
     next(_CHAIN, None)
-
-
-def innermost() -> _Deep | None:
-    """The greenlet of a coroutine whose inside the caller is; None outside of all."""
-    here = getcurrent()
-    return here if type(here) is _Deep else None
 
 
 class _Bottom:

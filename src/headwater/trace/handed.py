@@ -9,6 +9,7 @@ import dataclasses
 import operator
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
+from operator import attrgetter, call
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from headwater.trace.names import Named, name_of
 Where = tuple[nn.Module, str, int]
 """A value of a run: the module, which of its values (`input`, `output`, or a site), the call."""
 
+_version = attrgetter("_version")
 _LATEST = 1024  # edits in place are looked for in this many of the last tensors handed out
 
 
@@ -53,10 +55,8 @@ class Entry:
 
     __slots__ = ("named", "node", "number", "reference", "where")
 
-    def __init__(
-        self, tensor: Tensor, named: Named, where: Where, reference: weakref.ref[Tensor]
-    ) -> None:
-        self.reference = reference
+    def __init__(self, tensor: Tensor, named: Named, where: Where) -> None:
+        self.reference = weakref.ref(tensor)
         self.named = named
         self.where = where
         self.node = tensor.grad_fn
@@ -83,6 +83,11 @@ class Handed:
     # This is asked at every turn, for all values: so versions are compared as whole lists, and what
     # they belong to is looked at only if they differ.
 
+    held: list[Tensor] | None = None
+    """What was handed out, while the user's code has the turn: it may drop what it has edited."""
+    _lost = False
+    """Whether tensors are gone that the lists still have."""
+
     def __init__(self, values: Mapping[Where, Any]) -> None:
         self._values = values
         self.entries: list[Entry] = []
@@ -92,8 +97,6 @@ class Handed:
         self._references: list[weakref.ref[Tensor]] = []
         self._versions: list[int] = []
         """What the versions of `_watched` were when they were looked at."""
-        self._held: list[Tensor | None] | None = None
-        """Their tensors while the user's code has the turn: it may drop one that it has edited."""
         self._containers: dict[Where, tuple[str, list[weakref.ref[Tensor]]]] = {}
         """Values that hold their tensors in something that can be given others, and which."""
 
@@ -122,16 +125,17 @@ class Handed:
                 there.settle(tensor)  # written into by the model: it is another value now
                 there.named = named
             return
-        reference = weakref.ref(tensor)
-        entry = Entry(tensor, named, where, reference)
+        entry = self._of[id(tensor)] = Entry(tensor, named, where)
         self.entries.append(entry)
-        self._of[id(tensor)] = entry
         if not tensor.is_inference():
             self._watched.append(entry)
-            self._references.append(reference)
+            self._references.append(weakref.ref(tensor, self._lose))
             self._versions.append(tensor._version)
-            if self._held is not None:
-                self._held.append(tensor)
+            if self.held is not None:
+                self.held.append(tensor)
+
+    def _lose(self, _: object) -> None:
+        self._lost = True
 
     def find(self, tensor: Tensor) -> Entry | None:
         """The entry of exactly this tensor, if it was handed out."""
@@ -149,13 +153,18 @@ class Handed:
         Returns:
             The entries that the model has written into since `let_go`.
         """
-        if len(self._watched) > _LATEST:
-            for one in (self._watched, self._references, self._versions):
-                del one[:-_LATEST]
-        self._held = [reference() for reference in self._references]
+        if self._lost or len(self._watched) > _LATEST:
+            self._drop_lost()
+        self.held = list(map(call, self._references))  # pyright: ignore[reportAttributeAccessIssue]
         if self._containers:
             self._look_into_containers()
         return self._changed()
+
+    def _drop_lost(self) -> None:
+        self._lost = False
+        kept = [n for n, reference in enumerate(self._references) if reference() is not None]
+        for one in (self._watched, self._references, self._versions):
+            one[:] = [one[n] for n in kept[-_LATEST:]]
 
     def _look_into_containers(self) -> None:
         for where, (name, _) in list(self._containers.items()):
@@ -164,12 +173,12 @@ class Handed:
             else:
                 del self._containers[where]
 
-    def is_untouched(self) -> bool:
-        """Whether nothing can have been edited in place, or given another tensor, since `look`."""
-        held = self._held
-        if held is None or self._containers:
-            return held is None
-        return [-1 if one is None else one._version for one in held] == self._versions
+    def is_touched(self) -> bool:
+        """Whether something may have been edited, or given another tensor, since `look`."""
+        held = self.held
+        if held is None:
+            return False
+        return bool(self._containers) or list(map(_version, held)) != self._versions
 
     def edited(self) -> list[Entry]:
         """The entries edited in place since this was last asked, or since `look`."""
@@ -203,21 +212,16 @@ class Handed:
             self._containers[where] = (name, now)
         return None
 
-    def let_go(self) -> None:
-        """The model has the turn now: keep no tensor that only the user's code had."""
-        self._held = None
-
     def _changed(self) -> list[Entry]:
-        before, held = self._versions, self._held
+        held, before = self.held, self._versions
         if held is None:
             return []
-        now = [-1 if tensor is None else tensor._version for tensor in held]
+        now = list(map(_version, held))
         if now == before:
             return []
-        pairs = zip(self._watched, held, now, before, strict=True)
-        changed = [one for one, tensor, new, old in pairs if tensor is not None and new != old]
         self._versions = now
-        return changed
+        pairs = zip(self._watched, now, before, strict=True)
+        return [entry for entry, new, old in pairs if new != old]
 
     def clear(self) -> None:
         """Forget everything."""
@@ -225,7 +229,7 @@ class Handed:
             one.clear()
         self._of.clear()
         self._containers.clear()
-        self._held = None
+        self.held = None
 
 
 def _containers_in(value: Any, depth: int = 0) -> Iterator[int]:

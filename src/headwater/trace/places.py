@@ -7,6 +7,7 @@ does next to nothing for a module of which nothing is wanted.
 from __future__ import annotations
 
 from contextlib import suppress
+from threading import get_ident
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from headwater.trace.abandoned import Abandoned
 from headwater.trace.context import inside_transform
+from headwater.trace.dispatch import Watch, as_ever
 from headwater.trace.handed import Where
 
 
@@ -35,7 +37,7 @@ class Watching(Protocol):
         """Hand a value over; return what flows on."""
 
 
-class Place:
+class Place(Watch):
     """One module in one run.
 
     Args:
@@ -43,44 +45,38 @@ class Place:
         forward: The run.
     """
 
-    __slots__ = (
-        "attended",
-        "begun",
-        "blind",
-        "done",
-        "edited",
-        "expanded",
-        "first_input",
-        "first_output",
-        "forward",
-        "last",
-        "leaf",
-        "live",
-        "module",
-        "skipped",
-    )
+    # most of the modules watched are only counted: so what is rarely set is set on the class
+
+    begun = 0
+    done = 0
+    last: int | None = None
+    """The moment after its last call ended."""
+    live: tuple[int, tuple[Any, ...], dict[str, Any]] | None = None
+    """The call under way: its number and arguments."""
+    attended = False
+    """Whether anything of it was ever wanted, kept or skipped in this run."""
+    leaf = False
+    """Whether gradients begin at its output."""
+    blind: int | None = None
+    """The moment until which it may have been called unseen."""
+    expanded = False
+    """Whether its children are watched, too."""
+    skipped = False
 
     def __init__(self, module: nn.Module, forward: Watching) -> None:
         self.module = module
         self.forward = forward
-        self.begun = 0
-        self.done = 0
-        self.last: int | None = None
-        """The moment after its last call ended."""
-        self.live: tuple[int, tuple[Any, ...], dict[str, Any]] | None = None
-        """The call under way: its number and arguments."""
-        self.attended = False
-        """Whether anything of it was ever wanted, kept or skipped in this run."""
-        self.leaf = False
-        """Whether gradients begin at its output."""
-        self.blind: int | None = None
-        """The moment until which it may have been called unseen."""
-        self.edited = False
-        self.expanded = False
-        """Whether its children are watched, too."""
-        self.skipped = False
-        self.first_input: Where = (module, "input", 1)
-        self.first_output: Where = (module, "output", 1)
+
+    def is_due(self) -> bool:
+        """Whether a call now, in this thread, is one of the run's model."""
+        return self.forward.running and self.forward.thread == get_ident()
+
+    def dispatch(self, /, *args: Any, **kwargs: Any) -> Any:
+        """What torch calls: the run's call, or the module's as it always was."""
+        forward = self.forward
+        if forward.running and forward.thread == get_ident():
+            return self.call(args, kwargs)
+        return as_ever(self, self.before, args, kwargs)
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the module; hand over what somebody waits for.
@@ -101,7 +97,10 @@ class Place:
         self.begun = number = self.begun + 1
         self.live = (number, args, kwargs)
         if self.attended:
-            args, kwargs = self._enter(number, args, kwargs)
+            where = (self.module, "input", number)
+            if forward.wants(where):
+                args, kwargs = forward.arrive(where, (args, kwargs))
+                self.live = (number, args, kwargs)
         if forward.skips and (self.module, number) in forward.skips:
             output = forward.skips.pop((self.module, number))
             self.skipped = True
@@ -113,19 +112,10 @@ class Place:
         self.done += 1
         self.last = forward.clock + 1
         if self.attended:
-            where = self.first_output if number == 1 else (self.module, "output", number)
+            where = (self.module, "output", number)
             if forward.wants(where):
                 return forward.arrive(where, output)
         return output
-
-    def _enter(
-        self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        where = self.first_input if number == 1 else (self.module, "input", number)
-        if self.forward.wants(where):
-            args, kwargs = self.forward.arrive(where, (args, kwargs))
-            self.live = (number, args, kwargs)
-        return args, kwargs
 
 
 def embeddings(module: nn.Module) -> frozenset[nn.Module]:

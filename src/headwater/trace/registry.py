@@ -15,12 +15,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from greenlet import getcurrent
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
 from headwater.trace.dispatch import unwatch
 from headwater.trace.frames import user_frame
-from headwater.trace.greenlets import end_orphans, innermost
+from headwater.trace.greenlets import Deep, end_orphans
 from headwater.trace.opcodes import enters_with
 from headwater.trace.views import laid_out_as, part_of, viewed
 
@@ -29,13 +30,15 @@ if TYPE_CHECKING:
     from headwater.trace.run import Run
 
 
-class _Open:
+class Open:
+    """Runs and backward blocks, innermost last."""
+
     def __init__(self) -> None:
         self.runs: list[weakref.ref[Run]] = []
         self.blocks: list[weakref.ref[Backward]] = []
 
 
-class _OpenInThread(_Open, threading.local):
+class _OpenInThread(Open, threading.local):
     pass
 
 
@@ -48,30 +51,24 @@ _retain_grad: Any = torch._C.TensorBase.retain_grad
 _grad: Any = torch._C.TensorBase.grad  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _here() -> _Open:
+def open_here() -> Open:
     """What is open where the caller stands: in its thread, or inside a model that a trace runs."""
-    inside = innermost()
-    if inside is None:
+    inside = getcurrent()
+    if type(inside) is not Deep:
         return _in_thread
     if inside.notes is None:
-        inside.notes = _Open()
+        inside.notes = Open()
     return inside.notes
 
 
 def runs_here() -> list[Run]:
     """The runs open here, innermost last."""
-    return [run for reference in _here().runs if (run := reference()) is not None]
-
-
-def only_run_here() -> Run | None:
-    """The run that is open here, if it is the only one."""
-    references = _here().runs
-    return references[0]() if len(references) == 1 else None
+    return [run for reference in open_here().runs if (run := reference()) is not None]
 
 
 def blocks_here() -> list[Backward]:
     """The backward blocks open here, innermost last."""
-    return [block for reference in _here().blocks if (block := reference()) is not None]
+    return [block for reference in open_here().blocks if (block := reference()) is not None]
 
 
 def enter_block(block: Backward) -> Callable[[], None]:
@@ -83,7 +80,7 @@ def enter_block(block: Backward) -> Callable[[], None]:
     Returns:
         What ends the note, in any thread.
     """
-    blocks, reference = _here().blocks, weakref.ref(block)
+    blocks, reference = open_here().blocks, weakref.ref(block)
     blocks.append(reference)
     return functools.partial(_forget, blocks, reference)
 
@@ -104,7 +101,7 @@ class Opened:
         global _open_runs
         end_orphans()
         self._ident = threading.get_ident()
-        self._runs = _here().runs
+        self._runs = open_here().runs
         self._reference = weakref.ref(run)
         self._runs.append(self._reference)
         self._closed = False
@@ -220,7 +217,7 @@ def _backward_or_block(
     inputs: Any = None,
 ) -> Any:
     """What `Tensor.backward` is while a trace is open: a block in a `with`, else torch's own."""
-    if not _here().runs:
+    if not open_here().runs:
         return _backward(self, gradient, retain_graph, create_graph, inputs)
     from headwater.trace.backward import Backward, bare
 

@@ -25,7 +25,6 @@ from headwater.trace.forward import Forward, Window
 from headwater.trace.frames import user_frame
 from headwater.trace.handed import Entry, Outputs, Where, share_memory, tensors_in
 from headwater.trace.names import typed
-from headwater.trace.opcodes import subscripts_zero
 from headwater.trace.submodules import Submodule, at_path, refuse_elsewhere
 
 if TYPE_CHECKING:
@@ -250,14 +249,8 @@ class Run:
         return forward
 
     def _output(self, proxy: Submodule) -> Any:
-        path = proxy.path
-        value = self._value(proxy.module, path, "output", proxy._call)
-        if type(value) is tuple:
-            return Outputs(value)
-        # blocks of a list used to return tuples
-        if path[-1:].isdigit() and isinstance(value, Tensor) and subscripts_zero(user_frame()):
-            self._notice_zero(path, value)
-        return value
+        value = self._value(proxy.module, proxy.path, "output", proxy._call)
+        return Outputs(value) if type(value) is tuple else value
 
     def _notice_zero(self, path: str, value: Tensor) -> None:
         if value.ndim < 2 or value.is_nested or value.shape[0] < 2:
@@ -267,7 +260,7 @@ class Run:
             name,
             f"{name} is a tensor, not a tuple: [0] is the first prompt of the batch. "
             f"Write {name} for all of them.",
-            stacklevel=4,
+            stacklevel=3,
         )
 
     def _read(self, proxy: Submodule, what: str) -> Any:
@@ -286,13 +279,13 @@ class Run:
                 return kept
         if forward is None or forward.running or self._ident != get_ident():
             forward = self._forward(path, what)
-        place = forward.clear.get(path) if call is None and not self._windows else None
+        place = None
+        if call is None and not self._windows:
+            place = forward.clear.get(path) or forward.clear_place(module, path)
         if place is None:
             where = self._place(forward, module, path, side, call)
-        elif side == "output":
-            where = place.first_output
         else:
-            where = place.first_input if side == "input" else (module, side, 1)
+            where = (module, side, 1)
         values = forward.values
         if where not in values:
             ahead = forward.is_ahead(where)
@@ -300,7 +293,8 @@ class Run:
             if live is None:
                 if not ahead:
                     forward.refuse_passed(where, path, what)
-                self._settle(forward)
+                if forward.handed.is_touched():
+                    self._settle(forward)
                 self._wait(forward, where)
                 if where not in values:
                     forward.refuse_passed(where, path, what)
@@ -418,7 +412,7 @@ class Run:
     def _settle(self, forward: Forward) -> None:
         """See what the body has edited in place while it had the turn."""
         handed = forward.handed
-        if handed.is_untouched():
+        if not handed.is_touched():
             return
         rebound = handed.rebound(forward.held)
         if rebound is not None:
@@ -442,9 +436,9 @@ class Run:
         if self._state is not None:
             self._settle(self._state)
 
-    def _look(self, forward: Forward) -> None:
+    def _tell_of(self, changed: list[Entry]) -> None:
         """The body has the turn again; say once if the model wrote into what it holds."""
-        for entry in forward.handed.look():
+        for entry in changed:
             self._model._notice(
                 f"change of {entry.name}",
                 f"the model itself has changed {entry.name} in place after handing it out: the "

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from operator import call
 from typing import Any, NamedTuple
 
 import torch
 
+from headwater.errors import TraceError
 from headwater.trace import context
 
 # What can be read without looking into a stack of modes. The first _SPECIAL of them are false, zero
-# or None unless something special is going on; the inference mode and the switches follow.
-_READERS: tuple[Callable[[], Any], ...] = (
+# or None unless something special is going on.
+_SURFACE: tuple[Callable[[], Any], ...] = (
     context.is_any_autocast_enabled,
     context.functions_length,
     context.dispatches_length,
@@ -27,21 +27,19 @@ _READERS: tuple[Callable[[], Any], ...] = (
     # before torch 2.8 the hooks cannot be read: they hold for both sides there
     partial(context.top_saved_hooks or (lambda _: None), True),
     torch.is_inference_mode_enabled,
+    context.transform_level,
     *(reader for reader, _ in context.SWITCHES),
 )
-_SPECIAL = 5
+_SPECIAL, _INFERENCE, _LEVEL, _SWITCHES = 5, 5, 6, 7
 _inference_mode: Any = context.private("_C._InferenceMode")
 
 _kept_for_good: list[Any] = []
 """Inference guards whose end would change what is in force."""
 
 
-def glance() -> list[Any]:
-    """What torch keeps for this thread, as far as a look at its surface tells."""
-    found = list(map(call, _READERS))
-    if torch.cuda.is_initialized():
-        found.append(context.cuda_place())
-    return found
+def surface() -> tuple[Callable[[], Any], ...]:
+    """What to call, in order, for a glance at what torch keeps for this thread."""
+    return (*_SURFACE, context.cuda_place) if torch.cuda.is_initialized() else _SURFACE
 
 
 class _Special(NamedTuple):
@@ -69,52 +67,61 @@ class _Special(NamedTuple):
 class Sides:
     """Two sides of one thread: the outer one, which makes this, and the inner one.
 
-    The inner side begins with what the outer one has.
+    The inner side begins with what the outer one has. Who changes sides takes a glance at
+    `surface` first; only if it is not as `usual` on both of them is there anything to do.
     """
 
-    def __init__(self) -> None:
-        self._inner = glance()
+    def __init__(self, seen: list[Any]) -> None:
+        self._inner = seen
         """What the inner side left."""
-        self._inner_special = _special(self._inner)
-        self._usual = None if self._inner_special is not None else self._inner
+        self._inner_special = _special(seen)
+        self.usual = None if self._inner_special is not None else seen
         """What both sides have as long as neither does anything special."""
+        self.alike = self.usual is not None
+        """Whether the inner side left what is usual."""
         self._outer: list[Any] | None = None
-        """What the outer side left, while the inner one has the turn."""
+        """What the outer side left, while the inner one has the turn and something is special."""
         self._outer_special: _Special | None = None
         self._guard: Any = None
 
-    def enter(self) -> None:
-        """Give the turn to the inner side."""
-        outer, usual = glance(), self._usual
-        if outer == usual:
-            if self._inner is not usual:
-                self._install(self._inner, self._inner_special)
-            self._outer, self._outer_special = usual, None
-            return
+    def enter(self, outer: list[Any], *, refuse: bool) -> None:
+        """Give the turn to the inner side.
+
+        Args:
+            outer: A glance at the outer one.
+            refuse: Whether the inner side may be refused its turn.
+
+        Raises:
+            TraceError: If the outer side has entered or left a `torch.func` transform.
+        """
+        if outer[_LEVEL] != self._inner[_LEVEL] and refuse:
+            raise TraceError(
+                "a value was asked for inside a torch.func transform that the body of the trace "
+                "has entered, or left, since the last one: it would reach the model in the middle "
+                "of its run.\nAsk for the value outside of the transform, or open the whole trace "
+                "inside it."
+            )
         special = _special(outer)
+        self._outer, self._outer_special = outer, special
         if outer != self._inner or special != self._inner_special:
             self._install(self._inner, self._inner_special)
-        self._outer, self._outer_special = outer, special
 
-    def leave(self) -> None:
-        """Give the turn back to the outer side; does nothing if it has it."""
-        outer, usual = self._outer, self._usual
-        if outer is None:
-            return
-        inner = glance()
-        if inner == usual:
-            self._inner, self._inner_special = usual, None
-            if outer is not usual:
-                self._install(outer, self._outer_special)
-        else:
-            self._inner, self._inner_special = inner, _special(inner)
-            if inner != outer or self._inner_special != self._outer_special:
-                self._install(outer, self._outer_special)
-        self._outer = None
+    def leave(self, inner: list[Any], outer: list[Any]) -> None:
+        """Give the turn back to the outer side.
+
+        Args:
+            inner: A glance at the inner one.
+            outer: The one at the outer one before its turn.
+        """
+        special = _special(inner)
+        self._inner, self._inner_special = inner, special
+        self.alike = inner == self.usual
+        if inner != outer or special != self._outer_special:
+            self._install(outer, self._outer_special)
+        self._outer = self._outer_special = None
 
     def end(self) -> None:
         """The inner side is over."""
-        self.leave()
         if self._guard is not None:
             _kept_for_good.append(self._guard)
             self._guard = None
@@ -123,13 +130,13 @@ class Sides:
         # modes come off first and go on last, or they would see the switches being set
         context.pop_all(context.functions_length, context.pop_function)
         context.pop_all(context.dispatches_length, context.pop_dispatch)
-        self._set_inference(seen[_SPECIAL])
-        for (reader, setter), value in zip(context.SWITCHES, seen[_SPECIAL + 1 :], strict=False):
+        self._set_inference(seen[_INFERENCE])
+        for (reader, setter), value in zip(context.SWITCHES, seen[_SWITCHES:], strict=False):
             if reader() != value:
                 setter(value)
         _set_casts(() if special is None else special.casts)
         _set_hooks(() if special is None else special.hooks, seen[3])
-        if len(seen) > len(_READERS):
+        if len(seen) > len(_SURFACE):
             context.enter_cuda([], *seen[-1])
         if special is not None:
             for mode in special.dispatches:

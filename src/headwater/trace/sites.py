@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -156,8 +157,10 @@ def _listen(run: Run, forward: Forward, module: Any, path: str) -> None:
             )
 
         def switch() -> None:
-            forward.exits.enter_context(model.lock)
-            forward.exits.enter_context(switched_on(model.module))
+            stack = ExitStack()
+            forward.undoing.append(stack.close)
+            stack.enter_context(model.lock)
+            stack.enter_context(switched_on(model.module))
 
         run._arrange(switch)
     if module in forward.listening:

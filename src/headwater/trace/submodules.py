@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from headwater.errors import (
     AmbiguousTraceError,
@@ -18,8 +18,10 @@ from headwater.errors import (
     UnknownModuleError,
     did_you_mean,
 )
+from headwater.trace.frames import caller
 from headwater.trace.names import typed
-from headwater.trace.registry import only_run_here, runs_here
+from headwater.trace.opcodes import subscripts_zero
+from headwater.trace.registry import open_here, runs_here
 
 if TYPE_CHECKING:
     from headwater.models import Model
@@ -79,7 +81,12 @@ class Submodule:
             OutOfOrderError: If the model has passed it and it was not kept.
             NeverRanError: If the module is not called in this run.
         """
-        return self._bound()._output(self)
+        run = self._run
+        value = (open_run(self._model, self.path) if run is None else run)._output(self)
+        # blocks in a list used to return tuples: is the first item wanted, or the first prompt?
+        if self.path[-1:].isdigit() and isinstance(value, Tensor) and subscripts_zero(caller()):
+            self._bound()._notice_zero(self.path, value)
+        return value
 
     @output.setter
     def output(self, value: Any) -> None:
@@ -214,9 +221,11 @@ def open_run(model: Model, path: str) -> Run:
         OutsideTraceError: If there is none.
         AmbiguousTraceError: If there are two.
     """
-    only = only_run_here()
-    if only is not None and only._model.module is model.module:
-        return only
+    references = open_here().runs
+    if len(references) == 1:
+        run = references[0]()
+        if run is not None and run._model is model:
+            return run
     found = None
     for run in runs_here():
         if run._model.module is model.module:

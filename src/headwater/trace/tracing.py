@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -117,8 +117,11 @@ class Trace(Run):
             generating=self._generating,
         )
         function: Any = model.module.generate if self._generating else model.module
-        state = CallerState.capture() if threaded else None
-        coroutine = kind(functools.partial(_go, forward, state, function, args, kwargs))
+        # refers to no trace, so that a dropped trace is noticed
+        go = functools.partial(forward.run, function, args, kwargs)
+        if threaded:
+            go = functools.partial(CallerState.capture().run, go)
+        coroutine = kind(go)
         self.__dict__.update(
             _given=((), {}),
             _shape=shape_of(args, kwargs),
@@ -139,7 +142,8 @@ class Trace(Run):
         try:
             answer, forward = None, self._state
             if forward is not None and error is None:
-                self._settle(forward)
+                if forward.handed.is_touched():
+                    self._settle(forward)
                 self._run_out(forward)
                 if forward.stopped is None:
                     forward.refuse_unused_skips()
@@ -207,7 +211,7 @@ class Trace(Run):
             forward.want(where, coroutine)
         if end is not None:
             forward.want(end, coroutine)
-        forward.handed.let_go()
+        forward.handed.held = None
         try:
             coroutine.resume()
         except TraceError:  # refused, and nothing has happened
@@ -223,7 +227,9 @@ class Trace(Run):
             forward.wanted.clear()  # the other of the two
         if coroutine.error is not None:
             self._fail(forward, coroutine, where)
-        self._look(forward)
+        changed = forward.handed.look()
+        if changed:
+            self._tell_of(changed)
 
     def _fail(
         self, forward: Forward, coroutine: coroutines.Coroutine, where: Where | None
@@ -260,28 +266,6 @@ class Trace(Run):
                 self._retained.clear()
                 if self._opened is not None:
                     self._opened.close()
-
-
-def _go(
-    forward: Forward,
-    state: CallerState | None,
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> None:
-    """Run the model in its coroutine; refers to no trace, so that a dropped trace is noticed."""
-
-    def inside() -> None:
-        forward.begin()
-        try:
-            forward.result = function(*args, **kwargs)
-        finally:
-            forward.end()
-
-    if state is None:
-        inside()
-    else:
-        state.run(inside)
 
 
 def checked(options: dict[str, Any]) -> dict[str, Any]:
