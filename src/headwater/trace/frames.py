@@ -20,10 +20,15 @@ def user_frame() -> FrameType:
     return frame
 
 
-def caller() -> FrameType:
-    """The frame of the user's code, called from a property that this code reads."""
-    frame = sys._getframe(2)
-    # a type checker's wrapper stands between while our tests run
+def past_checkers(frame: FrameType) -> FrameType:
+    """A frame, or the user's if it is a type checker's wrapper, as while our tests run.
+
+    Args:
+        frame: What calls headwater.
+
+    Returns:
+        The frame of the user's code.
+    """
     return user_frame() if frame.f_code.co_filename.startswith("<@beartype") else frame
 
 

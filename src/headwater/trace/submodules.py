@@ -6,6 +6,7 @@ these names is reached by its path, `run["bert.encoder.layer.0.output"]`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,7 +19,7 @@ from headwater.errors import (
     UnknownModuleError,
     did_you_mean,
 )
-from headwater.trace.frames import caller
+from headwater.trace.frames import past_checkers
 from headwater.trace.names import typed
 from headwater.trace.opcodes import subscripts_zero
 from headwater.trace.registry import open_here, runs_here
@@ -84,8 +85,10 @@ class Submodule:
         run = self._run
         value = (open_run(self._model, self.path) if run is None else run)._output(self)
         # blocks in a list used to return tuples: is the first item wanted, or the first prompt?
-        if self.path[-1:].isdigit() and isinstance(value, Tensor) and subscripts_zero(caller()):
-            self._bound()._notice_zero(self.path, value)
+        if self.path[-1:].isdigit() and isinstance(value, Tensor):
+            frame = past_checkers(sys._getframe(1))
+            if subscripts_zero(frame):
+                self._bound()._notice_zero(self.path, value)
         return value
 
     @output.setter
