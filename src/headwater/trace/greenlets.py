@@ -8,19 +8,20 @@ kept apart (`sides.py`).
 from __future__ import annotations
 
 import contextvars
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from operator import call
 from threading import get_ident
-from typing import Any
+from typing import Any, no_type_check
 
 from greenlet import GreenletExit, error, getcurrent, greenlet
 
 from headwater.trace.abandoned import Abandoned
 from headwater.trace.sides import Sides, surface
 
-FRAMES = 96
+FRAMES = 80
 """Native frames between the bottom of a greenlet's stack and the function it runs.
 
 A greenlet's stack lies below that of whoever resumes it, which need not be who started it: a walk
@@ -29,7 +30,6 @@ crash the process. torch walks 64 frames and a few whenever it raises an error i
 must be there. NNsight, with the same difficulty, replaces libc's `backtrace` by one that does
 nothing.
 """
-
 
 try:  # axis sizes that jaxtyping knows for the functions a thread is in
     from jaxtyping._storage import _shape_storage as _shapes
@@ -60,7 +60,6 @@ class GreenletCoroutine:
         self._ident = get_ident()
         self._surface = surface()
         self._sides = Sides(list(map(call, self._surface)))
-        self._shapes: list[Any] = []
 
     def resume(self) -> None:
         """Give the turn to the function; return when it pauses or ends.
@@ -73,22 +72,23 @@ class GreenletCoroutine:
         if here is None:
             if self._function is None:
                 return
-            # made only now: this and the greenlet refer to each other
-            here = self._greenlet = Deep(self._run)
-            here.gr_context, self._context = self._context, None
+            # found only now: this and the greenlet refer to each other while it runs
+            here = self._greenlet = _idle_or_new()
+            here.function, here.gr_context = self._run, self._context
+            self._context = None
             self.started = True
         here.parent = getcurrent()
         outside = list(map(call, self._surface))
         if outside != sides.usual or not sides.alike:
             sides.enter(outside, refuse=not self.abandoned)
-        shapes = getattr(_shapes, "memo_stack", None)
         self._outside = outside
         try:
-            _shapes.memo_stack = self._shapes
-            here.switch()
+            _turn(here)
         finally:
-            _shapes.memo_stack = [] if shapes is None else shapes
             self._back()
+        if self.finished:
+            self._greenlet = None
+            _retire(here)
 
     def _back(self) -> None:
         """The caller has the turn again, and what it had."""
@@ -130,7 +130,6 @@ class GreenletCoroutine:
             while not self.finished:
                 self.resume()
             self._sides.end()
-            self._greenlet = None
 
     def _run(self) -> None:
         try:
@@ -157,32 +156,87 @@ def end_orphans() -> None:
 
 
 class Deep(greenlet):
-    """A greenlet that calls its function with `FRAMES` native frames below it."""
+    """A greenlet that runs one function after another with `FRAMES` native frames below them."""
 
+    function: Callable[[], Any] | None = None
+    """What it is to run next; it ends if there is nothing."""
     notes: Any = None
     """What others note about the code inside."""
 
-    def __init__(self, function: Callable[[], Any]) -> None:
-        super().__init__(_descend)  # a method would have the greenlet hold itself
-        self.function: Callable[[], Any] | None = function
+    def __init__(self) -> None:
+        super().__init__(_descend)
+        self.shapes: list[Any] = []
+        """What jaxtyping knows of the functions inside."""
 
 
+class _Idle(threading.local):
+    """The greenlet of this thread that waits for work: starting one takes as long as ten turns."""
+
+    greenlet: Deep | None = None
+    limit = 0
+    """What the recursion limit was when it was started; a greenlet counts for itself."""
+
+
+_idle = _Idle()
+
+
+def _idle_or_new() -> Deep:
+    idle, _idle.greenlet = _idle.greenlet, None
+    if idle is None or sys.getrecursionlimit() != _idle.limit or _is_watched():
+        _idle.limit = sys.getrecursionlimit()
+        return Deep()
+    return idle
+
+
+def _retire(here: Deep) -> None:
+    """Let a greenlet that is through wait for work, or end it."""
+    here.gr_context = here.notes = None
+    parent: Any = here.parent
+    if _idle.greenlet is None and parent.parent is None and not _is_watched():
+        _idle.greenlet = here
+    elif not here.dead:
+        _turn(here)
+
+
+def _turn(here: Deep) -> None:
+    """Switch to a greenlet until it switches back."""
+    shapes = getattr(_shapes, "memo_stack", None)
+    try:
+        _shapes.memo_stack = here.shapes
+        here.switch()
+    finally:
+        _shapes.memo_stack = [] if shapes is None else shapes
+
+
+def _is_watched() -> bool:
+    """Whether a debugger or profiler is on: greenlets remember whether it was when they began."""
+    return sys.gettrace() is not None or sys.getprofile() is not None
+
+
+# Not type-checked while our tests run: these two are under way from one coroutine to the next,
+# and may be ended in the middle of another function.
+@no_type_check
 def _descend() -> None:
     next(_CHAIN, None)
 
 
 class _Bottom:
-    """The innermost iterator of a chain: calls the function of the greenlet it is asked in."""
+    """The innermost iterator of a chain: runs what the greenlet it is asked in is to run."""
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
+    @no_type_check
     def __next__(self) -> Any:
-        here: Any = getcurrent()
-        function, here.function = here.function, None
-        del here  # or a greenlet that nobody wants any more would hold itself
-        function()
-        raise StopIteration
+        while True:
+            here: Any = getcurrent()
+            function, here.function = here.function, None
+            if function is None:
+                raise StopIteration
+            del here  # or a greenlet that nobody wants any more would hold itself
+            function()
+            del function
+            getcurrent().parent.switch()
 
 
 def _chain() -> Iterator[Any]:
