@@ -51,8 +51,8 @@ class GreenletCoroutine:
     error: BaseException | None = None
     """What the function raised."""
     _greenlet: Any = None
-    _outside: list[Any] | None = None
-    """While the function has the turn: a glance at what its caller has."""
+    _outside: tuple[list[Any], list[Any]] | None = None
+    """While the function has the turn: a glance at what its caller has, and jaxtyping's stack."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self._function: Callable[[], Any] | None = function
@@ -61,6 +61,9 @@ class GreenletCoroutine:
         self._surface = surface()
         self._sides = Sides(list(map(call, self._surface)))
 
+    # Not type-checked while our tests run, as what follows with this mark: jaxtyping keeps a stack
+    # of calls for a thread, which is one of the things that are exchanged here.
+    @no_type_check
     def resume(self) -> None:
         """Give the turn to the function; return when it pauses or ends.
 
@@ -79,22 +82,32 @@ class GreenletCoroutine:
             self.started = True
         here.parent = getcurrent()
         outside = list(map(call, self._surface))
-        if outside != sides.usual or not sides.alike:
-            sides.enter(outside, refuse=not self.abandoned)
-        self._outside = outside
+        agree = outside == sides.usual and sides.alike
+        if not agree and not self.abandoned:
+            sides.refuse_transform(outside)
+        # from here on there is something to put back
+        self._outside = outside, getattr(_shapes, "memo_stack", [])
         try:
-            _turn(here)
+            if not agree:
+                sides.enter(outside)
+            _shapes.memo_stack = here.shapes
+            here.switch()
         finally:
             self._back()
+        if here.dead:  # interrupted before the function began, or after it ended
+            self.finished = True
         if self.finished:
             self._greenlet = None
             _retire(here)
 
+    @no_type_check
     def _back(self) -> None:
         """The caller has the turn again, and what it had."""
-        outside, sides = self._outside, self._sides
+        if self._outside is None:
+            return
+        (outside, _shapes.memo_stack), sides = self._outside, self._sides
         inside = list(map(call, self._surface))
-        if outside is not None and not (inside == outside == sides.usual and sides.alike):
+        if not (inside == outside == sides.usual and sides.alike):
             sides.leave(inside, outside)
         self._outside = None
 
@@ -118,6 +131,7 @@ class GreenletCoroutine:
         """Whether the calling code runs inside."""
         return getcurrent() is self._greenlet
 
+    @no_type_check
     def close(self) -> None:
         """End the function at its pause; in another thread: when its own opens a trace again."""
         self.abandoned = True
@@ -170,42 +184,33 @@ class Deep(greenlet):
 
 
 class _Idle(threading.local):
-    """The greenlet of this thread that waits for work: starting one takes as long as ten turns."""
+    """The greenlets of this thread that wait for work: starting one takes as long as ten turns."""
 
-    greenlet: Deep | None = None
-    limit = 0
-    """What the recursion limit was when it was started; a greenlet counts for itself."""
+    def __init__(self) -> None:
+        self.greenlets: list[Deep] = []
+        self.limit = 0
+        """What the recursion limit was when they were started; greenlets count for themselves."""
 
 
 _idle = _Idle()
+_SEVERAL = 3  # a trace, a backward block in it, and one more
 
 
 def _idle_or_new() -> Deep:
-    idle, _idle.greenlet = _idle.greenlet, None
-    if idle is None or sys.getrecursionlimit() != _idle.limit or _is_watched():
-        _idle.limit = sys.getrecursionlimit()
-        return Deep()
-    return idle
+    idle, limit = _idle.greenlets, sys.getrecursionlimit()
+    if limit != _idle.limit or _is_watched():
+        idle.clear()
+        _idle.limit = limit
+    return idle.pop() if idle else Deep()
 
 
 def _retire(here: Deep) -> None:
-    """Let a greenlet that is through wait for work, or end it."""
+    """Let a greenlet that is through wait for work; one more than can wait ends when dropped."""
     here.gr_context = here.notes = None
     parent: Any = here.parent
-    if _idle.greenlet is None and parent.parent is None and not _is_watched():
-        _idle.greenlet = here
-    elif not here.dead:
-        _turn(here)
-
-
-def _turn(here: Deep) -> None:
-    """Switch to a greenlet until it switches back."""
-    shapes = getattr(_shapes, "memo_stack", None)
-    try:
-        _shapes.memo_stack = here.shapes
-        here.switch()
-    finally:
-        _shapes.memo_stack = [] if shapes is None else shapes
+    waits = not here.dead and parent.parent is None and not _is_watched()
+    if waits and len(_idle.greenlets) < _SEVERAL:
+        _idle.greenlets.append(here)
 
 
 def _is_watched() -> bool:
@@ -213,8 +218,6 @@ def _is_watched() -> bool:
     return sys.gettrace() is not None or sys.getprofile() is not None
 
 
-# Not type-checked while our tests run: these two are under way from one coroutine to the next,
-# and may be ended in the middle of another function.
 @no_type_check
 def _descend() -> None:
     next(_CHAIN, None)

@@ -79,30 +79,33 @@ class Sides:
         """What both sides have as long as neither does anything special."""
         self.alike = self.usual is not None
         """Whether the inner side left what is usual."""
-        self._outer: list[Any] | None = None
-        """What the outer side left, while the inner one has the turn and something is special."""
         self._outer_special: _Special | None = None
         self._guard: Any = None
 
-    def enter(self, outer: list[Any], *, refuse: bool) -> None:
-        """Give the turn to the inner side.
+    def refuse_transform(self, outer: list[Any]) -> None:
+        """Refuse to change sides inside a transform that the inner side knows nothing of.
 
         Args:
-            outer: A glance at the outer one.
-            refuse: Whether the inner side may be refused its turn.
+            outer: A glance at the outer side.
 
         Raises:
             TraceError: If the outer side has entered or left a `torch.func` transform.
         """
-        if outer[_LEVEL] != self._inner[_LEVEL] and refuse:
+        if outer[_LEVEL] != self._inner[_LEVEL]:
             raise TraceError(
                 "a value was asked for inside a torch.func transform that the body of the trace "
                 "has entered, or left, since the last one: it would reach the model in the middle "
                 "of its run.\nAsk for the value outside of the transform, or open the whole trace "
                 "inside it."
             )
-        special = _special(outer)
-        self._outer, self._outer_special = outer, special
+
+    def enter(self, outer: list[Any]) -> None:
+        """Give the turn to the inner side.
+
+        Args:
+            outer: A glance at the outer one.
+        """
+        self._outer_special = special = _special(outer)
         if outer != self._inner or special != self._inner_special:
             self._install(self._inner, self._inner_special)
 
@@ -118,7 +121,7 @@ class Sides:
         self.alike = inner == self.usual
         if inner != outer or special != self._outer_special:
             self._install(outer, self._outer_special)
-        self._outer = self._outer_special = None
+        self._outer_special = None
 
     def end(self) -> None:
         """The inner side is over."""
