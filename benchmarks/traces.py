@@ -182,8 +182,12 @@ class NNsight:
 LIBRARIES = {"headwater": Headwater, "nnsight": NNsight}
 
 
-def subject(size: str) -> tuple[nn.Module, nn.Module, Tensor]:
-    """Two modules over the same frozen weights, the second to be wrapped, and their input."""
+def subject(size: str) -> tuple[nn.Module, nn.Module, nn.Module, Tensor]:
+    """Three modules over the same frozen weights, and their input.
+
+    One for the bare pass, one for plain hooks, one to be wrapped: each is used as often as the
+    others, or what it is made of would be in the caches of one variant more than of the next.
+    """
     torch.manual_seed(0)
     if size == "chain":
         module, inputs = Chain(), torch.zeros(1)
@@ -193,21 +197,23 @@ def subject(size: str) -> tuple[nn.Module, nn.Module, Tensor]:
         inputs = torch.randint(1, config.vocab_size, (PROMPTS, LENGTH))
     module.eval().requires_grad_(False)
     shared = {id(parameter): parameter for parameter in module.parameters()}
-    return module, copy.deepcopy(module, shared), inputs
+    copies = [copy.deepcopy(module, dict(shared)) for _ in range(2)]
+    return module, *copies, inputs
 
 
 def works(library: str, size: str, case: str) -> Works:
     """What one process runs in turn."""
-    module, wrapped, inputs = subject(size)
+    bare_module, module, wrapped, inputs = subject(size)
     plain = Plain(module, inputs)
-    bare: Works = {"bare": plain.bare}
+    bare: Works = {"bare": Plain(bare_module, inputs).bare}
     if library == "none":
         return bare
     traced = LIBRARIES[library](wrapped, inputs)
     if case == "idle":
         return bare | {"idle": Plain(wrapped, inputs).bare}
     if case == "gradients":
-        return {"bare": plain.bare_gradients, "hooks": plain.gradients, "trace": traced.gradients}
+        alone = Plain(bare_module, inputs)
+        return {"bare": alone.bare_gradients, "hooks": plain.gradients, "trace": traced.gradients}
     if case == "reads":
         modules, places = list(module.parts), [traced.model.parts[i] for i in range(PARTS)]
         bare |= {"hooks, 1": functools.partial(plain.read, modules[:1])}
@@ -261,7 +267,7 @@ def _refuse_differences(variants: Works) -> None:
 
 def memory(library: str, variant: str) -> None:
     """Print the MiB that reading one block of gpt2-small's size adds to the loaded model."""
-    _, wrapped, inputs = subject("gpt2-small")
+    _, _, wrapped, inputs = subject("gpt2-small")
     plain = Plain(wrapped, inputs)
     work, used, blocks = plain.bare, plain, [wrapped.transformer.h[5]]
     if variant == "hooks":
@@ -308,7 +314,7 @@ def backward(library: str, state: str) -> None:
     if library == "none":
         print_median()
         return
-    traced = LIBRARIES[library](*subject("toy")[1:])
+    traced = LIBRARIES[library](*subject("toy")[2:])
     traced.gradients()
     if state == "idle":
         print_median()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 # what `signal` wraps; its enums would cost 50 microseconds a block
 import _signal  # pyright: ignore[reportMissingImports]
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -23,17 +22,18 @@ class Held:
     SIGINT is ignored or ends the process at once.
     """
 
-    def __init__(self) -> None:
-        self._previous: Callable[[int, FrameType | None], Any] | None = None
-        self._waiting: tuple[int, FrameType | None] | None = None
-        self._holding = True
+    _previous: Callable[[int, FrameType | None], Any] | None = None
+    _waiting: tuple[int, FrameType | None] | None = None
+    _holding = True
 
     def __enter__(self) -> Held:
-        if threading.current_thread() is threading.main_thread():
-            previous = _signal.getsignal(_signal.SIGINT)
-            if callable(previous):
-                self._previous = previous
+        previous = _signal.getsignal(_signal.SIGINT)
+        if callable(previous):
+            self._previous = previous
+            try:
                 _signal.signal(_signal.SIGINT, self._receive)
+            except ValueError:  # another thread than the main one
+                self._previous = None
         return self
 
     def __exit__(
@@ -45,7 +45,8 @@ class Held:
         # a handler that was set inside the block stays
         if self._previous is not None and _signal.getsignal(_signal.SIGINT) == self._receive:
             _signal.signal(_signal.SIGINT, self._previous)
-        self._deliver()
+        if self._waiting is not None:
+            self._deliver()
 
     @contextmanager
     def delivered(self) -> Iterator[None]:

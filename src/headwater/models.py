@@ -90,6 +90,7 @@ class Model:
         with _locks_guard:
             self.lock = _locks.setdefault(module, threading.RLock())
         self._hashes: tuple[tuple[tuple[int, int], ...] | None, dict[str, str]] | None = None
+        self._first: tuple[nn.Module | None, str] = (None, "")
         self._names: dict[nn.Module, list[str]] | None = None
         self.noticed: set[str] = set()
         """What this model's user was told once."""
@@ -113,6 +114,19 @@ class Model:
         """The number type of the model's weights."""
         floats = (p.dtype for p in self.module.parameters() if p.is_floating_point())
         return next(floats, torch.get_default_dtype())
+
+    def _place(self) -> torch.device | None:
+        """Where the first parameter is; several times as fast as `device`."""
+        holder, name = self._first
+        parameter = None if holder is None else holder._parameters.get(name)
+        if parameter is None:
+            for holder in self.module.modules():
+                for name, parameter in holder._parameters.items():
+                    if parameter is not None:
+                        self._first = holder, name
+                        return parameter.device
+            return None
+        return parameter.device
 
     def anatomy(self) -> Adapter:
         """The adapter, or the reason why there is none.

@@ -68,6 +68,7 @@ class BodyRun(Run):
         self._ident = get_ident()
         opened = Opened(self)
         try:
+            opened.open()
             if self._state is not None:
                 self._tell_of(self._state.handed.look())
             self._returned = function(self)
@@ -158,6 +159,7 @@ def run_bodies(
         run._shape = shape_of(args, kwargs)
     failed: BaseException | None = None
     try:
+        forward.begin()
         contextvars.copy_context().run(_run_all, forward, runs, args, kwargs)
     except _BodyFailed as error:
         failed = error.error

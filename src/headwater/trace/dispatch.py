@@ -24,7 +24,7 @@ CALL = "_compiled_call_impl"
 paused_passes: set[int] = set()
 """Backward passes that wait for the user's code: what runs meanwhile is not of the pass."""
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a trace may be collected, and closed, while another one is opened
 _ABSENT = object()
 
 
@@ -180,7 +180,7 @@ def _refuse_checkpointing(module: nn.Module) -> None:
 
 def _new_lock() -> None:
     global _lock
-    _lock = threading.Lock()  # another thread may have held it
+    _lock = threading.RLock()  # another thread may have held it
 
 
 if hasattr(os, "register_at_fork"):

@@ -93,8 +93,13 @@ class Forward:
         """By path: modules whose first call is the one meant, unless another one is named."""
         self._looked: set[str] = set()
         """Paths of which all children, and all above, are watched."""
-        if leaf:
-            self._watch_all(embeddings(model.module))
+        self._leaf = leaf
+
+    def begin(self) -> None:
+        """The user's code has the turn, before the model starts."""
+        self.handed.held = []
+        if self._leaf:
+            self._watch_all(embeddings(self.model.module))
             for place in self.places.values():
                 place.leaf = True
 

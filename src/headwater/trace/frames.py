@@ -20,18 +20,6 @@ def user_frame() -> FrameType:
     return frame
 
 
-def past_checkers(frame: FrameType) -> FrameType:
-    """A frame, or the user's if it is a type checker's wrapper, as while our tests run.
-
-    Args:
-        frame: What calls headwater.
-
-    Returns:
-        The frame of the user's code.
-    """
-    return user_frame() if frame.f_code.co_filename.startswith("<@beartype") else frame
-
-
 def _is_ours(frame: FrameType) -> bool:
     name = frame.f_globals.get("__name__", "")
     return name.partition(".")[0] in _SKIPPED or frame.f_code.co_filename.startswith("<@beartype")

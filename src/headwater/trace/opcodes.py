@@ -168,19 +168,6 @@ def enters_with(frame: FrameType) -> bool:
     return _entered(frame)
 
 
-def subscripts_zero(frame: FrameType) -> bool:
-    """Whether the attribute read in progress in `frame` is subscripted by the constant 0 at once.
-
-    Args:
-        frame: The frame of the line that reads, from `sys._getframe`.
-
-    Returns:
-        True while `m.output` of `m.output[0]` is read. False for `m.output[0] = x`,
-        `m.output[0] += x` and `m.output[0, 1]`, and always where the bytecode is not known.
-    """
-    return _HERE is not None and _item_0_taken(frame)
-
-
 def _instruction_at(units: Units, at: int) -> int:
     # 3.11 and 3.12 stand at the last cache of a call that runs Python code
     while at > 0 and units[at].name == "CACHE":
@@ -247,7 +234,8 @@ class _Memo:
             known = self._answers[id(code)] = (ref(code, self._forget(id(code))), {})
         answer = known[1].get(place)
         if answer is None:
-            assert _HERE is not None  # both callers have looked
+            if _HERE is None:
+                return False
             answer = known[1][place] = self._decide(_Decoded(code), place // 2, _HERE)
         return answer
 
@@ -257,4 +245,9 @@ class _Memo:
 
 _HERE = known_bytecode(sys.implementation.name, sys.version_info[:2])
 _entered = _Memo(is_entered)
-_item_0_taken = _Memo(is_subscripted_by_zero)
+subscripts_zero = _Memo(is_subscripted_by_zero)
+"""Whether the attribute read in progress in a frame is subscripted by the constant 0 at once.
+
+True while `m.output` of `m.output[0]` is read. False for `m.output[0] = x`, `m.output[0] += x` and
+`m.output[0, 1]`, and always where the bytecode is not known.
+"""

@@ -43,8 +43,7 @@ class _OpenInThread(Open, threading.local):
 
 
 _in_thread = _OpenInThread()
-_lock = threading.Lock()
-_open_runs = 0
+_lock = threading.RLock()  # a trace may be collected, and closed, in the middle of another's turn
 _all: set[Opened] = set()
 _backward = Tensor.backward
 _retain_grad: Any = torch._C.TensorBase.retain_grad
@@ -91,41 +90,39 @@ def _forget(references: list[Any], reference: Any) -> None:
 
 
 class Opened:
-    """The note that a run is open in this thread; closed once, from any thread.
+    """The note that a run is open here; closed once, from any thread.
 
     Args:
         run: The run, held weakly.
     """
 
     def __init__(self, run: Run) -> None:
-        global _open_runs
-        end_orphans()
         self._ident = threading.get_ident()
         self._runs = open_here().runs
         self._reference = weakref.ref(run)
-        self._runs.append(self._reference)
-        self._closed = False
-        _all.add(self)
+
+    def open(self) -> None:
+        """The run begins; `close` undoes as much of this as was done when it was interrupted."""
+        end_orphans()
         with _lock:
-            _open_runs += 1
-            if _open_runs == 1:
+            _all.add(self)
+            self._runs.append(self._reference)
+            if "save" not in vars(Tensor):
                 # plain assignments: looked up on the class by every tensor
                 Tensor.backward = _backward_or_block  # pyright: ignore[reportAttributeAccessIssue]
                 Tensor.retain_grad = _retain_grad_or_part  # pyright: ignore
-                for kind in (Tensor, ModelOutput):
+                for kind in (ModelOutput, Tensor):
                     kind.save = _save  # pyright: ignore[reportAttributeAccessIssue]
 
     def close(self) -> None:
         """The run is over."""
-        global _open_runs
-        if self._closed:
-            return
-        self._closed = True
-        _all.discard(self)
-        _forget(self._runs, self._reference)
         with _lock:
-            _open_runs -= 1
-            if _open_runs == 0:
+            if self not in _all:
+                return
+            _all.discard(self)
+            if self._reference in self._runs:
+                self._runs.remove(self._reference)
+            if not _all:
                 _restore()
 
     def forget_after_fork(self) -> None:
@@ -142,14 +139,14 @@ class Opened:
 
 def _restore() -> None:
     Tensor.backward = _backward
-    del Tensor.retain_grad
-    for kind in (Tensor, ModelOutput):
-        del kind.save  # pyright: ignore[reportAttributeAccessIssue]
+    for kind, name in ((Tensor, "save"), (Tensor, "retain_grad"), (ModelOutput, "save")):
+        if name in vars(kind):
+            delattr(kind, name)
 
 
 def _forget_after_fork() -> None:
     global _lock
-    _lock = threading.Lock()  # another thread may have held it
+    _lock = threading.RLock()  # another thread may have held it
     for opened in list(_all):
         opened.forget_after_fork()
 

@@ -19,7 +19,7 @@ from headwater.errors import (
     UnknownModuleError,
     did_you_mean,
 )
-from headwater.trace.frames import past_checkers
+from headwater.trace.frames import user_frame
 from headwater.trace.names import typed
 from headwater.trace.opcodes import subscripts_zero
 from headwater.trace.registry import open_here, runs_here
@@ -86,7 +86,9 @@ class Submodule:
         value = (open_run(self._model, self.path) if run is None else run)._output(self)
         # blocks in a list used to return tuples: is the first item wanted, or the first prompt?
         if self.path[-1:].isdigit() and isinstance(value, Tensor):
-            frame = past_checkers(sys._getframe(1))
+            frame = sys._getframe(1)
+            if frame.f_code.co_filename.startswith("<@beartype"):  # as while our tests run
+                frame = user_frame()
             if subscripts_zero(frame):
                 self._bound()._notice_zero(self.path, value)
         return value

@@ -90,8 +90,7 @@ class Trace(Run):
         if self._opened is not None:
             raise TraceError("this trace was entered before; write model.trace(...) again.")
         try:
-            with Held():  # Python does not leave a block that it was interrupted in entering
-                self._open()
+            self._open()
             if self._options["keep"]:
                 self.keep(self._options["keep"])
             return self
@@ -110,7 +109,10 @@ class Trace(Run):
         wants = options["requires_grad"]
         if wants and not self._generating:
             args, kwargs = leaves(args), leaves(kwargs)
-        forward = Forward(
+        # Python does not leave a block that it was interrupted in entering: so what there is to
+        # close is known before it is there
+        own = self.__dict__
+        forward = own["_state"] = Forward(
             model,
             leaf=wants is not False and not self._generating and torch.is_grad_enabled(),
             strict=options["order"] == "strict",
@@ -122,16 +124,17 @@ class Trace(Run):
         if threaded:
             go = functools.partial(CallerState.capture().run, go)
         coroutine = kind(go)
-        self.__dict__.update(
+        opened = Opened(self)
+        own.update(
             _given=((), {}),
             _shape=shape_of(args, kwargs),
             _threaded=threaded,
-            _state=forward,
             _coroutine=coroutine,
             _ident=get_ident(),
+            _opened=opened,
         )
-        self._opened = Opened(self)
-        forward.handed.look()
+        forward.begin()
+        opened.open()
 
     def __exit__(
         self,
