@@ -12,7 +12,7 @@ import inspect
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -45,6 +45,7 @@ from headwater.trace.bodies import BodyFunction, run_bodies
 from headwater.trace.frames import user_frame
 from headwater.trace.inputs import prepared
 from headwater.trace.opcodes import enters_with
+from headwater.trace.places import embeddings
 from headwater.trace.submodules import Submodule, at_path, attribute, reraise_in
 from headwater.trace.tracing import Trace
 from headwater.unwrapping import refuse_no_module, unwrapped
@@ -90,6 +91,7 @@ class Model:
         with _locks_guard:
             self.lock = _locks.setdefault(module, threading.RLock())
         self._hashes: tuple[tuple[tuple[int, int], ...] | None, dict[str, str]] | None = None
+        self._embedded: list[tuple[nn.Module, str, nn.Module]] | None = None
         self._first: tuple[nn.Module | None, str] = (None, "")
         self._names: dict[nn.Module, list[str]] | None = None
         self.noticed: set[str] = set()
@@ -127,6 +129,19 @@ class Model:
                         return parameter.device
             return None
         return parameter.device
+
+    def _embeddings(self) -> Iterable[nn.Module]:
+        """Where gradients can begin; asked of the model once, for that takes 100 microseconds."""
+        known = self._embedded
+        if known is None or any(above._modules.get(name) is not one for above, name, one in known):
+            found = embeddings(self.module)
+            self._embedded = known = [
+                (above, name, one)
+                for above in self.module.modules()
+                for name, one in above._modules.items()
+                if one is not None and one in found
+            ]
+        return {one: None for _, _, one in known}
 
     def anatomy(self) -> Adapter:
         """The adapter, or the reason why there is none.

@@ -20,7 +20,7 @@ from headwater.architectures.adapter import Adapter, Point
 from headwater.attention import AttentionTaps, listening
 from headwater.errors import GateError, UnavailableSiteError
 from headwater.sites import Site
-from headwater.trace.dispatch import CALL, Watch, is_ours, unwatch, watch
+from headwater.trace.dispatch import CALL, Watch, as_ever, is_ours, unwatch, watch
 
 Tap = Callable[[Tensor], Tensor | None]
 """Gets the value at a site; returns its replacement, or None to leave it."""
@@ -291,8 +291,10 @@ class _Stub(Watch):
         """Whether the call comes from this thread."""
         return self._thread == get_ident()
 
-    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def dispatch(self, /, *args: Any, **kwargs: Any) -> Any:
         """Return what the layer's successor gets."""
+        if not self.is_due():
+            return as_ever(self, self.before, args, kwargs)
         value = _input(args, kwargs) if self._residual is None else self._residual
         return (value, None) if self._as_tuple else value
 

@@ -34,7 +34,9 @@ from headwater.trace.dispatch import paused_passes
 from headwater.trace.frames import user_frame
 from headwater.trace.greenlets import GreenletCoroutine
 from headwater.trace.handed import Entry
+from headwater.trace.names import Named, name_of
 from headwater.trace.registry import (
+    block_left,
     blocks_here,
     enter_block,
     fill_retained,
@@ -44,8 +46,7 @@ from headwater.trace.registry import (
 from headwater.trace.threads import ThreadCoroutine
 from headwater.trace.views import laid_out_as, part_of, viewed
 
-_lock = threading.Lock()
-_open_blocks = 0
+_lock = threading.RLock()  # a block may be collected, and closed, while another one is entered
 _all: weakref.WeakSet[Backward] = weakref.WeakSet()
 _grad: Any = torch._C.TensorBase.grad  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -53,11 +54,11 @@ _grad: Any = torch._C.TensorBase.grad  # pyright: ignore[reportAttributeAccessIs
 class Gradient:
     """What one tensor's gradient is in one backward pass."""
 
-    __slots__ = ("arrived", "base", "handed", "handle", "name", "original", "tensor", "version")
+    __slots__ = ("arrived", "base", "handed", "handle", "named", "original", "tensor", "version")
 
-    def __init__(self, tensor: Tensor, name: str) -> None:
+    def __init__(self, tensor: Tensor, named: Named) -> None:
         self.tensor = tensor
-        self.name = name
+        self.named = named
         self.base: Gradient | None = None
         """The gradient this one is a part of, for a view of a value that was handed out."""
         self.original: Tensor | None = None
@@ -67,6 +68,11 @@ class Gradient:
         self.version = 0
         self.arrived = False
         self.handle: RemovableHandle | None = None
+
+    @property
+    def name(self) -> str:
+        """What the user calls the tensor."""
+        return name_of(self.named)
 
 
 class Backward:
@@ -110,15 +116,13 @@ class Backward:
         self._entered = True
         refuse_no_graph(self._loss)
         try:
-            with Held():  # Python does not leave a block that it was interrupted in entering
-                self._open()
+            self._open()
             return self
         except BaseException:
             self._close()
             raise
 
     def _open(self) -> None:
-        global _open_blocks
         # the pass and its hooks refer to the block weakly, so that a dropped block is noticed
         self._pass = functools.partial(_pass, weakref.ref(self), self._loss, self._arguments)
         runs = runs_here()
@@ -131,17 +135,19 @@ class Backward:
             self._strict |= run._state is not None and run._state.strict
             for entry, tensor in run._entries():
                 if tensor.requires_grad and id(tensor) not in self._gradients:
-                    self._register(tensor, entry.name, entry)
+                    self._register(tensor, entry.named, entry)
         frame = user_frame()
         while frame.f_back is not None and frame.f_globals.get("__name__") == "contextlib":
             frame = frame.f_back
         self.owner = id(frame)
-        self._forget = enter_block(self)
-        _all.add(self)
+        # Python does not leave a block that it was interrupted in entering: `_close` undoes what
+        # was done by then
+        self._forget = block_left(self)
         with _lock:
-            _open_blocks += 1
-            if _open_blocks == 1:
-                Tensor.grad = property(_read, _write, _delete)  # pyright: ignore
+            _all.add(self)
+            enter_block(self)
+            if "grad" not in vars(Tensor):
+                Tensor.grad = _GRADIENT  # pyright: ignore
 
     def _in_thread(self) -> ThreadCoroutine:
         return ThreadCoroutine(functools.partial(CallerState.capture().run, self._pass))
@@ -255,7 +261,7 @@ class Backward:
         self._notice_zero(tensor, base)
         return found
 
-    def _register(self, tensor: Tensor, name: str, entry: Entry | None = None) -> Gradient:
+    def _register(self, tensor: Tensor, name: Named, entry: Entry | None = None) -> Gradient:
         found = self._gradients[id(tensor)] = Gradient(tensor, name)
         # torch 2.13 and before crash on a hook for a view whose base was edited since (pytorch
         # issue 196459), unless its grad_fn was asked for: so it comes first
@@ -452,13 +458,9 @@ class Backward:
                 self._leave()
 
     def _leave(self) -> None:
-        global _open_blocks
-        if self not in _all:
-            return
-        _all.discard(self)
         with _lock:
-            _open_blocks -= 1
-            if _open_blocks == 0:
+            _all.discard(self)
+            if not _all and "grad" in vars(Tensor):
                 del Tensor.grad  # pyright: ignore
 
 
@@ -718,9 +720,12 @@ def _delete(tensor: Tensor) -> None:
     _grad.__delete__(tensor)
 
 
+_GRADIENT = property(_read, _write, _delete)
+
+
 def _forget_after_fork() -> None:
     global _lock
-    _lock = threading.Lock()  # another thread may have held it
+    _lock = threading.RLock()  # another thread may have held it
     for block in list(_all):
         if block not in blocks_here():
             block._leave()

@@ -47,15 +47,9 @@ class Watch:
         """Whether a call now, in this thread, is one of the run's model."""
         raise NotImplementedError
 
-    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the module for the run."""
-        raise NotImplementedError
-
     def dispatch(self, /, *args: Any, **kwargs: Any) -> Any:
-        """What torch calls: the run's call, or the module's as it always was."""
-        if self.is_due():
-            return self.call(args, kwargs)
-        return as_ever(self, self.before, args, kwargs)
+        """What torch calls: the module for the run if a call is due, else as it always was."""
+        raise NotImplementedError
 
 
 class _Several(Watch):
@@ -73,7 +67,7 @@ class _Several(Watch):
     def dispatch(self, /, *args: Any, **kwargs: Any) -> Any:
         for one in self.watches:
             if one.is_due():
-                return one.call(args, kwargs)
+                return one.dispatch(*args, **kwargs)
         return as_ever(self, self.before, args, kwargs)
 
 

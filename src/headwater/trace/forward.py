@@ -20,7 +20,7 @@ from headwater.trace.abandoned import Abandoned
 from headwater.trace.dispatch import unwatch, watch
 from headwater.trace.handed import Handed, Where
 from headwater.trace.names import typed
-from headwater.trace.places import Place, embeddings
+from headwater.trace.places import Place
 
 if TYPE_CHECKING:
     from headwater.models import Model
@@ -99,7 +99,7 @@ class Forward:
         """The user's code has the turn, before the model starts."""
         self.handed.held = []
         if self._leaf:
-            self._watch_all(embeddings(self.model.module))
+            self._watch_all(self.model._embeddings())
             for place in self.places.values():
                 place.leaf = True
 
@@ -124,7 +124,7 @@ class Forward:
 
     def wants(self, where: Where) -> bool:
         """Whether somebody waits for this value, or it is to be kept."""
-        return where in self.wanted or (bool(self.keeping) and where[:2] in self.keeping)
+        return where in self.wanted or where[:2] in self.keeping
 
     def arrive(self, where: Where, value: Any) -> Any:
         """Hand a value to those who wait for it, from the model's side.
@@ -240,7 +240,9 @@ class Forward:
         Returns:
             Its place; None if `find` must look closer.
         """
-        place = self.look_at(module, path)
+        place = self.places.get(module)
+        if place is None or not path or path.rpartition(".")[0] not in self._looked:
+            place = self.look_at(module, path)
         if place.blind is not None or self.model._paths_of(module):
             return None
         self.clear[path] = place

@@ -55,8 +55,10 @@ class Entry:
 
     __slots__ = ("named", "node", "number", "reference", "where")
 
-    def __init__(self, tensor: Tensor, named: Named, where: Where) -> None:
-        self.reference = weakref.ref(tensor)
+    def __init__(
+        self, tensor: Tensor, reference: weakref.ref[Tensor], named: Named, where: Where
+    ) -> None:
+        self.reference = reference
         self.named = named
         self.where = where
         self.node = tensor.grad_fn
@@ -108,16 +110,20 @@ class Handed:
             named: What the user would type to get it.
             where: Where it flows.
         """
-        if isinstance(value, Tensor):
-            self._add(value, named, where)
-            return
         name = name_of(named)
         for suffix, tensor in tensors_in(value):
-            self._add(tensor, name + suffix, where)
+            self.add_tensor(tensor, name + suffix, where)
         if any(True for _ in _containers_in(value)):
             self._containers[where] = (name, _contents(value))
 
-    def _add(self, tensor: Tensor, named: Named, where: Where) -> None:
+    def add_tensor(self, tensor: Tensor, named: Named, where: Where) -> None:
+        """Note one tensor.
+
+        Args:
+            tensor: The tensor.
+            named: What the user would type to get it.
+            where: Where it flows.
+        """
         there = self._of.get(id(tensor))
         if there is not None and there.reference() is tensor:
             there.where = where  # a block's input is the tensor its predecessor returned
@@ -125,11 +131,12 @@ class Handed:
                 there.settle(tensor)  # written into by the model: it is another value now
                 there.named = named
             return
-        entry = self._of[id(tensor)] = Entry(tensor, named, where)
+        reference = weakref.ref(tensor, self._lose)
+        entry = self._of[id(tensor)] = Entry(tensor, reference, named, where)
         self.entries.append(entry)
         if not tensor.is_inference():
             self._watched.append(entry)
-            self._references.append(weakref.ref(tensor, self._lose))
+            self._references.append(reference)
             self._versions.append(tensor._version)
             if self.held is not None:
                 self.held.append(tensor)
@@ -155,10 +162,10 @@ class Handed:
         """
         if self._lost or len(self._watched) > _LATEST:
             self._drop_lost()
-        self.held = list(map(call, self._references))  # pyright: ignore[reportAttributeAccessIssue]
+        self.held = held = list(map(call, self._references))  # pyright: ignore
         if self._containers:
             self._look_into_containers()
-        return self._changed()
+        return [] if list(map(_version, held)) == self._versions else self._changed()
 
     def _drop_lost(self) -> None:
         self._lost = False

@@ -28,6 +28,8 @@ class Watching(Protocol):
     abandoned: bool
     clock: int
     skips: dict[tuple[nn.Module, int], Any]
+    wanted: dict[Where, Any]
+    keeping: dict[tuple[nn.Module, str], str]
 
     def wants(self, where: Where) -> bool:
         """Whether somebody waits for this value, or it is to be kept."""
@@ -72,18 +74,11 @@ class Place(Watch):
         return self.forward.running and self.forward.thread == get_ident()
 
     def dispatch(self, /, *args: Any, **kwargs: Any) -> Any:
-        """What torch calls: the run's call, or the module's as it always was."""
-        forward = self.forward
-        if forward.running and forward.thread == get_ident():
-            return self.call(args, kwargs)
-        return as_ever(self, self.before, args, kwargs)
-
-    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the module; hand over what somebody waits for.
 
         Args:
-            args: Its positional arguments.
-            kwargs: Its keyword arguments.
+            *args: Its positional arguments.
+            **kwargs: Its keyword arguments.
 
         Returns:
             What the caller of the module gets.
@@ -92,13 +87,15 @@ class Place(Watch):
             Abandoned: If the run is to end.
         """
         forward = self.forward
+        if not forward.running or forward.thread != get_ident():
+            return as_ever(self, self.before, args, kwargs)
         if forward.abandoned:
             raise Abandoned
         self.begun = number = self.begun + 1
         self.live = (number, args, kwargs)
         if self.attended:
             where = (self.module, "input", number)
-            if forward.wants(where):
+            if where in forward.wanted or (forward.keeping and forward.wants(where)):
                 args, kwargs = forward.arrive(where, (args, kwargs))
                 self.live = (number, args, kwargs)
         if forward.skips and (self.module, number) in forward.skips:
@@ -113,7 +110,7 @@ class Place(Watch):
         self.last = forward.clock + 1
         if self.attended:
             where = (self.module, "output", number)
-            if forward.wants(where):
+            if where in forward.wanted or (forward.keeping and forward.wants(where)):
                 return forward.arrive(where, output)
         return output
 

@@ -42,7 +42,7 @@ class _OpenInThread(Open, threading.local):
     pass
 
 
-_in_thread = _OpenInThread()
+in_thread = _OpenInThread()
 _lock = threading.RLock()  # a trace may be collected, and closed, in the middle of another's turn
 _all: set[Opened] = set()
 _backward = Tensor.backward
@@ -54,7 +54,7 @@ def open_here() -> Open:
     """What is open where the caller stands: in its thread, or inside a model that a trace runs."""
     inside = getcurrent()
     if type(inside) is not Deep:
-        return _in_thread
+        return in_thread
     if inside.notes is None:
         inside.notes = Open()
     return inside.notes
@@ -70,18 +70,25 @@ def blocks_here() -> list[Backward]:
     return [block for reference in open_here().blocks if (block := reference()) is not None]
 
 
-def enter_block(block: Backward) -> Callable[[], None]:
-    """Note that a backward block is open in this thread.
+def enter_block(block: Backward) -> None:
+    """Note that a backward block is open here.
+
+    Args:
+        block: The block, held weakly.
+    """
+    open_here().blocks.append(weakref.ref(block))
+
+
+def block_left(block: Backward) -> Callable[[], None]:
+    """What ends the note that `enter_block` makes here, in any thread.
 
     Args:
         block: The block, held weakly.
 
     Returns:
-        What ends the note, in any thread.
+        A function that may be called before there is a note.
     """
-    blocks, reference = open_here().blocks, weakref.ref(block)
-    blocks.append(reference)
-    return functools.partial(_forget, blocks, reference)
+    return functools.partial(_forget, open_here().blocks, weakref.ref(block))
 
 
 def _forget(references: list[Any], reference: Any) -> None:

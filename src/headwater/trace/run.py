@@ -248,10 +248,6 @@ class Run:
             refuse_elsewhere(inside=self._ident == get_ident())
         return forward
 
-    def _output(self, proxy: Submodule) -> Any:
-        value = self._value(proxy.module, proxy.path, "output", proxy._call)
-        return Outputs(value) if type(value) is tuple else value
-
     def _notice_zero(self, path: str, value: Tensor) -> None:
         if value.ndim < 2 or value.is_nested or value.shape[0] < 2:
             return
@@ -288,7 +284,9 @@ class Run:
             where = (module, side, 1)
         values = forward.values
         if where not in values:
-            ahead = forward.is_ahead(where)
+            ahead = (
+                place is not None and not place.begun and not forward.ended and not forward.stopped
+            ) or forward.is_ahead(where)
             live = None if ahead else forward.find_live(where)
             if live is None:
                 if not ahead:
@@ -306,11 +304,11 @@ class Run:
         elif forward.strict and where != forward.held and not self._is_latest(forward, where):
             raise OutOfOrderError(self._backwards(forward, path, what))
         value = values[where]
-        shown = value
-        if what == "input":
-            args, kwargs = value
-            shown = first_of(args, kwargs, path)
-        forward.handed.add(shown, (path, what), where)
+        shown = first_of(*value, path) if what == "input" else value
+        if isinstance(shown, Tensor):
+            forward.handed.add_tensor(shown, (path, what), where)
+        else:
+            forward.handed.add(shown, (path, what), where)
         return value
 
     def _place(

@@ -106,6 +106,8 @@ class Sides:
             outer: A glance at the outer one.
         """
         self._outer_special = special = _special(outer)
+        if special is None and self._inner_special is None and _set_switches(outer, self._inner):
+            return
         if outer != self._inner or special != self._inner_special:
             self._install(self._inner, self._inner_special)
 
@@ -119,6 +121,8 @@ class Sides:
         special = _special(inner)
         self._inner, self._inner_special = inner, special
         self.alike = inner == self.usual
+        if special is None and self._outer_special is None and _set_switches(inner, outer):
+            return
         if inner != outer or special != self._outer_special:
             self._install(outer, self._outer_special)
         self._outer_special = None
@@ -157,6 +161,18 @@ class Sides:
         if torch.is_inference_mode_enabled() != wanted:
             self._guard = _inference_mode(wanted)
             self._guard.__enter__()
+
+
+def _set_switches(now: list[Any], wanted: list[Any]) -> bool:
+    """Exchange the sides if nothing but switches differs; say whether that is so."""
+    if now[_INFERENCE] != wanted[_INFERENCE] or now[len(_SURFACE) :] != wanted[len(_SURFACE) :]:
+        return False
+    for (_, setter), before, after in zip(
+        context.SWITCHES, now[_SWITCHES:], wanted[_SWITCHES:], strict=False
+    ):
+        if before != after:
+            setter(after)
+    return True
 
 
 def _special(seen: list[Any]) -> _Special | None:

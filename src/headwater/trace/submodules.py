@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
+from greenlet import getcurrent
 from torch import Tensor, nn
 
 from headwater.errors import (
@@ -20,9 +21,11 @@ from headwater.errors import (
     did_you_mean,
 )
 from headwater.trace.frames import user_frame
+from headwater.trace.greenlets import Deep
+from headwater.trace.handed import Outputs
 from headwater.trace.names import typed
 from headwater.trace.opcodes import subscripts_zero
-from headwater.trace.registry import open_here, runs_here
+from headwater.trace.registry import in_thread, open_here, runs_here
 
 if TYPE_CHECKING:
     from headwater.models import Model
@@ -82,15 +85,19 @@ class Submodule:
             OutOfOrderError: If the model has passed it and it was not kept.
             NeverRanError: If the module is not called in this run.
         """
-        run = self._run
-        value = (open_run(self._model, self.path) if run is None else run)._output(self)
+        path, run = self.path, self._run
+        if run is None:
+            run = open_run(self._model, path)
+        value = run._value(self.module, path, "output", self._call)
+        if type(value) is tuple:
+            return Outputs(value)
         # blocks in a list used to return tuples: is the first item wanted, or the first prompt?
-        if self.path[-1:].isdigit() and isinstance(value, Tensor):
+        if path[-1:].isdigit() and isinstance(value, Tensor):
             frame = sys._getframe(1)
             if frame.f_code.co_filename.startswith("<@beartype"):  # as while our tests run
                 frame = user_frame()
             if subscripts_zero(frame):
-                self._bound()._notice_zero(self.path, value)
+                run._notice_zero(path, value)
         return value
 
     @output.setter
@@ -226,7 +233,8 @@ def open_run(model: Model, path: str) -> Run:
         OutsideTraceError: If there is none.
         AmbiguousTraceError: If there are two.
     """
-    references = open_here().runs
+    inside = getcurrent()
+    references = (open_here() if type(inside) is Deep else in_thread).runs
     if len(references) == 1:
         run = references[0]()
         if run is not None and run._model is model:

@@ -211,7 +211,8 @@ class Trace(Run):
         if coroutine is None or coroutine.finished or forward.ended:
             return
         if where is not None:
-            forward.want(where, coroutine)
+            forward.places[where[0]].attended = True
+            forward.wanted[where] = [coroutine]
         if end is not None:
             forward.want(end, coroutine)
         forward.handed.held = None
