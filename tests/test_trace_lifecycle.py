@@ -1370,8 +1370,32 @@ def test_a_child_process_traces(model):
 
 @forks
 @pytest.mark.parametrize("reads", [0, 1])
-def test_a_fork_inside_a_trace_is_refused_in_the_child_alone(model, reads):
+def test_a_child_forked_inside_a_trace_goes_on_with_it(model, reads):
+    expected = plain(model.module, "blocks.1")
     with model.trace(x()) as run:
+        seen = [block.output for block in run.blocks[:reads]]
+
+        def child() -> bool:
+            later = run.blocks[1].output
+            with run.output.square().sum().backward():
+                gradient = later.grad.clone()
+            run.__exit__(None, None, None)
+            same([later, gradient], expected)
+            works(model)
+            return runs_here() == [] and patches() == BEFORE_ANY_TRACE
+
+        assert in_child(child) == "True"
+        assert all(one is block.output for one, block in zip(seen, run.blocks, strict=False))
+        later = run.blocks[1].output
+        with run.output.square().sum().backward():
+            gradient = later.grad.clone()
+    same([later, gradient], expected)
+
+
+@forks
+@pytest.mark.parametrize("reads", [0, 1])
+def test_a_thread_that_runs_a_model_stays_in_the_parent_of_a_fork(model, reads):
+    with model.trace(x(), worker="thread") as run:
         seen = [block.output for block in run.blocks[:reads]]
 
         def child() -> list[bool]:
@@ -1428,8 +1452,29 @@ def test_a_child_forked_inside_a_trace_may_stop_it(model):
 
 
 @forks
-def test_a_fork_inside_a_backward_block_is_refused_in_the_child_alone(model):
+def test_a_child_forked_inside_a_backward_block_goes_on_with_it(model):
+    expected = plain(model.module, "blocks.1")
     with model.trace(x()) as run:
+        hidden, later = run.blocks[1].output, run.blocks[2].output
+        block = hw.backward(run.output.square().sum())
+        with block:
+            later.grad.save()
+
+            def child() -> bool:
+                same([hidden, hidden.grad], expected)
+                block.__exit__(None, None, None)
+                run.__exit__(None, None, None)
+                works(model)
+                return patches() == BEFORE_ANY_TRACE
+
+            assert in_child(child) == "True"
+            gradient = hidden.grad.clone()
+    same([hidden, gradient], expected)
+
+
+@forks
+def test_a_thread_that_runs_a_backward_pass_stays_in_the_parent_of_a_fork(model):
+    with model.trace(x(), worker="thread") as run:
         hidden, later = run.blocks[1].output, run.blocks[2].output
         block = hw.backward(run.output.square().sum())
         with block:

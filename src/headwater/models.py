@@ -220,15 +220,15 @@ class Model:
             **options: Keyword inputs of the module, and of the trace: `requires_grad` (None:
                 gradients from the embedding's output on if the weights ask for none; True: from
                 floating inputs too; False: neither), `order` (`"strict"` refuses to serve values
-                late), `keep` (what `run.keep` takes), `worker` (`"greenlet"` runs the model in
-                this thread).
+                late), `keep` (what `run.keep` takes), `worker` (`"thread"` runs the model in
+                a thread of its own).
 
         Returns:
             A context manager; nothing happens before it is entered.
 
         Raises:
             UnknownOptionError: If an option has a value it cannot have.
-            TraceError: On entering, inside a `torch.func` transform.
+            TraceError: On entering with `worker="thread"`, inside a `torch.func` transform.
             PromptError: On entering, if the inputs cannot be used.
         """
         return Trace(self, inputs, options, generating=False)

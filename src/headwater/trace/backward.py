@@ -344,6 +344,8 @@ class Backward:
             coroutine = self._coroutine = self._in_thread()
         try:
             coroutine.resume()
+        except TraceError:  # refused, and nothing has happened
+            raise
         except BaseException:  # Ctrl-C: the pass and the body are out of step now
             self._interrupted = True
             coroutine.close()

@@ -84,8 +84,8 @@ class BodyRun(Run):
 
     def _wait(self, forward: Forward, where: Where | None, end: Where | None = None) -> None:
         for place in (where, end):
-            if place is _END:
-                forward.wanted.setdefault(place, []).append(self)
+            if place == _END:
+                forward.wanted.setdefault(_END, []).append(self)
             elif place is not None:
                 forward.want(place, self)
         forward.handed.held = None

@@ -33,9 +33,9 @@ def private(name: str) -> Callable[..., Any]:
 
         def missing(*_: Any) -> Any:
             raise TraceError(
-                f"torch {torch.__version__} has no torch.{name}, which carries the caller's state "
-                "to the thread that runs the model.\nRun the model in the calling thread: "
-                'model.trace(..., worker="greenlet"), or install a torch that has it.'
+                f"torch {torch.__version__} has no torch.{name}, by which the model of a trace "
+                "keeps grad mode and the like to itself.\nInstall a torch that has it; headwater "
+                "is tested with 2.13."
             )
 
         return missing
@@ -200,8 +200,8 @@ def refuse_transforms() -> None:
         return
     raise TraceError(
         f"a trace inside {name}: the model would run in a thread of its own, which {name} does "
-        f"not reach, and {consequence}.\nOpen the trace outside of {name}, or run the model in "
-        'this thread: model.trace(..., worker="greenlet").'
+        f"not reach, and {consequence}.\nLeave worker='thread' out, or open the trace outside of "
+        f"{name}."
     )
 
 
@@ -282,8 +282,8 @@ def _saved_hooks() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
         raise TraceError(
             "saved-tensor hooks are in force (save_on_cpu, saved_tensors_hooks), and torch "
             f"{torch.__version__} has no torch._C._autograd._top_saved_tensors_default_hooks to "
-            "hand them to the thread that runs the model.\nInstall torch 2.8 or newer, or run the "
-            'model in the calling thread: model.trace(..., worker="greenlet").'
+            "hand them to the thread that runs the model.\nInstall torch 2.8 or newer, or leave "
+            'worker="thread" out.'
         ) from None
     finally:
         enable_saved_hooks()

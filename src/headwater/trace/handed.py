@@ -170,8 +170,10 @@ class Handed:
     def _drop_lost(self) -> None:
         self._lost = False
         kept = [n for n, reference in enumerate(self._references) if reference() is not None]
-        for one in (self._watched, self._references, self._versions):
-            one[:] = [one[n] for n in kept[-_LATEST:]]
+        kept = kept[-_LATEST:]
+        self._watched = [self._watched[n] for n in kept]
+        self._references = [self._references[n] for n in kept]
+        self._versions = [self._versions[n] for n in kept]
 
     def _look_into_containers(self) -> None:
         for where, (name, _) in list(self._containers.items()):

@@ -304,7 +304,10 @@ class Run:
         elif forward.strict and where != forward.held and not self._is_latest(forward, where):
             raise OutOfOrderError(self._backwards(forward, path, what))
         value = values[where]
-        shown = first_of(*value, path) if what == "input" else value
+        shown = value
+        if what == "input":
+            args, kwargs = value
+            shown = first_of(args, kwargs, path)
         if isinstance(shown, Tensor):
             forward.handed.add_tensor(shown, (path, what), where)
         else:
