@@ -117,18 +117,18 @@ class Model:
         floats = (p.dtype for p in self.module.parameters() if p.is_floating_point())
         return next(floats, torch.get_default_dtype())
 
-    def _place(self) -> torch.device | None:
-        """Where the first parameter is; several times as fast as `device`."""
+    def _first_parameter(self) -> Tensor | None:
+        """Says where the model is, several times as fast as `next(module.parameters())`."""
         holder, name = self._first
         parameter = None if holder is None else holder._parameters.get(name)
-        if parameter is None:
-            for holder in self.module.modules():
-                for name, parameter in holder._parameters.items():
-                    if parameter is not None:
-                        self._first = holder, name
-                        return parameter.device
-            return None
-        return parameter.device
+        if parameter is not None:
+            return parameter
+        for holder in self.module.modules():
+            for name, parameter in holder._parameters.items():
+                if parameter is not None:
+                    self._first = holder, name
+                    return parameter
+        return None
 
     def _embeddings(self) -> Iterable[nn.Module]:
         """Where gradients can begin; asked of the model once, for that takes 100 microseconds."""

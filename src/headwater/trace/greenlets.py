@@ -19,7 +19,7 @@ from typing import Any, no_type_check
 from greenlet import GreenletExit, error, getcurrent, greenlet
 
 from headwater.trace.abandoned import Abandoned
-from headwater.trace.sides import Sides, surface
+from headwater.trace.sides import Sides, is_special, surface
 
 FRAMES = 80
 """Native frames between the bottom of a greenlet's stack and the function it runs.
@@ -59,7 +59,12 @@ class GreenletCoroutine:
         self._context: contextvars.Context | None = contextvars.copy_context()
         self._ident = get_ident()
         self._surface = surface()
-        self._sides = Sides(list(map(call, self._surface)))
+        seen = list(map(call, self._surface))
+        self._usual: list[Any] | None = seen
+        """What caller and function have while neither does anything special."""
+        self._sides: Sides | None = None
+        if is_special(seen):
+            self._usual, self._sides = None, Sides(seen)
 
     # Not type-checked while our tests run, as what follows with this mark: jaxtyping keeps a stack
     # of calls for a thread, which is one of the things that are exchanged here.
@@ -82,13 +87,14 @@ class GreenletCoroutine:
             self.started = True
         here.parent = getcurrent()
         outside = list(map(call, self._surface))
-        agree = outside == sides.usual and sides.alike
-        if not agree and not self.abandoned:
+        if sides is None and outside != self._usual:
+            sides = self._sides = Sides(self._usual or outside)
+        if sides is not None and not self.abandoned:
             sides.refuse_transform(outside)
         # from here on there is something to put back
         self._outside = outside, getattr(_shapes, "memo_stack", [])
         try:
-            if not agree:
+            if sides is not None:
                 sides.enter(outside)
             _shapes.memo_stack = here.shapes
             here.switch()
@@ -105,10 +111,12 @@ class GreenletCoroutine:
         """The caller has the turn again, and what it had."""
         if self._outside is None:
             return
-        (outside, _shapes.memo_stack), sides = self._outside, self._sides
+        outside, _shapes.memo_stack = self._outside
         inside = list(map(call, self._surface))
-        if not (inside == outside == sides.usual and sides.alike):
-            sides.leave(inside, outside)
+        if self._sides is None and inside != outside:
+            self._sides = Sides(outside)
+        if self._sides is not None:
+            self._sides.leave(inside, outside)
         self._outside = None
 
     def pause(self) -> None:
@@ -143,7 +151,8 @@ class GreenletCoroutine:
             self._back()  # the caller may have been interrupted before
             while not self.finished:
                 self.resume()
-            self._sides.end()
+            if self._sides is not None:
+                self._sides.end()
 
     def _run(self) -> None:
         try:

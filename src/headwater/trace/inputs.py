@@ -91,7 +91,7 @@ def prepared(
         for name, value in kwargs.items()
     }
     _refuse_unusable_ids(model, kwargs)
-    device = model._place()
+    device = _device(model)
     return (
         tuple([_moved(value, device) for value in args]),
         {name: _moved(value, device) for name, value in kwargs.items()},
@@ -104,16 +104,17 @@ def _is_ready(model: Model, given: Any) -> bool:
     Looking for ids without an embedding takes five times as long as all of this, and on the CPU the
     model itself refuses them; elsewhere they would end the process' use of the device.
     """
+    if not isinstance(given, Tensor) or given.ndim != 2 or not given.is_cpu:
+        return False
+    rows, length = given.shape
+    parameter = model._first_parameter()
     return (
-        isinstance(given, Tensor)
-        and given.ndim == 2
-        and given.numel() > 0
-        and given.shape[1] <= (model._longest or given.shape[1])
+        rows > 0
+        and 0 < length <= (model._longest or length)
         and not given.is_floating_point()
-        and given.is_cpu
         and "input_ids" in model._takes
-        and given.device == model._place()
-        and (model.tokenizer is None or given.shape[0] == 1 or _padded_row(model, given) is None)
+        and (parameter is None or parameter.is_cpu)
+        and (rows == 1 or model.tokenizer is None or _padded_row(model, given) is None)
     )
 
 
@@ -154,7 +155,7 @@ def _of_any_module(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) 
             "keyword."
         )
     _refuse_second(kwargs, "input_ids")
-    device = model._place()
+    device = _device(model)
     made = {name: _moved(value, device) for name, value in _encoded(model, given).items()}
     if "input_ids" in model._takes and len(args) == 1:
         return (), {**made, **kwargs}
@@ -282,6 +283,11 @@ def _per_token(name: str, value: Any) -> Any:
 
 def _moved(value: Any, device: torch.device | None) -> Any:
     return value.to(device) if isinstance(value, Tensor) and device is not None else value
+
+
+def _device(model: Model) -> torch.device | None:
+    parameter = model._first_parameter()
+    return None if parameter is None else parameter.device
 
 
 def _is_hugging_face(model: Model) -> bool:

@@ -41,6 +41,7 @@ class Run:
     Args:
         model: The model that runs.
         forward: The run, from the model's side.
+        more: Attributes of a kind of run.
     """
 
     _model: Model
@@ -53,9 +54,10 @@ class Run:
     _shape: tuple[int, ...]
     _threaded: bool
 
-    def __init__(self, model: Model, forward: Forward | None) -> None:
+    def __init__(self, model: Model, forward: Forward | None, **more: Any) -> None:
         # one update: every plain assignment would go through __setattr__
         self.__dict__.update(
+            more,
             _model=model,
             _state=forward,
             _windows=[],

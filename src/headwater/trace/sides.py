@@ -42,6 +42,11 @@ def surface() -> tuple[Callable[[], Any], ...]:
     return (*_SURFACE, context.cuda_place) if torch.cuda.is_initialized() else _SURFACE
 
 
+def is_special(seen: list[Any]) -> bool:
+    """Whether a glance at the surface does not tell all."""
+    return any(seen[:_SPECIAL])
+
+
 class _Special(NamedTuple):
     """What lies below the surface."""
 
@@ -67,18 +72,14 @@ class _Special(NamedTuple):
 class Sides:
     """Two sides of one thread: the outer one, which makes this, and the inner one.
 
-    The inner side begins with what the outer one has. Who changes sides takes a glance at
-    `surface` first; only if it is not as `usual` on both of them is there anything to do.
+    The inner side begins with what the outer one has. Who changes sides takes a glance at `surface`
+    first: while both sides have the same, and nothing special, there is nothing to do.
     """
 
     def __init__(self, seen: list[Any]) -> None:
         self._inner = seen
         """What the inner side left."""
         self._inner_special = _special(seen)
-        self.usual = None if self._inner_special is not None else seen
-        """What both sides have as long as neither does anything special."""
-        self.alike = self.usual is not None
-        """Whether the inner side left what is usual."""
         self._outer_special: _Special | None = None
         self._guard: Any = None
 
@@ -120,7 +121,6 @@ class Sides:
         """
         special = _special(inner)
         self._inner, self._inner_special = inner, special
-        self.alike = inner == self.usual
         if special is None and self._outer_special is None and _set_switches(inner, outer):
             return
         if inner != outer or special != self._outer_special:
@@ -176,7 +176,7 @@ def _set_switches(now: list[Any], wanted: list[Any]) -> bool:
 
 
 def _special(seen: list[Any]) -> _Special | None:
-    return _Special.here() if any(seen[:_SPECIAL]) else None
+    return _Special.here() if is_special(seen) else None
 
 
 def _set_casts(wanted: tuple[tuple[str, bool, torch.dtype], ...]) -> None:

@@ -74,8 +74,9 @@ class Trace(Run):
         self, model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], *, generating: bool
     ) -> None:
         options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs} if kwargs else {}
-        super().__init__(model, None)
-        self.__dict__.update(
+        super().__init__(
+            model,
+            None,
             _options=checked(options) if options else _USUAL,
             _given=(args, kwargs),
             _generating=generating,
