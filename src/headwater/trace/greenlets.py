@@ -19,7 +19,7 @@ from typing import Any, no_type_check
 from greenlet import GreenletExit, error, getcurrent, greenlet
 
 from headwater.trace.abandoned import Abandoned
-from headwater.trace.sides import Sides, is_special, surface
+from headwater.trace.sides import Sides, autocast_dtypes, is_special, surface
 
 FRAMES = 80
 """Native frames between the bottom of a greenlet's stack and the function it runs.
@@ -60,11 +60,10 @@ class GreenletCoroutine:
         self._ident = get_ident()
         self._surface = surface()
         seen = list(map(call, self._surface))
-        self._usual: list[Any] | None = seen
-        """What caller and function have while neither does anything special."""
-        self._sides: Sides | None = None
-        if is_special(seen):
-            self._usual, self._sides = None, Sides(seen)
+        self._usual = seen
+        """What both sides have as long as there are no `_sides`: nothing special."""
+        self._dtypes = autocast_dtypes()
+        self._sides = Sides(seen, self._dtypes) if is_special(seen) else None
 
     # Not type-checked while our tests run, as what follows with this mark: jaxtyping keeps a stack
     # of calls for a thread, which is one of the things that are exchanged here.
@@ -88,7 +87,7 @@ class GreenletCoroutine:
         here.parent = getcurrent()
         outside = list(map(call, self._surface))
         if sides is None and outside != self._usual:
-            sides = self._sides = Sides(self._usual or outside)
+            sides = self._sides = Sides(self._usual, self._dtypes)
         if sides is not None and not self.abandoned:
             sides.refuse_transform(outside)
         # from here on there is something to put back
@@ -114,7 +113,7 @@ class GreenletCoroutine:
         outside, _shapes.memo_stack = self._outside
         inside = list(map(call, self._surface))
         if self._sides is None and inside != outside:
-            self._sides = Sides(outside)
+            self._sides = Sides(outside, self._dtypes)
         if self._sides is not None:
             self._sides.leave(inside, outside)
         self._outside = None
@@ -146,6 +145,9 @@ class GreenletCoroutine:
         if not self.started:
             self._function = None
         elif self._ident != get_ident():
+            alive = {thread.ident for thread in threading.enumerate()}
+            for ident in _orphans.keys() - alive:
+                _orphans.pop(ident, None)  # nobody can run these any more
             _orphans.setdefault(self._ident, []).append(self)
         else:
             self._back()  # the caller may have been interrupted before

@@ -37,6 +37,15 @@ _kept_for_good: list[Any] = []
 """Inference guards whose end would change what is in force."""
 
 
+Dtypes = tuple[tuple[str, torch.dtype], ...]
+"""What autocast casts to, by device."""
+
+
+def autocast_dtypes() -> Dtypes:
+    """What autocast casts to where it is entered without a dtype."""
+    return ("cpu", torch.get_autocast_dtype("cpu")), ("cuda", torch.get_autocast_dtype("cuda"))
+
+
 def surface() -> tuple[Callable[[], Any], ...]:
     """What to call, in order, for a glance at what torch keeps for this thread."""
     return (*_SURFACE, context.cuda_place) if torch.cuda.is_initialized() else _SURFACE
@@ -51,6 +60,8 @@ class _Special(NamedTuple):
     """What lies below the surface."""
 
     casts: tuple[tuple[str, bool, torch.dtype], ...]
+    nesting: int
+    """How many autocasts are entered: torch forgets the casts of weights when the last is left."""
     hooks: tuple[Any, ...]
     dispatches: tuple[Any, ...]
     functions: tuple[Any, ...]
@@ -62,6 +73,7 @@ class _Special(NamedTuple):
         _push_hooks(hooks)
         return cls(
             context.autocasts(),
+            _nesting(),
             hooks,
             tuple(map(context.dispatch_at, range(context.dispatches_length()))),
             tuple(map(context.function_at, range(context.functions_length()))),
@@ -76,11 +88,13 @@ class Sides:
     first: while both sides have the same, and nothing special, there is nothing to do.
     """
 
-    def __init__(self, seen: list[Any]) -> None:
+    def __init__(self, seen: list[Any], dtypes: Dtypes) -> None:
         self._inner = seen
         """What the inner side left."""
-        self._inner_special = _special(seen)
+        self._inner_special = _Special.here() if is_special(seen) else None
         self._outer_special: _Special | None = None
+        self._casts = tuple([(device, False, dtype) for device, dtype in dtypes])
+        """Autocast of a side on which nothing is special: what the model's own would cast to."""
         self._guard: Any = None
 
     def refuse_transform(self, outer: list[Any]) -> None:
@@ -106,7 +120,7 @@ class Sides:
         Args:
             outer: A glance at the outer one.
         """
-        self._outer_special = special = _special(outer)
+        self._outer_special = special = self._below(outer, self._inner_special)
         if special is None and self._inner_special is None and _set_switches(outer, self._inner):
             return
         if outer != self._inner or special != self._inner_special:
@@ -119,7 +133,7 @@ class Sides:
             inner: A glance at the inner one.
             outer: The one at the outer one before its turn.
         """
-        special = _special(inner)
+        special = self._below(inner, self._outer_special)
         self._inner, self._inner_special = inner, special
         if special is None and self._outer_special is None and _set_switches(inner, outer):
             return
@@ -133,6 +147,15 @@ class Sides:
             _kept_for_good.append(self._guard)
             self._guard = None
 
+    def _below(self, seen: list[Any], other: _Special | None) -> _Special | None:
+        """What lies below the surface here, if this side or the other has anything there."""
+        if other is None and not is_special(seen):
+            return None
+        found = _Special.here()
+        if not is_special(seen):
+            self._casts = found.casts
+        return found
+
     def _install(self, seen: list[Any], special: _Special | None) -> None:
         # modes come off first and go on last, or they would see the switches being set
         context.pop_all(context.functions_length, context.pop_function)
@@ -141,7 +164,8 @@ class Sides:
         for (reader, setter), value in zip(context.SWITCHES, seen[_SWITCHES:], strict=False):
             if reader() != value:
                 setter(value)
-        _set_casts(() if special is None else special.casts)
+        _set_casts(self._casts if special is None else special.casts)
+        _set_nesting(0 if special is None else special.nesting)
         _set_hooks(() if special is None else special.hooks, seen[3])
         if len(seen) > len(_SURFACE):
             context.enter_cuda([], *seen[-1])
@@ -175,10 +199,6 @@ def _set_switches(now: list[Any], wanted: list[Any]) -> bool:
     return True
 
 
-def _special(seen: list[Any]) -> _Special | None:
-    return _Special.here() if is_special(seen) else None
-
-
 def _set_casts(wanted: tuple[tuple[str, bool, torch.dtype], ...]) -> None:
     devices = {device for device, _, _ in wanted}
     for device, enabled, _ in context.autocasts():
@@ -189,6 +209,18 @@ def _set_casts(wanted: tuple[tuple[str, bool, torch.dtype], ...]) -> None:
             torch.set_autocast_enabled(device, enabled)
         if torch.get_autocast_dtype(device) != dtype:
             torch.set_autocast_dtype(device, dtype)
+
+
+def _nesting() -> int:
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
+
+
+def _set_nesting(wanted: int) -> None:
+    for _ in range(_nesting(), wanted):
+        torch.autocast_increment_nesting()
+    for _ in range(wanted, _nesting()):
+        torch.autocast_decrement_nesting()
 
 
 def _set_hooks(wanted: tuple[Any, ...], disabled: str | None) -> None:
