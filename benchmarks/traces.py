@@ -60,9 +60,9 @@ load {loads}. `python -m benchmarks.traces` writes this file.
 
 toy: GPT-2 with 2 blocks of width 64; deep: 12 blocks of width 64; gpt2-small: that model's size.
 Random frozen weights, 8 prompts of 15 tokens; where gradients are read, the embedding's output asks
-for them. CPU seconds, medians of rounds in which the variants ran in random order, each on modules of
-its own over the same weights; each library in processes of its own beside the bare model and plain
-hooks, which its ratios refer to. Figures are the median over the processes, and their range.
+for them. CPU seconds, medians of rounds in which the variants ran in random order, each on modules
+of its own over the same weights; each library in processes of its own beside the bare model and
+plain hooks, which its ratios refer to. Figures are the median over the processes, and their range.
 """
 Works = dict[str, Callable[[], list[Tensor]]]
 
