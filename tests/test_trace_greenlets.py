@@ -726,3 +726,14 @@ def test_two_backward_blocks_that_take_turns(model: Model, begun: bool) -> None:
     for one, two, first, second in zip(*zip(*found, strict=True), plain(1), plain(2), strict=True):
         close(one, first)
         close(two, second)
+
+
+def test_a_backward_block_leaves_no_hook_to_the_threads_of_devices(model: Model) -> None:
+    seen: list[bool] = []
+    with model.trace(x()) as run:
+        hidden, later = run.blocks[0].output, run.blocks[1].output
+        hidden.register_hook(lambda _: seen.append(torch._C._is_multithreading_enabled()))
+        with run.output.sum().backward():
+            later.grad.save()
+    assert seen == [False]
+    assert torch._C._is_multithreading_enabled()

@@ -28,7 +28,7 @@ from headwater.errors import (
 )
 from headwater.interrupts import Held
 from headwater.trace.abandoned import Abandoned
-from headwater.trace.context import CallerState
+from headwater.trace.context import CallerState, set_multithreading
 from headwater.trace.coroutines import Coroutine
 from headwater.trace.dispatch import paused_passes
 from headwater.trace.frames import user_frame
@@ -470,7 +470,13 @@ def _pass(block: weakref.ref[Backward], loss: Tensor, arguments: tuple[Any, ...]
     """The backward pass of a block, in its coroutine."""
     if block() is None:
         raise Abandoned
-    original_backward()(loss, *arguments)
+    # a device's own thread must run no hook that pauses: it is another thread, and others need it
+    before = torch._C._is_multithreading_enabled()
+    set_multithreading(False)
+    try:
+        original_backward()(loss, *arguments)
+    finally:
+        set_multithreading(before)
 
 
 def _inside_pass() -> bool:
