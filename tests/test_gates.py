@@ -243,8 +243,10 @@ def test_each_position_of_the_input_adds_nothing_but_its_own_change():
     assert function.names == tuple(f"input@{i}" for i in range(5))
     # the pairs differ at the first and last token only
     effects = function.effects(range(5))
-    assert bool((effects[[0, 4]] != 0).all())
-    assert not bool(effects[1:4].any())
+    assert bool((effects[[0, 4]].abs() > 1e-6).all())
+    # to rounding: gates are stacked in the batch, and matrix products of other shapes may add up
+    # in another order
+    assert float(effects[1:4].abs().max()) < 1e-14
 
 
 @pytest.mark.parametrize("estimator", [hw.Exact(), hw.Gradient()], ids=["exact", "gradient"])
