@@ -12,6 +12,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
+from threading import get_ident
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -108,6 +109,8 @@ class Backward:
         self._current: Gradient | None = None
         self._coroutine: Coroutine | None = None
         self._interrupted = False
+        self._ident: int | None = None
+        self._multithreading = True
         self.owner = 0
         """The frame whose block this is; alive as long as the block."""
         self._strict = False
@@ -125,6 +128,7 @@ class Backward:
     def _open(self) -> None:
         # the pass and its hooks refer to the block weakly, so that a dropped block is noticed
         self._pass = functools.partial(_pass, weakref.ref(self), self._loss, self._arguments)
+        self._ident, self._multithreading = get_ident(), torch._C._is_multithreading_enabled()
         runs = runs_here()
         if _inside_pass() or any(run._threaded for run in runs):
             self._coroutine = self._in_thread()
@@ -445,8 +449,11 @@ class Backward:
     def _close(self) -> None:
         with Held():
             try:
-                if self._coroutine is not None:
-                    self._coroutine.close()
+                coroutine = self._coroutine
+                if coroutine is not None:
+                    coroutine.close()
+                if coroutine is not None and coroutine.started and self._ident == get_ident():
+                    set_multithreading(self._multithreading)  # the pass may have been interrupted
             finally:
                 for found in self._gradients.values():
                     if found.handle is not None:
@@ -472,8 +479,8 @@ def _pass(block: weakref.ref[Backward], loss: Tensor, arguments: tuple[Any, ...]
         raise Abandoned
     # a device's own thread must run no hook that pauses: it is another thread, and others need it
     before = torch._C._is_multithreading_enabled()
-    set_multithreading(False)
     try:
+        set_multithreading(False)
         original_backward()(loss, *arguments)
     finally:
         set_multithreading(before)
