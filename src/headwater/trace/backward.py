@@ -452,8 +452,10 @@ class Backward:
                 coroutine = self._coroutine
                 if coroutine is not None:
                     coroutine.close()
-                if coroutine is not None and coroutine.started and self._ident == get_ident():
-                    set_multithreading(self._multithreading)  # the pass may have been interrupted
+                # the pass may have been interrupted; one in another thread changed nothing here
+                ours = type(coroutine) is GreenletCoroutine and coroutine.started
+                if ours and self._ident == get_ident():
+                    set_multithreading(self._multithreading)
             finally:
                 for found in self._gradients.values():
                     if found.handle is not None:
