@@ -8,6 +8,7 @@ from __future__ import annotations
 import code
 import contextlib
 import contextvars
+import copy
 import functools
 import gc
 import os
@@ -1765,3 +1766,18 @@ def test_errors_of_traces_are_trace_errors():
     assert all(issubclass(kind, TraceError) for kind in kinds)
     assert issubclass(TraceError, HeadwaterError)
     assert issubclass(TraceError, RuntimeError)
+
+
+def test_gradients_begin_at_the_embedding_of_a_body_that_was_replaced_since():
+    wrapped = hw.wrap(copy.deepcopy(tiny_models.shared("Llama")).requires_grad_(False))
+
+    def gradient() -> Tensor:
+        with wrapped.trace(IDS):
+            embedded = wrapped.model.embed_tokens.output
+            with wrapped.output.logits.sum().backward():
+                return embedded.grad
+
+    before = gradient()
+    wrapped.module.model = copy.deepcopy(wrapped.module.model)
+    close(gradient(), before)
+    assert_nothing_left(wrapped.module)

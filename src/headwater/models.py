@@ -12,7 +12,7 @@ import inspect
 import threading
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -91,8 +91,7 @@ class Model:
         with _locks_guard:
             self.lock = _locks.setdefault(module, threading.RLock())
         self._hashes: tuple[tuple[tuple[int, int], ...] | None, dict[str, str]] | None = None
-        self._embedded: list[tuple[nn.Module, str, nn.Module]] | None = None
-        self._first: tuple[nn.Module | None, str] = (None, "")
+        self._embedded: list[tuple[list[str], nn.Module]] | None = None
         self._names: dict[nn.Module, list[str]] | None = None
         self.noticed: set[str] = set()
         """What this model's user was told once."""
@@ -117,31 +116,14 @@ class Model:
         floats = (p.dtype for p in self.module.parameters() if p.is_floating_point())
         return next(floats, torch.get_default_dtype())
 
-    def _first_parameter(self) -> Tensor | None:
-        """Says where the model is, several times as fast as `next(module.parameters())`."""
-        holder, name = self._first
-        parameter = None if holder is None else holder._parameters.get(name)
-        if parameter is not None:
-            return parameter
-        for holder in self.module.modules():
-            for name, parameter in holder._parameters.items():
-                if parameter is not None:
-                    self._first = holder, name
-                    return parameter
-        return None
-
-    def _embeddings(self) -> Iterable[nn.Module]:
-        """Where gradients can begin; asked of the model once, for that takes 100 microseconds."""
+    def _embeddings(self) -> list[nn.Module]:
+        """Where gradients can begin; asked of the model once, which takes its own code long."""
         known = self._embedded
-        if known is None or any(above._modules.get(name) is not one for above, name, one in known):
+        if known is None or any(_standing_at(self.module, path) is not one for path, one in known):
             found = embeddings(self.module)
-            self._embedded = known = [
-                (above, name, one)
-                for above in self.module.modules()
-                for name, one in above._modules.items()
-                if one is not None and one in found
-            ]
-        return {one: None for _, _, one in known}
+            named = self.module.named_modules()
+            self._embedded = known = [(path.split("."), one) for path, one in named if one in found]
+        return [one for _, one in known]
 
     def anatomy(self) -> Adapter:
         """The adapter, or the reason why there is none.
@@ -486,6 +468,14 @@ def _written_to(module: nn.Module) -> tuple[tuple[int, int], ...] | None:
         return tuple((weight.data_ptr(), weight._version) for weight in module.parameters())
     except RuntimeError:
         return None
+
+
+def _standing_at(module: nn.Module, path: Sequence[str]) -> nn.Module | None:
+    """What stands at a path now; modules may have been replaced."""
+    found: nn.Module | None = module
+    for name in path:
+        found = None if found is None else found._modules.get(name)
+    return found
 
 
 def _size_in_words(adapter: Adapter) -> str:

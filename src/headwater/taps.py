@@ -294,7 +294,7 @@ class _Stub(Watch):
     def dispatch(self, /, *args: Any, **kwargs: Any) -> Any:
         """Return what the layer's successor gets."""
         if not self.is_due():
-            return as_ever(self, self.before, args, kwargs)
+            return as_ever(self, args, kwargs)
         value = _input(args, kwargs) if self._residual is None else self._residual
         return (value, None) if self._as_tuple else value
 

@@ -28,7 +28,6 @@ from headwater.errors import (
     TraceError,
 )
 from headwater.interrupts import Held
-from headwater.trace.abandoned import Abandoned
 from headwater.trace.context import CallerState, set_multithreading
 from headwater.trace.coroutines import Coroutine
 from headwater.trace.dispatch import paused_passes
@@ -36,6 +35,7 @@ from headwater.trace.frames import user_frame
 from headwater.trace.greenlets import GreenletCoroutine
 from headwater.trace.handed import Entry
 from headwater.trace.names import Named, name_of
+from headwater.trace.pausing import Abandoned
 from headwater.trace.registry import (
     block_left,
     blocks_here,

@@ -13,7 +13,7 @@ number of threads and the level of forward-mode derivatives belong to the proces
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from operator import attrgetter
@@ -139,7 +139,7 @@ class CallerState(NamedTuple):
                     guard = torch.inference_mode()
                     guard.__enter__()
                     undo.append(partial(guard.__exit__, None, None, None))
-                _enter_switches(undo, self.switches)
+                enter_switches(undo, self.switches)
                 _enter_autocast(undo, self.autocast)
             set_multithreading(False)
             undo.append(partial(set_multithreading, True))
@@ -225,7 +225,8 @@ def switches() -> tuple[bool, ...]:
     return tuple([getter() for getter, _ in SWITCHES])
 
 
-def _enter_switches(undo: list[Callable[[], Any]], values: tuple[bool, ...]) -> None:
+def enter_switches(undo: list[Callable[[], Any]], values: Sequence[bool]) -> None:
+    """Make the switches what `switches` said; add what undoes it to `undo`."""
     for (getter, setter), value in zip(SWITCHES, values, strict=True):
         before = getter()
         if before != value:

@@ -68,15 +68,14 @@ class _Several(Watch):
         for one in self.watches:
             if one.is_due():
                 return one.dispatch(*args, **kwargs)
-        return as_ever(self, self.before, args, kwargs)
+        return as_ever(self, args, kwargs)
 
 
-def as_ever(watch: Watch, before: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def as_ever(watch: Watch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a module as if nothing watched it.
 
     Args:
         watch: What watches it.
-        before: What stood in its place.
         args: Positional arguments.
         kwargs: Keyword arguments.
 
@@ -95,9 +94,9 @@ def as_ever(watch: Watch, before: Any, args: tuple[Any, ...], kwargs: dict[str, 
             "gradients would be wrong.\nSwitch checkpointing off, for Hugging Face models with "
             "model.module.eval()."
         )
-    if before is _ABSENT or before is None:
+    if watch.before is _ABSENT or watch.before is None:
         return watch.module._call_impl(*args, **kwargs)
-    return before(*args, **kwargs)
+    return watch.before(*args, **kwargs)
 
 
 def watch(watches: Iterable[Watch]) -> None:

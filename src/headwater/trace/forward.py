@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from headwater.errors import NeverRanError, OutOfOrderError, TraceError
-from headwater.trace.abandoned import Abandoned
 from headwater.trace.dispatch import unwatch, watch
 from headwater.trace.handed import Handed, Where
 from headwater.trace.names import typed
+from headwater.trace.pausing import Abandoned
 from headwater.trace.places import Place
 
 if TYPE_CHECKING:
@@ -240,9 +240,7 @@ class Forward:
         Returns:
             Its place; None if `find` must look closer.
         """
-        place = self.places.get(module)
-        if place is None or not path or path.rpartition(".")[0] not in self._looked:
-            place = self.look_at(module, path)
+        place = self.look_at(module, path)
         if place.blind is not None or self.model._paths_of(module):
             return None
         self.clear[path] = place

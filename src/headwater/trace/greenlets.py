@@ -18,7 +18,7 @@ from typing import Any, no_type_check
 
 from greenlet import GreenletExit, error, getcurrent, greenlet
 
-from headwater.trace.abandoned import Abandoned
+from headwater.trace.pausing import Abandoned, Pausing
 from headwater.trace.sides import Sides, autocast_dtypes, is_special, surface
 
 FRAMES = 80
@@ -37,7 +37,7 @@ except ImportError:
     _shapes: Any = threading.local()
 
 
-class GreenletCoroutine:
+class GreenletCoroutine(Pausing):
     """A function on a stack of its own; it and its caller take turns in one thread.
 
     Args:
@@ -45,11 +45,6 @@ class GreenletCoroutine:
     """
 
     started = False
-    paused = False
-    finished = False
-    abandoned = False
-    error: BaseException | None = None
-    """What the function raised."""
     _greenlet: Any = None
     _outside: tuple[list[Any], list[Any]] | None = None
     """While the function has the turn: a glance at what its caller has, and jaxtyping's stack."""
@@ -118,21 +113,8 @@ class GreenletCoroutine:
             self._sides.leave(inside, outside)
         self._outside = None
 
-    def pause(self) -> None:
-        """Give the turn back, from inside; return when resumed.
-
-        Raises:
-            Abandoned: If the coroutine was closed.
-        """
-        if self.abandoned:
-            raise Abandoned
-        self.paused = True
+    def _give_back(self) -> None:
         self._greenlet.parent.switch()
-        self.paused = False
-        if self.abandoned:
-            raise Abandoned
-
-    receive = pause
 
     def is_current(self) -> bool:
         """Whether the calling code runs inside."""

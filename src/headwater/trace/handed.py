@@ -9,7 +9,6 @@ import dataclasses
 import operator
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from operator import attrgetter, call
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from headwater.trace.names import Named, name_of
 Where = tuple[nn.Module, str, int]
 """A value of a run: the module, which of its values (`input`, `output`, or a site), the call."""
 
-_version = attrgetter("_version")
+_version = operator.attrgetter("_version")
 _LATEST = 1024  # edits in place are looked for in this many of the last tensors handed out
 
 
@@ -158,11 +157,11 @@ class Handed:
         """The user's code has the turn now.
 
         Returns:
-            The entries that the model has written into since `let_go`.
+            The entries that the model has written into since it was last the user's turn.
         """
         if self._lost or len(self._watched) > _LATEST:
             self._drop_lost()
-        self.held = held = list(map(call, self._references))  # pyright: ignore
+        self.held = held = list(map(operator.call, self._references))  # pyright: ignore
         if self._containers:
             self._look_into_containers()
         return [] if list(map(_version, held)) == self._versions else self._changed()

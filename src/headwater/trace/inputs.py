@@ -91,7 +91,7 @@ def prepared(
         for name, value in kwargs.items()
     }
     _refuse_unusable_ids(model, kwargs)
-    device = _device(model)
+    device = _device(model.module)
     return (
         tuple([_moved(value, device) for value in args]),
         {name: _moved(value, device) for name, value in kwargs.items()},
@@ -104,17 +104,16 @@ def _is_ready(model: Model, given: Any) -> bool:
     Looking for ids without an embedding takes five times as long as all of this, and on the CPU the
     model itself refuses them; elsewhere they would end the process' use of the device.
     """
-    if not isinstance(given, Tensor) or given.ndim != 2 or not given.is_cpu:
-        return False
-    rows, length = given.shape
-    parameter = model._first_parameter()
     return (
-        rows > 0
-        and 0 < length <= (model._longest or length)
+        isinstance(given, Tensor)
+        and given.ndim == 2
+        and given.numel() > 0
+        and given.shape[1] <= (model._longest or given.shape[1])
         and not given.is_floating_point()
+        and given.is_cpu
         and "input_ids" in model._takes
-        and (parameter is None or parameter.is_cpu)
-        and (rows == 1 or model.tokenizer is None or _padded_row(model, given) is None)
+        and given.device == _device(model.module)
+        and (given.shape[0] == 1 or _padded_row(model, given) is None)
     )
 
 
@@ -155,7 +154,7 @@ def _of_any_module(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) 
             "keyword."
         )
     _refuse_second(kwargs, "input_ids")
-    device = _device(model)
+    device = _device(model.module)
     made = {name: _moved(value, device) for name, value in _encoded(model, given).items()}
     if "input_ids" in model._takes and len(args) == 1:
         return (), {**made, **kwargs}
@@ -285,9 +284,16 @@ def _moved(value: Any, device: torch.device | None) -> Any:
     return value.to(device) if isinstance(value, Tensor) and device is not None else value
 
 
-def _device(model: Model) -> torch.device | None:
-    parameter = model._first_parameter()
-    return None if parameter is None else parameter.device
+def _device(module: nn.Module) -> torch.device | None:
+    """Where the first parameter is, several times as fast as `next(module.parameters())`."""
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            return parameter.device
+    for child in module._modules.values():
+        found = None if child is None else _device(child)
+        if found is not None:
+            return found
+    return None
 
 
 def _is_hugging_face(model: Model) -> bool:

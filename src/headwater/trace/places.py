@@ -1,7 +1,7 @@
 """One module as one run sees it: how often it was called, and what is wanted of it.
 
-The model's side of a trace is here: every call of a watched module goes through `Place.call`, so it
-does next to nothing for a module of which nothing is wanted.
+The model's side of a trace is here: every call of a watched module goes through `Place.dispatch`,
+so it does next to nothing for a module of which nothing is wanted.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from headwater.trace.abandoned import Abandoned
 from headwater.trace.context import inside_transform
 from headwater.trace.dispatch import Watch, as_ever
 from headwater.trace.handed import Where
+from headwater.trace.pausing import Abandoned
 
 
 @runtime_checkable
@@ -87,8 +87,9 @@ class Place(Watch):
             Abandoned: If the run is to end.
         """
         forward = self.forward
+        # `is_due`, written out: it is asked at every call
         if not forward.running or forward.thread != get_ident():
-            return as_ever(self, self.before, args, kwargs)
+            return as_ever(self, args, kwargs)
         if forward.abandoned:
             raise Abandoned
         self.begun = number = self.begun + 1

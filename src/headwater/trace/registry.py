@@ -42,7 +42,7 @@ class _OpenInThread(Open, threading.local):
     pass
 
 
-in_thread = _OpenInThread()
+_in_thread = _OpenInThread()
 _lock = threading.RLock()  # a trace may be collected, and closed, in the middle of another's turn
 _all: set[Opened] = set()
 _backward = Tensor.backward
@@ -54,7 +54,7 @@ def open_here() -> Open:
     """What is open where the caller stands: in its thread, or inside a model that a trace runs."""
     inside = getcurrent()
     if type(inside) is not Deep:
-        return in_thread
+        return _in_thread
     if inside.notes is None:
         inside.notes = Open()
     return inside.notes
@@ -127,8 +127,7 @@ class Opened:
             if self not in _all:
                 return
             _all.discard(self)
-            if self._reference in self._runs:
-                self._runs.remove(self._reference)
+            _forget(self._runs, self._reference)
             if not _all:
                 _restore()
 

@@ -286,15 +286,12 @@ class Run:
             where = (module, side, 1)
         values = forward.values
         if where not in values:
-            ahead = (
-                place is not None and not place.begun and not forward.ended and not forward.stopped
-            ) or forward.is_ahead(where)
+            ahead = forward.is_ahead(where)
             live = None if ahead else forward.find_live(where)
             if live is None:
                 if not ahead:
                     forward.refuse_passed(where, path, what)
-                if forward.handed.is_touched():
-                    self._settle(forward)
+                self._settle(forward)
                 self._wait(forward, where)
                 if where not in values:
                     forward.refuse_passed(where, path, what)

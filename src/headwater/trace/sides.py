@@ -2,8 +2,8 @@
 
 Grad and inference mode, autocast, modes, saved-tensor hooks, the CUDA stream: in one thread, what
 the user's code enters between two reads would hold for the model, and the other way round. Here
-each side finds at its turn what it had left. That costs two glances a turn, about two microseconds,
-while both sides agree and nothing is special, which is nearly always; else they are exchanged.
+each side finds at its turn what it had left. While both agree and nothing is special, which is
+nearly always, that costs two glances a turn; else they are exchanged.
 """
 
 from __future__ import annotations
@@ -161,9 +161,7 @@ class Sides:
         context.pop_all(context.functions_length, context.pop_function)
         context.pop_all(context.dispatches_length, context.pop_dispatch)
         self._set_inference(seen[_INFERENCE])
-        for (reader, setter), value in zip(context.SWITCHES, seen[_SWITCHES:], strict=False):
-            if reader() != value:
-                setter(value)
+        context.enter_switches([], seen[_SWITCHES : len(_SURFACE)])
         _set_casts(self._casts if special is None else special.casts)
         _set_nesting(0 if special is None else special.nesting)
         _set_hooks(() if special is None else special.hooks, seen[3])
@@ -189,10 +187,11 @@ class Sides:
 
 def _set_switches(now: list[Any], wanted: list[Any]) -> bool:
     """Exchange the sides if nothing but switches differs; say whether that is so."""
-    if now[_INFERENCE] != wanted[_INFERENCE] or now[len(_SURFACE) :] != wanted[len(_SURFACE) :]:
+    end = len(_SURFACE)
+    if now[_INFERENCE] != wanted[_INFERENCE] or now[end:] != wanted[end:]:
         return False
     for (_, setter), before, after in zip(
-        context.SWITCHES, now[_SWITCHES:], wanted[_SWITCHES:], strict=False
+        context.SWITCHES, now[_SWITCHES:end], wanted[_SWITCHES:end], strict=True
     ):
         if before != after:
             setter(after)

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
-from greenlet import getcurrent
 from torch import Tensor, nn
 
 from headwater.errors import (
@@ -21,11 +20,10 @@ from headwater.errors import (
     did_you_mean,
 )
 from headwater.trace.frames import user_frame
-from headwater.trace.greenlets import Deep
 from headwater.trace.handed import Outputs
 from headwater.trace.names import typed
 from headwater.trace.opcodes import subscripts_zero
-from headwater.trace.registry import in_thread, open_here, runs_here
+from headwater.trace.registry import open_here, runs_here
 
 if TYPE_CHECKING:
     from headwater.models import Model
@@ -233,8 +231,7 @@ def open_run(model: Model, path: str) -> Run:
         OutsideTraceError: If there is none.
         AmbiguousTraceError: If there are two.
     """
-    inside = getcurrent()
-    references = (open_here() if type(inside) is Deep else in_thread).runs
+    references = open_here().runs
     if len(references) == 1:
         run = references[0]()
         if run is not None and run._model is model:

@@ -16,8 +16,8 @@ from contextlib import suppress
 from typing import Any
 
 from headwater.errors import TraceError
-from headwater.trace.abandoned import Abandoned
 from headwater.trace.context import condition
+from headwater.trace.pausing import Abandoned, Pausing
 
 NAME = "headwater-trace"
 """What worker threads are called."""
@@ -29,7 +29,7 @@ LINGER = 0.1
 _PATIENCE = 15  # looks, each of 0.02 seconds, at a function that is to end
 
 
-class ThreadCoroutine:
+class ThreadCoroutine(Pausing):
     """A function in a worker thread; it and its caller never run at the same time.
 
     The thread waits a moment for the next coroutine when the function is through.
@@ -53,11 +53,6 @@ class ThreadCoroutine:
         self._claims: list[Any] = []
         self._ident: int | None = None
         self._pid = os.getpid()
-        self.paused = False
-        self.finished = False
-        self.abandoned = False
-        self.error: BaseException | None = None
-        """What the function raised."""
 
     @property
     def started(self) -> bool:
@@ -84,22 +79,9 @@ class ThreadCoroutine:
             self._go.release()
         self._back.acquire()
 
-    def pause(self) -> None:
-        """Give the turn back, from inside; return when resumed.
-
-        Raises:
-            Abandoned: If the coroutine was closed.
-        """
-        if self.abandoned:
-            raise Abandoned
-        self.paused = True
+    def _give_back(self) -> None:
         self._back.release()
         self._go.acquire()
-        self.paused = False
-        if self.abandoned:
-            raise Abandoned
-
-    receive = pause
 
     def is_current(self) -> bool:
         """Whether the calling code runs inside."""

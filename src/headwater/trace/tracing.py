@@ -146,8 +146,7 @@ class Trace(Run):
         try:
             answer, forward = None, self._state
             if forward is not None and error is None:
-                if forward.handed.is_touched():
-                    self._settle(forward)
+                self._settle(forward)
                 self._run_out(forward)
                 if forward.stopped is None:
                     forward.refuse_unused_skips()
@@ -211,11 +210,9 @@ class Trace(Run):
         coroutine = self._coroutine
         if coroutine is None or coroutine.finished or forward.ended:
             return
-        if where is not None:
-            forward.places[where[0]].attended = True
-            forward.wanted[where] = [coroutine]
-        if end is not None:
-            forward.want(end, coroutine)
+        for place in (where, end):
+            if place is not None:
+                forward.want(place, coroutine)
         forward.handed.held = None
         try:
             coroutine.resume()
