@@ -318,21 +318,14 @@ class Model:
             self.noticed.add(about)
             warnings.warn(message, HeadwaterNotice, stacklevel=stacklevel + 1)
 
-    def _paths_of(self, module: nn.Module) -> list[str]:
-        """The paths at which a module stands in this model, in order.
-
-        Args:
-            module: A module of the model.
-
-        Returns:
-            Its paths; several if it is used in several places.
-        """
+    def _in_several_places(self) -> dict[nn.Module, list[str]]:
+        """The modules that stand in several places of this model, and at which paths, in order."""
         if self._names is None:
             names: dict[nn.Module, list[str]] = {}
             for path, one in self.module.named_modules(remove_duplicate=False):
                 names.setdefault(one, []).append(path)
             self._names = {one: paths for one, paths in names.items() if len(paths) > 1}
-        return self._names.get(module, [])
+        return self._names
 
     def __getattr__(self, name: str) -> Any:
         module = self.__dict__.get("module")

@@ -689,7 +689,7 @@ def _copy(gradient: Tensor, differentiable: bool) -> Tensor:
     """A writable copy; of an expanded gradient too."""
     strided = gradient.layout == torch.strided
     copied = gradient.clone(memory_format=torch.contiguous_format) if strided else gradient.clone()
-    return copied if differentiable else copied.detach()
+    return copied if differentiable or not copied.requires_grad else copied.detach()
 
 
 def _part(base: Gradient, view: Tensor) -> Tensor:

@@ -35,13 +35,15 @@ class Watch:
         module: The module.
     """
 
+    __slots__ = ("before", "module")
+
     edited = False
     """Whether the run has changed a value of this module."""
-    before: Any = _ABSENT
-    """What stood in its place, for example a compiled call."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self.before: Any = _ABSENT
+        """What stood in its place, for example a compiled call."""
 
     def is_due(self) -> bool:
         """Whether a call now, in this thread, is one of the run's model."""
@@ -54,6 +56,8 @@ class Watch:
 
 class _Several(Watch):
     """Several runs that watch one module."""
+
+    __slots__ = ("watches",)
 
     def __init__(self, module: nn.Module, before: Any, watches: tuple[Watch, ...]) -> None:
         super().__init__(module)
@@ -113,8 +117,8 @@ def watch(watches: Iterable[Watch]) -> None:
             own = one.module.__dict__
             if own.get("gradient_checkpointing"):
                 _refuse_checkpointing(one.module)
-            there = own.get(CALL, _ABSENT)
-            if there is not _ABSENT:
+            if CALL in own:
+                there = own[CALL]
                 present = _watch_of(there)
                 if present is not None:
                     if type(present) is _Several:
@@ -139,12 +143,12 @@ def unwatch(watches: Iterable[Watch]) -> None:
             own = one.module.__dict__
             there = own.get(CALL)
             present: Any = there.__self__ if type(there) is MethodType else None
-            if type(present) is _Several:
+            if present is not one:
+                if type(present) is not _Several:
+                    continue
                 present.watches = tuple([other for other in present.watches if other is not one])
                 if present.watches:
                     continue
-            elif present is not one:
-                continue
             if present.before is _ABSENT:
                 del own[CALL]
             else:

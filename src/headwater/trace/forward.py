@@ -55,19 +55,38 @@ class Forward:
         generating: Whether the result is that of the model's `generate`.
     """
 
-    # what most runs never change is set on the class
-
-    thread: int | None = None
-    running = False
-    started = False
-    ended = False
-    abandoned = False
-    stopped: str | None = None
-    held: Where | None = None
-    result: Any = None
-    last_edit: str | None = None
-    clock = 0
-    _arrived = 0
+    # slots: these are read all the time
+    __slots__ = (
+        "_arrived",
+        "_leaf",
+        "_several",
+        "abandoned",
+        "clock",
+        "ended",
+        "errands",
+        "generating",
+        "grad",
+        "handed",
+        "held",
+        "keeping",
+        "last_edit",
+        "latest",
+        "leafless",
+        "listening",
+        "model",
+        "places",
+        "result",
+        "running",
+        "separate",
+        "skips",
+        "started",
+        "stopped",
+        "strict",
+        "thread",
+        "undoing",
+        "values",
+        "wanted",
+    )
 
     def __init__(self, model: Model, *, leaf: bool, strict: bool, generating: bool = False) -> None:
         self.model = model
@@ -75,25 +94,33 @@ class Forward:
         self.leafless = self.grad and not leaf
         self.strict = strict
         self.generating = generating
+        self.thread: int | None = None
+        self.running = False
+        self.started = False
+        self.ended = False
+        self.abandoned = False
+        self.stopped: str | None = None
+        self.held: Where | None = None
+        self.latest: Where | None = None
+        """What passed last."""
+        self.result: Any = None
+        self.last_edit: str | None = None
+        self.clock = 0
+        self._arrived = 0
         self.values: dict[Where, Any] = {}
         self.wanted: dict[Where, list[Body]] = {}
         self.handed = Handed(self.values)
         self.skips: dict[tuple[nn.Module, int], Any] = {}
         self.keeping: dict[tuple[nn.Module, str], str] = {}
-        self.separate: set[tuple[nn.Module, str]] = set()
+        self.separate: frozenset[tuple[nn.Module, str]] = frozenset()
         self.errands: list[Callable[[], Any]] = []
-        self.listening: set[nn.Module] = set()
+        self.listening: frozenset[nn.Module] = frozenset()
         self.undoing: list[Callable[[], Any]] = []
         """What puts the model's configuration back, the last one first."""
-        self.seconds: dict[Where, int] = {}
-        """In strict order: when values passed."""
         self.places: dict[nn.Module, Place] = {}
         """The modules that are watched."""
-        self.clear: dict[str, Place] = {}
-        """By path: modules whose first call is the one meant, unless another one is named."""
-        self._looked: set[str] = set()
-        """Paths of which all children, and all above, are watched."""
         self._leaf = leaf
+        self._several = model._in_several_places()
 
     def begin(self) -> None:
         """The user's code has the turn, before the model starts."""
@@ -143,10 +170,8 @@ class Forward:
             value = value.clone()  # the model writes into this tensor next
         place, outer = self.places[where[0]], self.held
         self.values[where] = value
-        self.held = where
+        self.held = self.latest = where
         self._arrived = self.clock = self.clock + 1
-        if self.strict:
-            self.seconds[where] = self.clock
         if self.keeping and where[:2] in self.keeping:
             self.handed.add(value, self.keeping[where[:2]], where)
         self.running = False
@@ -230,25 +255,9 @@ class Forward:
             self._refuse_other_name(module, path, side)
         return (module, side, call or 1)
 
-    def clear_place(self, module: nn.Module, path: str) -> Place | None:
-        """The place of a module whose first call is the one that is meant.
-
-        Args:
-            module: The module, watched from now on.
-            path: Its path.
-
-        Returns:
-            Its place; None if `find` must look closer.
-        """
-        place = self.look_at(module, path)
-        if place.blind is not None or self.model._paths_of(module):
-            return None
-        self.clear[path] = place
-        return place
-
     def _refuse_other_name(self, module: nn.Module, path: str, side: str) -> None:
         """Refuse a second path of a module that stands in several places: which call is meant?"""
-        names = self.model._paths_of(module)
+        names = self._several.get(module, ())
         if len(names) > 1 and path != names[0]:
             first = typed(names[0])
             raise TraceError(
@@ -257,19 +266,32 @@ class Forward:
                 "call, or loop: for call in run.calls(...)."
             )
 
-    def is_ahead(self, where: Where) -> bool:
-        """Whether the model has not reached this call yet, and may."""
-        return not self.ended and self.places[where[0]].begun < where[2] and self.stopped is None
+    def find_passed(self, where: Where, path: str, side: str) -> Any:
+        """A value that was not asked for before the model was there, if it is at hand.
 
-    def find_live(self, where: Where) -> Any:
-        """A value at hand that was not asked for: an input of a call under way, the result."""
-        module, side, number = where
+        Args:
+            where: The value.
+            path: The module's path.
+            side: What the user asked for.
+
+        Returns:
+            An input of a call under way, or the model's result; None if the value may still come.
+
+        Raises:
+            OutOfOrderError: If the model has passed it.
+            NeverRanError: If the module was not called in this run, or not that often.
+        """
+        module, which, number = where
         place = self.places[module]
-        if side == "input" and place.live is not None and not self.ended:
+        found = None
+        if which == "input" and place.live is not None and not self.ended:
             call, args, kwargs = place.live
-            return (args, kwargs) if call == number else None
-        whole = module is self.model.module and side == "output" and not self.generating
-        return self.result if whole and place.done == number else None
+            found = (args, kwargs) if call == number else None
+        elif module is self.model.module and which == "output" and not self.generating:
+            found = self.result if place.done == number else None
+        if found is None:
+            self.refuse_passed(where, path, side)
+        return found
 
     def refuse_passed(self, where: Where, path: str, side: str) -> None:
         """Refuse to wait for what will not come any more.
@@ -354,31 +376,34 @@ class Forward:
         """Watch a module, its ancestors and their children."""
         places = self.places
         place = places.get(module)
-        if place is not None and (not path or path.rpartition(".")[0] in self._looked):
+        if place is not None and place.placed:
             return place
         fresh: list[Place] = []
         for parent in self._lineage(path):
-            above = places.get(parent)
-            if above is None:
-                above = places[parent] = Place(parent, self)
-                fresh.append(above)
+            above = places.get(parent) or self._place(parent, fresh)
             if above.expanded:
                 continue
             above.expanded = True
             stamp = self._unseen(above) if self.started else None
             for child in parent._modules.values():
-                if child is not None and child not in places:
-                    found = places[child] = Place(child, self)
-                    if stamp is not None:
-                        found.blind = stamp
-                    fresh.append(found)
-        if module not in places:
-            places[module] = Place(module, self)
-            fresh.append(places[module])
+                if child is not None:
+                    self._place(child, fresh, stamp)
+        place = self._place(module, fresh)
         watch(fresh)
-        if path:
-            self._looked.add(path.rpartition(".")[0])
-        return places[module]
+        return place
+
+    def _place(self, module: nn.Module, fresh: list[Place], blind: int | None = None) -> Place:
+        """The place of a module that is watched with all above it."""
+        place = self.places.get(module)
+        if place is None:
+            place = self.places[module] = Place(module, self)
+            fresh.append(place)
+            if blind is not None:
+                place.blind = blind
+        place.placed = True
+        if place.blind is None and module not in self._several:
+            place.clear = True
+        return place
 
     def look_at_all(self) -> None:
         """Watch every module."""
@@ -428,10 +453,10 @@ class Forward:
             while self.undoing:
                 self.undoing.pop()()
             self.handed.clear()
-            # places and the run refer to each other
-            for left in (self.values, self.wanted, self.skips, self.places, self.clear):
-                left.clear()
-            self.listening.clear()
+            self.values.clear()
+            self.wanted.clear()
+            self.places.clear()  # they and the run refer to each other
+            self.skips.clear()
 
     def absent(self, where: Where, path: str, side: str) -> str:
         """Say why a value never came."""

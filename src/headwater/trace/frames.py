@@ -15,11 +15,9 @@ def user_frame() -> FrameType:
         The nearest frame outside of headwater; the outermost one if there is none.
     """
     frame = sys._getframe(1)
-    while frame.f_back is not None and _is_ours(frame):
-        frame = frame.f_back
+    while (back := frame.f_back) is not None:
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package not in _SKIPPED and not frame.f_code.co_filename.startswith("<@beartype"):
+            break
+        frame = back
     return frame
-
-
-def _is_ours(frame: FrameType) -> bool:
-    name = frame.f_globals.get("__name__", "")
-    return name.partition(".")[0] in _SKIPPED or frame.f_code.co_filename.startswith("<@beartype")

@@ -19,7 +19,7 @@ from typing import Any, no_type_check
 from greenlet import GreenletExit, error, getcurrent, greenlet
 
 from headwater.trace.pausing import Abandoned, Pausing
-from headwater.trace.sides import Sides, autocast_dtypes, is_special, surface
+from headwater.trace.sides import Sides, begin, is_special
 
 FRAMES = 80
 """Native frames between the bottom of a greenlet's stack and the function it runs.
@@ -44,21 +44,32 @@ class GreenletCoroutine(Pausing):
         function: What to run; gets nothing, its result is dropped.
     """
 
-    started = False
-    _greenlet: Any = None
-    _outside: tuple[list[Any], list[Any]] | None = None
-    """While the function has the turn: a glance at what its caller has, and jaxtyping's stack."""
+    __slots__ = (
+        "__weakref__",
+        "_context",
+        "_dtypes",
+        "_function",
+        "_greenlet",
+        "_ident",
+        "_outside",
+        "_sides",
+        "_surface",
+        "_usual",
+        "started",
+    )
 
     def __init__(self, function: Callable[[], Any]) -> None:
+        super().__init__()
+        self.started = False
+        self._greenlet: Any = None
+        self._outside: tuple[list[Any], list[Any]] | None = None
+        """While the function has the turn: what its caller has, and jaxtyping's stack."""
         self._function: Callable[[], Any] | None = function
         self._context: contextvars.Context | None = contextvars.copy_context()
         self._ident = get_ident()
-        self._surface = surface()
-        seen = list(map(call, self._surface))
-        self._usual = seen
-        """What both sides have as long as there are no `_sides`: nothing special."""
-        self._dtypes = autocast_dtypes()
-        self._sides = Sides(seen, self._dtypes) if is_special(seen) else None
+        self._surface, self._usual, self._dtypes = begin()
+        # as long as there are none, both sides have the usual, which is nothing special
+        self._sides = Sides(self._usual, self._dtypes) if is_special(self._usual) else None
 
     # Not type-checked while our tests run, as what follows with this mark: jaxtyping keeps a stack
     # of calls for a thread, which is one of the things that are exchanged here.
@@ -113,8 +124,21 @@ class GreenletCoroutine(Pausing):
             self._sides.leave(inside, outside)
         self._outside = None
 
-    def _give_back(self) -> None:
+    def pause(self) -> None:
+        """Give the turn back, from inside; return when resumed.
+
+        Raises:
+            Abandoned: If the coroutine was closed.
+        """
+        if self.abandoned:
+            raise Abandoned
+        self.paused = True
         self._greenlet.parent.switch()
+        self.paused = False
+        if self.abandoned:
+            raise Abandoned
+
+    receive = pause
 
     def is_current(self) -> bool:
         """Whether the calling code runs inside."""

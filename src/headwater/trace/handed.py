@@ -84,13 +84,22 @@ class Handed:
     # This is asked at every turn, for all values: so versions are compared as whole lists, and what
     # they belong to is looked at only if they differ.
 
-    held: list[Tensor] | None = None
-    """What was handed out, while the user's code has the turn: it may drop what it has edited."""
-    _lost = False
-    """Whether tensors are gone that the lists still have."""
+    __slots__ = (
+        "_containers",
+        "_lost",
+        "_of",
+        "_references",
+        "_values",
+        "_versions",
+        "_watched",
+        "entries",
+        "held",
+    )
 
     def __init__(self, values: Mapping[Where, Any]) -> None:
         self._values = values
+        self.held: list[Tensor] | None = None
+        """What was handed out, while the user's code has the turn: it may drop what it edited."""
         self.entries: list[Entry] = []
         self._of: dict[int, Entry] = {}
         self._watched: list[Entry] = []
@@ -98,6 +107,8 @@ class Handed:
         self._references: list[weakref.ref[Tensor]] = []
         self._versions: list[int] = []
         """What the versions of `_watched` were when they were looked at."""
+        self._lost: list[Any] = []
+        """References of which the tensors are gone."""
         self._containers: dict[Where, tuple[str, list[weakref.ref[Tensor]]]] = {}
         """Values that hold their tensors in something that can be given others, and which."""
 
@@ -130,7 +141,7 @@ class Handed:
                 there.settle(tensor)  # written into by the model: it is another value now
                 there.named = named
             return
-        reference = weakref.ref(tensor, self._lose)
+        reference = weakref.ref(tensor, self._lost.append)
         entry = self._of[id(tensor)] = Entry(tensor, reference, named, where)
         self.entries.append(entry)
         if not tensor.is_inference():
@@ -139,9 +150,6 @@ class Handed:
             self._versions.append(tensor._version)
             if self.held is not None:
                 self.held.append(tensor)
-
-    def _lose(self, _: object) -> None:
-        self._lost = True
 
     def find(self, tensor: Tensor) -> Entry | None:
         """The entry of exactly this tensor, if it was handed out."""
@@ -167,7 +175,7 @@ class Handed:
         return [] if list(map(_version, held)) == self._versions else self._changed()
 
     def _drop_lost(self) -> None:
-        self._lost = False
+        self._lost.clear()
         kept = [n for n, reference in enumerate(self._references) if reference() is not None]
         kept = kept[-_LATEST:]
         self._watched = [self._watched[n] for n in kept]
@@ -233,11 +241,13 @@ class Handed:
 
     def clear(self) -> None:
         """Forget everything."""
-        for one in (self.entries, self._watched, self._references, self._versions):
-            one.clear()
-        self._of.clear()
-        self._containers.clear()
         self.held = None
+        self.entries.clear()
+        self._of.clear()
+        self._watched.clear()
+        self._references.clear()
+        self._versions.clear()
+        self._containers.clear()
 
 
 def _containers_in(value: Any, depth: int = 0) -> Iterator[int]:

@@ -10,28 +10,11 @@ class Abandoned(BaseException):
 class Pausing:
     """A function that gives the turn back to its caller where it pauses."""
 
-    paused = False
-    finished = False
-    abandoned = False
-    error: BaseException | None = None
-    """What the function raised."""
+    __slots__ = ("abandoned", "error", "finished", "paused")
 
-    def pause(self) -> None:
-        """Give the turn back, from inside; return when resumed.
-
-        Raises:
-            Abandoned: If the coroutine was closed.
-        """
-        if self.abandoned:
-            raise Abandoned
-        self.paused = True
-        self._give_back()
+    def __init__(self) -> None:
         self.paused = False
-        if self.abandoned:
-            raise Abandoned
-
-    receive = pause
-
-    def _give_back(self) -> None:
-        """Have the caller go on; return when resumed."""
-        raise NotImplementedError
+        self.finished = False
+        self.abandoned = False
+        self.error: BaseException | None = None
+        """What the function raised."""

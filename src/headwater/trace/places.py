@@ -47,27 +47,46 @@ class Place(Watch):
         forward: The run.
     """
 
-    # most of the modules watched are only counted: so what is rarely set is set on the class
-
-    begun = 0
-    done = 0
-    last: int | None = None
-    """The moment after its last call ended."""
-    live: tuple[int, tuple[Any, ...], dict[str, Any]] | None = None
-    """The call under way: its number and arguments."""
-    attended = False
-    """Whether anything of it was ever wanted, kept or skipped in this run."""
-    leaf = False
-    """Whether gradients begin at its output."""
-    blind: int | None = None
-    """The moment until which it may have been called unseen."""
-    expanded = False
-    """Whether its children are watched, too."""
-    skipped = False
+    # slots: these are read at every call of every module that is watched
+    __slots__ = (
+        "attended",
+        "begun",
+        "blind",
+        "clear",
+        "done",
+        "edited",
+        "expanded",
+        "forward",
+        "last",
+        "leaf",
+        "live",
+        "placed",
+        "skipped",
+    )
 
     def __init__(self, module: nn.Module, forward: Watching) -> None:
-        self.module = module
+        super().__init__(module)
         self.forward = forward
+        self.edited = False
+        self.begun = 0
+        self.done = 0
+        self.last: int | None = None
+        """The moment after its last call ended."""
+        self.live: tuple[int, tuple[Any, ...], dict[str, Any]] | None = None
+        """The call under way: its number and arguments."""
+        self.attended = False
+        """Whether anything of it was ever wanted, kept or skipped in this run."""
+        self.leaf = False
+        """Whether gradients begin at its output."""
+        self.blind: int | None = None
+        """The moment until which it may have been called unseen."""
+        self.placed = False
+        """Whether all above it are watched, too, with what stands beside them and beside it."""
+        self.clear = False
+        """Whether its first call is the one meant unless another one is named."""
+        self.expanded = False
+        """Whether its children are watched, too."""
+        self.skipped = False
 
     def is_due(self) -> bool:
         """Whether a call now, in this thread, is one of the run's model."""

@@ -26,6 +26,7 @@ from headwater.trace.opcodes import enters_with
 from headwater.trace.views import laid_out_as, part_of, viewed
 
 if TYPE_CHECKING:
+    from headwater.models import Model
     from headwater.trace.backward import Backward
     from headwater.trace.run import Run
 
@@ -58,6 +59,20 @@ def open_here() -> Open:
     if inside.notes is None:
         inside.notes = Open()
     return inside.notes
+
+
+def run_here(model: Model) -> Run | None:
+    """The run open here, if there is only one and it is of `model`.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The run; None if one must look closer.
+    """
+    references = (_in_thread if type(getcurrent()) is not Deep else open_here()).runs
+    run = references[0]() if len(references) == 1 else None
+    return run if run is not None and run._model is model else None
 
 
 def runs_here() -> list[Run]:

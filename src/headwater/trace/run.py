@@ -6,8 +6,9 @@ model until it gets there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from threading import get_ident
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -45,28 +46,19 @@ class Run:
     """
 
     _model: Model
-    _state: Forward | None
     _windows: list[Window]
-    _ident: int | None
-    _kept: dict[Where, Any]
     _retained: list[tuple[Tensor, Tensor]]
-    _failed: AttributeError | None
-    _shape: tuple[int, ...]
-    _threaded: bool
+    _state: Forward | None
+    _ident: int | None
+    _kept: Mapping[Where, Any] = MappingProxyType({})
+    _failed: AttributeError | None = None
+    _shape: tuple[int, ...] = ()
+    _threaded = False
 
     def __init__(self, model: Model, forward: Forward | None, **more: Any) -> None:
         # one update: every plain assignment would go through __setattr__
         self.__dict__.update(
-            more,
-            _model=model,
-            _state=forward,
-            _windows=[],
-            _ident=None,
-            _kept={},
-            _retained=[],
-            _failed=None,
-            _shape=(),
-            _threaded=False,
+            more, _model=model, _state=forward, _ident=None, _windows=[], _retained=[]
         )
 
     # ---- what users call ----------------------------------------------------------------------
@@ -270,28 +262,25 @@ class Run:
     ) -> Any:
         """The value at a place, after running the model up to it."""
         what = what or side
-        forward = self._state
-        if forward is None and self._kept:
-            kept = self._kept.get((module, side, call or 1))
-            if kept is not None:
+        own = self.__dict__  # several times as fast here as attributes: there is a __getattr__
+        forward: Forward | None = own["_state"]
+        if forward is None or forward.running or own["_ident"] != get_ident():
+            if forward is None and (kept := self._kept.get((module, side, call or 1))) is not None:
                 return kept
-        if forward is None or forward.running or self._ident != get_ident():
             forward = self._forward(path, what)
-        place = None
-        if call is None and not self._windows:
-            place = forward.clear.get(path) or forward.clear_place(module, path)
-        if place is None:
-            where = self._place(forward, module, path, side, call)
-        else:
+        place = forward.places.get(module)
+        if place is not None and place.clear and call is None and not own["_windows"]:
             where = (module, side, 1)
+        else:
+            where = self._place(forward, module, path, side, call)
+            place = forward.places[module]
         values = forward.values
         if where not in values:
-            ahead = forward.is_ahead(where)
-            live = None if ahead else forward.find_live(where)
+            is_ahead = place.begun < where[2] and not forward.ended
+            live = None if is_ahead else forward.find_passed(where, path, what)
             if live is None:
-                if not ahead:
-                    forward.refuse_passed(where, path, what)
-                self._settle(forward)
+                if forward.handed.is_touched():
+                    self._settle(forward)
                 self._wait(forward, where)
                 if where not in values:
                     forward.refuse_passed(where, path, what)
@@ -300,7 +289,7 @@ class Run:
                 raise OutOfOrderError(self._backwards(forward, path, what))
             else:
                 values[where] = live
-        elif forward.strict and where != forward.held and not self._is_latest(forward, where):
+        elif forward.strict and where not in (forward.held, forward.latest):
             raise OutOfOrderError(self._backwards(forward, path, what))
         value = values[where]
         shown = value
@@ -460,9 +449,6 @@ class Run:
             f"{forward.position()}.\nRead values in the order in which the model computes them, or "
             'use order="any", which serves values handed out or kept.'
         )
-
-    def _is_latest(self, forward: Forward, where: Where) -> bool:
-        return forward.seconds.get(where, -1) == max(forward.seconds.values(), default=0)
 
     def _entries(self) -> list[tuple[Entry, Tensor]]:
         """The tensors handed out in this run that still exist."""

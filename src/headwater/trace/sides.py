@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import compress
+from operator import call, ne
 from typing import Any, NamedTuple
 
 import torch
@@ -31,24 +33,29 @@ _SURFACE: tuple[Callable[[], Any], ...] = (
     *(reader for reader, _ in context.SWITCHES),
 )
 _SPECIAL, _INFERENCE, _LEVEL, _SWITCHES = 5, 5, 6, 7
+_SETTERS = [setter for _, setter in context.SWITCHES]
 _inference_mode: Any = context.private("_C._InferenceMode")
 
 _kept_for_good: list[Any] = []
 """Inference guards whose end would change what is in force."""
 
 
-Dtypes = tuple[tuple[str, torch.dtype], ...]
+Dtypes = list[tuple[str, torch.dtype]]
 """What autocast casts to, by device."""
 
 
-def autocast_dtypes() -> Dtypes:
-    """What autocast casts to where it is entered without a dtype."""
-    return ("cpu", torch.get_autocast_dtype("cpu")), ("cuda", torch.get_autocast_dtype("cuda"))
+def begin() -> tuple[tuple[Callable[[], Any], ...], list[Any], Dtypes]:
+    """Look at what torch keeps for this thread, before there are two sides.
 
-
-def surface() -> tuple[Callable[[], Any], ...]:
-    """What to call, in order, for a glance at what torch keeps for this thread."""
-    return (*_SURFACE, context.cuda_place) if torch.cuda.is_initialized() else _SURFACE
+    Returns:
+        What to call, in order, for a glance at it; what a glance shows now; what autocast casts
+        to where it is entered without a dtype.
+    """
+    if torch.cuda.is_initialized():
+        there, devices = (*_SURFACE, context.cuda_place), ("cpu", "cuda")
+    else:
+        there, devices = _SURFACE, ("cpu",)
+    return there, list(map(call, there)), [(d, torch.get_autocast_dtype(d)) for d in devices]
 
 
 def is_special(seen: list[Any]) -> bool:
@@ -187,14 +194,13 @@ class Sides:
 
 def _set_switches(now: list[Any], wanted: list[Any]) -> bool:
     """Exchange the sides if nothing but switches differs; say whether that is so."""
-    end = len(_SURFACE)
-    if now[_INFERENCE] != wanted[_INFERENCE] or now[end:] != wanted[end:]:
+    differing = list(compress(range(len(now)), map(ne, now, wanted)))
+    if not differing:
+        return True
+    if differing[0] < _SWITCHES or differing[-1] >= len(_SURFACE):
         return False
-    for (_, setter), before, after in zip(
-        context.SWITCHES, now[_SWITCHES:end], wanted[_SWITCHES:end], strict=True
-    ):
-        if before != after:
-            setter(after)
+    for number in differing:
+        _SETTERS[number - _SWITCHES](wanted[number])
     return True
 
 

@@ -50,7 +50,7 @@ def _place(run: Run, point: Point) -> tuple[Any, str, str]:
         _listen(run, forward, point.module, path)
         return point.module, path, side
     if point.mutated:
-        forward.separate.add((point.module, point.side))
+        forward.separate |= {(point.module, point.side)}
     return point.module, path, point.side
 
 
@@ -165,7 +165,7 @@ def _listen(run: Run, forward: Forward, module: Any, path: str) -> None:
         run._arrange(switch)
     if module in forward.listening:
         return
-    forward.listening.add(module)
+    forward.listening |= {module}
     taps = AttentionTaps()
     for side in INSIDE_ATTENTION.values():
         setattr(taps, side, functools.partial(forward.inner, module, side))

@@ -23,7 +23,7 @@ from headwater.trace.frames import user_frame
 from headwater.trace.handed import Outputs
 from headwater.trace.names import typed
 from headwater.trace.opcodes import subscripts_zero
-from headwater.trace.registry import open_here, runs_here
+from headwater.trace.registry import run_here, runs_here
 
 if TYPE_CHECKING:
     from headwater.models import Model
@@ -85,7 +85,7 @@ class Submodule:
         """
         path, run = self.path, self._run
         if run is None:
-            run = open_run(self._model, path)
+            run = run_here(self._model) or open_run(self._model, path)
         value = run._value(self.module, path, "output", self._call)
         if type(value) is tuple:
             return Outputs(value)
@@ -231,11 +231,6 @@ def open_run(model: Model, path: str) -> Run:
         OutsideTraceError: If there is none.
         AmbiguousTraceError: If there are two.
     """
-    references = open_here().runs
-    if len(references) == 1:
-        run = references[0]()
-        if run is not None and run._model is model:
-            return run
     found = None
     for run in runs_here():
         if run._model.module is model.module:

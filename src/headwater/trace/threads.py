@@ -43,6 +43,7 @@ class ThreadCoroutine(Pausing):
     # at any instruction can still tell who has the turn.
 
     def __init__(self, function: Callable[[], Any]) -> None:
+        super().__init__()
         self._function: Callable[[], Any] | None = function
         self._go = allocate_lock()
         self._back = allocate_lock()
@@ -79,9 +80,22 @@ class ThreadCoroutine(Pausing):
             self._go.release()
         self._back.acquire()
 
-    def _give_back(self) -> None:
+    def pause(self) -> None:
+        """Give the turn back, from inside; return when resumed.
+
+        Raises:
+            Abandoned: If the coroutine was closed.
+        """
+        if self.abandoned:
+            raise Abandoned
+        self.paused = True
         self._back.release()
         self._go.acquire()
+        self.paused = False
+        if self.abandoned:
+            raise Abandoned
+
+    receive = pause
 
     def is_current(self) -> bool:
         """Whether the calling code runs inside."""

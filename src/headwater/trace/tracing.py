@@ -64,11 +64,11 @@ class Trace(Run):
     _options: dict[str, Any]
     _given: tuple[tuple[Any, ...], dict[str, Any]]
     _generating: bool
-    _coroutine: coroutines.Coroutine | None
-    _opened: Opened | None
-    _result: Any
-    _stopped: str | None
-    _has_result: bool
+    _coroutine: coroutines.Coroutine | None = None
+    _opened: Opened | None = None
+    _result: Any = None
+    _stopped: str | None = None
+    _has_result = False
 
     def __init__(
         self, model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], *, generating: bool
@@ -80,11 +80,6 @@ class Trace(Run):
             _options=checked(options) if options else _USUAL,
             _given=(args, kwargs),
             _generating=generating,
-            _coroutine=None,
-            _opened=None,
-            _result=None,
-            _stopped=None,
-            _has_result=False,
         )
 
     def __enter__(self) -> Trace:
@@ -101,7 +96,7 @@ class Trace(Run):
 
     def _open(self) -> None:
         options, model = self._options, self._model
-        kind = coroutines.worker(options["worker"])
+        kind = coroutines.WORKERS[options["worker"]]
         threaded = kind is ThreadCoroutine
         if threaded:
             refuse_transforms()
@@ -148,7 +143,7 @@ class Trace(Run):
             if forward is not None and error is None:
                 self._settle(forward)
                 self._run_out(forward)
-                if forward.stopped is None:
+                if forward.skips and forward.stopped is None:
                     forward.refuse_unused_skips()
             elif forward is not None and error is not None:
                 answer = explained(error, forward)
@@ -210,9 +205,10 @@ class Trace(Run):
         coroutine = self._coroutine
         if coroutine is None or coroutine.finished or forward.ended:
             return
-        for place in (where, end):
-            if place is not None:
-                forward.want(place, coroutine)
+        if where is not None:
+            forward.want(where, coroutine)
+        if end is not None:
+            forward.want(end, coroutine)
         forward.handed.held = None
         try:
             coroutine.resume()
@@ -261,7 +257,7 @@ class Trace(Run):
                 if forward.keeping:
                     kept = {w: v for w, v in forward.values.items() if w[:2] in forward.keeping}
                     own["_kept"] = kept
-                forward.close(own["_coroutine"])
+                forward.close(self._coroutine)
             finally:
                 own["_coroutine"] = None
                 self._windows.clear()
