@@ -583,6 +583,27 @@ def test_a_run_that_was_stopped_has_no_result():
         run.result.save()
 
 
+def test_after_the_end_of_a_run_nothing_is_said_never_to_have_run():
+    model = hw.load("tiny")
+    with model.trace("Mary and John") as run:
+        result = run.result
+        assert model.output is result  # at hand, though nobody had asked for it by that name
+        late = (
+            lambda: model.input,
+            lambda: model.model.layers[0].output,
+            lambda: model.model.layers[1].mlp.input,
+            lambda: model.model.embed_tokens.output,
+        )
+        for read in late:
+            with pytest.raises(OutOfOrderError, match="asked for too late"):
+                read()
+    with model.generate("Mary and John", max_new_tokens=3) as run:
+        ids = run.result
+        with pytest.raises(OutOfOrderError, match=r"too late(.|\n)*run\.keep\(\[model\]\)"):
+            model.output.save()
+    assert torch.equal(ids, model.generate("Mary and John", max_new_tokens=3))
+
+
 def test_a_scripted_module():
     module = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
     with warnings.catch_warnings(action="ignore"):  # torch deprecates it

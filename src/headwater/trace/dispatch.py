@@ -25,7 +25,8 @@ paused_passes: set[int] = set()
 """Backward passes that wait for the user's code: what runs meanwhile is not of the pass."""
 
 _lock = threading.RLock()  # a trace may be collected, and closed, while another one is opened
-_ABSENT = object()
+ABSENT = object()
+"""What `Watch.before` is where nothing stood."""
 
 
 class Watch:
@@ -37,13 +38,15 @@ class Watch:
 
     __slots__ = ("before", "module")
 
-    edited = False
-    """Whether the run has changed a value of this module."""
-
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.before: Any = _ABSENT
+        self.before: Any = ABSENT
         """What stood in its place, for example a compiled call."""
+
+    @property
+    def edited(self) -> bool:
+        """Whether the run has changed a value of this module."""
+        return False
 
     def is_due(self) -> bool:
         """Whether a call now, in this thread, is one of the run's model."""
@@ -98,7 +101,7 @@ def as_ever(watch: Watch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             "gradients would be wrong.\nSwitch checkpointing off, for Hugging Face models with "
             "model.module.eval()."
         )
-    if watch.before is _ABSENT or watch.before is None:
+    if watch.before is ABSENT or watch.before is None:
         return watch.module._call_impl(*args, **kwargs)
     return watch.before(*args, **kwargs)
 
@@ -142,14 +145,17 @@ def unwatch(watches: Iterable[Watch]) -> None:
         for one in watches:
             own = one.module.__dict__
             there = own.get(CALL)
+            if one.before is ABSENT and there == one.dispatch:
+                del own[CALL]
+                continue
             present: Any = there.__self__ if type(there) is MethodType else None
-            if present is not one:
-                if type(present) is not _Several:
-                    continue
+            if type(present) is _Several:
                 present.watches = tuple([other for other in present.watches if other is not one])
                 if present.watches:
                     continue
-            if present.before is _ABSENT:
+            elif present is not one:
+                continue
+            if present.before is ABSENT:
                 del own[CALL]
             else:
                 own[CALL] = present.before

@@ -57,11 +57,13 @@ class Forward:
 
     # slots: these are read all the time
     __slots__ = (
-        "_arrived",
+        "_blind",
+        "_expanded",
         "_leaf",
         "_several",
         "abandoned",
         "clock",
+        "edited",
         "ended",
         "errands",
         "generating",
@@ -72,17 +74,19 @@ class Forward:
         "last_edit",
         "latest",
         "leafless",
+        "leaves",
         "listening",
         "model",
         "places",
         "result",
-        "running",
         "separate",
+        "skipped",
         "skips",
         "started",
         "stopped",
         "strict",
         "thread",
+        "turn",
         "undoing",
         "values",
         "wanted",
@@ -95,30 +99,39 @@ class Forward:
         self.strict = strict
         self.generating = generating
         self.thread: int | None = None
-        self.running = False
+        self.turn: int | None = None
+        """The model's thread while the model has the turn."""
         self.started = False
         self.ended = False
         self.abandoned = False
         self.stopped: str | None = None
         self.held: Where | None = None
         self.latest: Where | None = None
-        """What passed last."""
+        """In strict order: what passed last."""
         self.result: Any = None
         self.last_edit: str | None = None
         self.clock = 0
-        self._arrived = 0
+        """How many values have arrived."""
         self.values: dict[Where, Any] = {}
         self.wanted: dict[Where, list[Body]] = {}
         self.handed = Handed(self.values)
         self.skips: dict[tuple[nn.Module, int], Any] = {}
         self.keeping: dict[tuple[nn.Module, str], str] = {}
         self.separate: frozenset[tuple[nn.Module, str]] = frozenset()
+        self.edited: frozenset[nn.Module] = frozenset()
+        self.skipped: frozenset[nn.Module] = frozenset()
+        self.leaves: frozenset[nn.Module] = frozenset()
+        """The modules at whose outputs gradients begin."""
         self.errands: list[Callable[[], Any]] = []
         self.listening: frozenset[nn.Module] = frozenset()
         self.undoing: list[Callable[[], Any]] = []
         """What puts the model's configuration back, the last one first."""
         self.places: dict[nn.Module, Place] = {}
         """The modules that are watched."""
+        self._blind: dict[nn.Module, int] = {}
+        """The moments until which modules may have been called unseen."""
+        self._expanded: set[nn.Module] = set()
+        """The modules whose children are watched, too."""
         self._leaf = leaf
         self._several = model._in_several_places()
 
@@ -126,9 +139,8 @@ class Forward:
         """The user's code has the turn, before the model starts."""
         self.handed.held = []
         if self._leaf:
-            self._watch_all(self.model._embeddings())
-            for place in self.places.values():
-                place.leaf = True
+            self.leaves = frozenset(self.model._embeddings())
+            self._watch_all(self.leaves)
 
     # ---- the model's side -------------------------------------------------------------------
 
@@ -140,8 +152,8 @@ class Forward:
             args: Positional arguments.
             kwargs: Keyword arguments.
         """
-        self.thread = get_ident()
-        self.running = self.started = True
+        self.thread = self.turn = get_ident()
+        self.started = True
         try:
             if self.errands:
                 self._run_errands()
@@ -166,32 +178,35 @@ class Forward:
         Raises:
             Abandoned: If the run is to end.
         """
-        if self.separate and where[:2] in self.separate and isinstance(value, Tensor):
+        separate = self.separate and where[:2] in self.separate and isinstance(value, Tensor)
+        if separate:
             value = value.clone()  # the model writes into this tensor next
-        place, outer = self.places[where[0]], self.held
+        outer = self.held
         self.values[where] = value
-        self.held = self.latest = where
-        self._arrived = self.clock = self.clock + 1
+        self.held = where
+        self.clock += 1
+        if self.strict:
+            self.latest = where
         if self.keeping and where[:2] in self.keeping:
             self.handed.add(value, self.keeping[where[:2]], where)
-        self.running = False
+        self.turn = None
         for body in self.wanted.pop(where, ()):
             body.receive()
-        self.running = True
-        if place.edited and _checkpointed():
+        if self.abandoned:
+            raise Abandoned
+        self.turn = self.thread
+        self.held = outer
+        if self.edited and where[0] in self.edited and _checkpointed():
             raise TraceError(
                 f"{typed(path_of(self.model.module, where[0]))} is edited inside an activation "
                 "checkpoint: the backward pass would compute it again without the edit, and the "
                 "gradients would be wrong.\nSwitch checkpointing off, for Hugging Face models "
                 "with model.module.eval()."
             )
-        self.held = outer
         if self.errands:
             self._run_errands()
-        if self.abandoned:
-            raise Abandoned
         value = self.values.get(where, value)
-        if self.separate and where[:2] in self.separate and isinstance(value, Tensor):
+        if separate and isinstance(value, Tensor):
             return value.clone()
         return value
 
@@ -212,7 +227,7 @@ class Forward:
 
     def end(self) -> None:
         """The model is through, or failed."""
-        self.running = False
+        self.turn = None
         self.ended = True
         self.held = None
 
@@ -236,14 +251,15 @@ class Forward:
         Raises:
             OutOfOrderError: If earlier calls went by unseen.
         """
-        place = self.look_at(module, path)
+        self.look_at(module, path)
+        blind = self._blind.get(module)
         if call is None:
             for window in reversed(list(windows)):
                 if module in window.members:
-                    if place.blind is not None and place.blind > window.stamp:
+                    if blind is not None and blind > window.stamp:
                         raise OutOfOrderError(self._passed(path, side))
                     return (module, side, window.base.get(module, 0) + 1)
-        if place.blind is not None:
+        if blind is not None:
             if call is not None and windows:
                 raise OutOfOrderError(
                     f"which call of {typed(path)} is number {call} is not known: it was not "
@@ -285,8 +301,7 @@ class Forward:
         place = self.places[module]
         found = None
         if which == "input" and place.live is not None and not self.ended:
-            call, args, kwargs = place.live
-            found = (args, kwargs) if call == number else None
+            found = place.live if place.begun == number else None
         elif module is self.model.module and which == "output" and not self.generating:
             found = self.result if place.done == number else None
         if found is None:
@@ -340,7 +355,7 @@ class Forward:
         window.base = {one: self.calls_begun(one) for one in window.members}
         window.base[module] = number - 1
         window.number = number
-        window.stamp = self._arrived
+        window.stamp = self.clock
 
     def is_over(self, where: Where) -> bool:
         """Whether a call has ended, or the model waits at its output."""
@@ -353,7 +368,7 @@ class Forward:
 
     def want(self, where: Where, body: Body) -> None:
         """Have `body` get the turn when the model is there."""
-        self.places[where[0]].attended = True
+        self.places[where[0]].watch_for(where[1])
         self.wanted.setdefault(where, []).append(body)
 
     def keep(self, module: nn.Module, side: str, name: str) -> None:
@@ -364,45 +379,51 @@ class Forward:
             side: Which of its values.
             name: What the user calls it.
         """
-        self.places[module].attended = True
+        self.places[module].watch_for(side)
         self.keeping[module, side] = name
 
     def note_edit(self, where: Where, what: str) -> None:
         """Remember the last edit, for the model's error messages."""
-        self.places[where[0]].edited = True
+        self.edited |= {where[0]}
         self.last_edit = what
 
     def look_at(self, module: nn.Module, path: str) -> Place:
         """Watch a module, its ancestors and their children."""
-        places = self.places
+        places, several = self.places, self._several
         place = places.get(module)
-        if place is not None and place.placed:
+        if place is not None and place.clear:
             return place
         fresh: list[Place] = []
-        for parent in self._lineage(path):
-            above = places.get(parent) or self._place(parent, fresh)
-            if above.expanded:
-                continue
-            above.expanded = True
-            stamp = self._unseen(above) if self.started else None
-            for child in parent._modules.values():
-                if child is not None:
-                    self._place(child, fresh, stamp)
-        place = self._place(module, fresh)
+        above = self.model.module
+        if above not in places:
+            fresh.append(self._place_of_all(above))
+        for name in path.split(".") if path else ():
+            children: dict[str, Any] = above._modules
+            if above not in self._expanded:
+                self._expanded.add(above)
+                stamp = self._unseen(places[above]) if self.started else None
+                for child in children.values():
+                    place = places.get(child)
+                    if place is not None:
+                        place.clear = child not in self._blind and child not in several
+                    elif child is not None:
+                        clear = stamp is None and child not in several
+                        places[child] = place = Place(child, self, clear=clear)
+                        fresh.append(place)
+                        if stamp is not None:
+                            self._blind[child] = stamp
+            above = children[name]
         watch(fresh)
-        return place
+        return places[module]
 
-    def _place(self, module: nn.Module, fresh: list[Place], blind: int | None = None) -> Place:
-        """The place of a module that is watched with all above it."""
-        place = self.places.get(module)
-        if place is None:
-            place = self.places[module] = Place(module, self)
-            fresh.append(place)
-            if blind is not None:
-                place.blind = blind
-        place.placed = True
-        if place.blind is None and module not in self._several:
-            place.clear = True
+    def _place_of_all(self, root: nn.Module) -> Place:
+        place = self.places[root] = Place(root, self, clear=True)
+        if self.started and self.generating:
+            place.clear = False
+            self._blind[root] = self.clock + 1
+        elif self.started:  # nothing was read before the run was over
+            place.begun = place.done = 1
+            place.last = self.clock + 1
         return place
 
     def look_at_all(self) -> None:
@@ -416,7 +437,7 @@ class Forward:
 
     def interrupt(self) -> None:
         """Have the model end at the next module it calls."""
-        self.abandoned = True
+        self.abandoned, self.turn = True, None
         with suppress(RuntimeError):  # a module list that is being changed
             self._watch_all([m for m in self.model.module.modules() if m not in self.places])
 
@@ -472,7 +493,7 @@ class Forward:
         names = path.split(".")
         for depth, parent in reversed(list(enumerate(self._lineage(path)))):
             above = typed(".".join(names[:depth]))
-            if parent in self.places and self.places[parent].skipped:
+            if parent in self.skipped:
                 lines.append(f"{above} was skipped.")
                 break
             if self.calls_begun(parent) or not depth:
@@ -501,7 +522,7 @@ class Forward:
             return f"{what}Read {name} before what comes later in the model."
         return (
             f"{what}Read it before what comes later in the model, or keep it: "
-            f"run.keep([{path!r}]) as the first line of the trace."
+            f"run.keep([{repr(path) if path else 'model'}]) as the first line of the trace."
         )
 
     def position(self) -> str:
@@ -513,11 +534,11 @@ class Forward:
 
     def _unseen(self, parent: Place) -> int | None:
         """The moment until which children of `parent` may have been called unseen, or None."""
-        begun = parent.begun
+        begun, blind = parent.begun, self._blind.get(parent.module)
         if begun and self.held == (parent.module, "input", begun):
-            return self._arrived if begun > 1 or parent.blind is not None else None
+            return self.clock if begun > 1 or blind is not None else None
         if not begun:
-            return parent.blind
+            return blind
         # a call that has ended says when; one under way may have called them by now
         return self.clock + 1 if parent.live or parent.last is None else parent.last
 

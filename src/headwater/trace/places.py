@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from headwater.trace.context import inside_transform
-from headwater.trace.dispatch import Watch, as_ever
+from headwater.trace.dispatch import ABSENT, Watch, as_ever
 from headwater.trace.handed import Where
 from headwater.trace.pausing import Abandoned
 
@@ -24,10 +24,15 @@ class Watching(Protocol):
     """The run, as far as a call of a module needs it."""
 
     thread: int | None
-    running: bool
+    turn: int | None
+    """The model's thread while the model has the turn."""
+    ended: bool
     abandoned: bool
     clock: int
+    leaves: frozenset[nn.Module]
     skips: dict[tuple[nn.Module, int], Any]
+    skipped: frozenset[nn.Module]
+    edited: frozenset[nn.Module]
     wanted: dict[Where, Any]
     keeping: dict[tuple[nn.Module, str], str]
 
@@ -45,52 +50,52 @@ class Place(Watch):
     Args:
         module: The module.
         forward: The run.
+        clear: Whether its first call is the one meant unless another one is named: it was not
+            called unseen, stands in one place, and all above and beside it are watched.
     """
 
-    # slots: these are read at every call of every module that is watched
+    # slots, and few: there is one for every child of every module above what is asked for
     __slots__ = (
-        "attended",
         "begun",
-        "blind",
         "clear",
         "done",
-        "edited",
-        "expanded",
         "forward",
+        "input_wanted",
         "last",
-        "leaf",
         "live",
-        "placed",
-        "skipped",
+        "output_wanted",
     )
 
-    def __init__(self, module: nn.Module, forward: Watching) -> None:
-        super().__init__(module)
+    def __init__(self, module: nn.Module, forward: Watching, *, clear: bool = False) -> None:
+        self.module = module  # as in Watch, without the call
+        self.before = ABSENT
         self.forward = forward
-        self.edited = False
+        self.clear = clear
+        self.input_wanted = False
+        """Whether an input of it was ever wanted or kept in this run."""
+        self.output_wanted = False
         self.begun = 0
         self.done = 0
         self.last: int | None = None
         """The moment after its last call ended."""
-        self.live: tuple[int, tuple[Any, ...], dict[str, Any]] | None = None
-        """The call under way: its number and arguments."""
-        self.attended = False
-        """Whether anything of it was ever wanted, kept or skipped in this run."""
-        self.leaf = False
-        """Whether gradients begin at its output."""
-        self.blind: int | None = None
-        """The moment until which it may have been called unseen."""
-        self.placed = False
-        """Whether all above it are watched, too, with what stands beside them and beside it."""
-        self.clear = False
-        """Whether its first call is the one meant unless another one is named."""
-        self.expanded = False
-        """Whether its children are watched, too."""
-        self.skipped = False
+        self.live: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        """The arguments of the call under way."""
+
+    @property
+    def edited(self) -> bool:
+        """Whether the run has changed a value of this module."""
+        return self.module in self.forward.edited
+
+    def watch_for(self, side: str) -> None:
+        """Look from now on whether somebody waits for what the module gets, or for its output."""
+        if side == "output":
+            self.output_wanted = True
+        else:
+            self.input_wanted = True
 
     def is_due(self) -> bool:
         """Whether a call now, in this thread, is one of the run's model."""
-        return self.forward.running and self.forward.thread == get_ident()
+        return self.forward.turn == get_ident()
 
     def dispatch(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call the module; hand over what somebody waits for.
@@ -106,33 +111,36 @@ class Place(Watch):
             Abandoned: If the run is to end.
         """
         forward = self.forward
-        # `is_due`, written out: it is asked at every call
-        if not forward.running or forward.thread != get_ident():
-            return as_ever(self, args, kwargs)
-        if forward.abandoned:
-            raise Abandoned
+        if forward.turn != get_ident():
+            return self._elsewhere(args, kwargs)
         self.begun = number = self.begun + 1
-        self.live = (number, args, kwargs)
-        if self.attended:
+        self.live = args, kwargs
+        if self.input_wanted:
             where = (self.module, "input", number)
             if where in forward.wanted or (forward.keeping and forward.wants(where)):
-                args, kwargs = forward.arrive(where, (args, kwargs))
-                self.live = (number, args, kwargs)
+                self.live = args, kwargs = forward.arrive(where, (args, kwargs))
         if forward.skips and (self.module, number) in forward.skips:
             output = forward.skips.pop((self.module, number))
-            self.skipped = True
+            forward.skipped |= {self.module}
         else:
             output = self.module._call_impl(*args, **kwargs)
-        if self.leaf:
+        if forward.leaves and self.module in forward.leaves:
             output = _leaf(output)
         self.live = None
         self.done += 1
         self.last = forward.clock + 1
-        if self.attended:
+        if self.output_wanted:
             where = (self.module, "output", number)
             if where in forward.wanted or (forward.keeping and forward.wants(where)):
                 return forward.arrive(where, output)
         return output
+
+    def _elsewhere(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call that is not the model's, or one of a model that is to end."""
+        forward = self.forward
+        if forward.abandoned and not forward.ended and forward.thread == get_ident():
+            raise Abandoned
+        return as_ever(self, args, kwargs)
 
 
 def embeddings(module: nn.Module) -> frozenset[nn.Module]:

@@ -151,7 +151,9 @@ class Opened:
         run = self._reference()
         forward = None if run is None else run._state
         if forward is not None and forward.thread != threading.get_ident():
-            forward.thread = None  # a new thread may get the number of the one that is gone
+            forward.thread = forward.turn = (
+                None  # a new thread may get the number of the one that is gone
+            )
         if self._ident != threading.get_ident():
             if forward is not None:
                 unwatch(list(forward.places.values()))

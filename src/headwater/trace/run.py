@@ -238,7 +238,7 @@ class Run:
                 "Read values inside: with model.trace(prompt) as run: ...; to have some afterwards "
                 "write run.keep([...]) there."
             )
-        if self._ident is not None and (self._ident != get_ident() or forward.running):
+        if self._ident is not None and (self._ident != get_ident() or forward.turn is not None):
             refuse_elsewhere(inside=self._ident == get_ident())
         return forward
 
@@ -264,7 +264,7 @@ class Run:
         what = what or side
         own = self.__dict__  # several times as fast here as attributes: there is a __getattr__
         forward: Forward | None = own["_state"]
-        if forward is None or forward.running or own["_ident"] != get_ident():
+        if forward is None or forward.turn is not None or own["_ident"] != get_ident():
             if forward is None and (kept := self._kept.get((module, side, call or 1))) is not None:
                 return kept
             forward = self._forward(path, what)

@@ -40,7 +40,7 @@ _kept_for_good: list[Any] = []
 """Inference guards whose end would change what is in force."""
 
 
-Dtypes = list[tuple[str, torch.dtype]]
+Dtypes = tuple[tuple[str, torch.dtype], ...]
 """What autocast casts to, by device."""
 
 
@@ -51,11 +51,9 @@ def begin() -> tuple[tuple[Callable[[], Any], ...], list[Any], Dtypes]:
         What to call, in order, for a glance at it; what a glance shows now; what autocast casts
         to where it is entered without a dtype.
     """
-    if torch.cuda.is_initialized():
-        there, devices = (*_SURFACE, context.cuda_place), ("cpu", "cuda")
-    else:
-        there, devices = _SURFACE, ("cpu",)
-    return there, list(map(call, there)), [(d, torch.get_autocast_dtype(d)) for d in devices]
+    there = (*_SURFACE, context.cuda_place) if torch.cuda.is_initialized() else _SURFACE
+    cpu, cuda = torch.get_autocast_dtype("cpu"), torch.get_autocast_dtype("cuda")
+    return there, list(map(call, there)), (("cpu", cpu), ("cuda", cuda))
 
 
 def is_special(seen: list[Any]) -> bool:
