@@ -13,7 +13,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from threading import get_ident
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -187,12 +187,11 @@ class Backward:
 
     # ---- the user's side --------------------------------------------------------------------
 
-    def read(self, tensor: Tensor, frame: FrameType) -> Tensor:
+    def read(self, tensor: Tensor) -> Tensor:
         """The gradient that flows into a tensor in this pass; edit it in place or assign.
 
         Args:
             tensor: A value of the trace, or computed from one.
-            frame: The user's frame, for the name of the tensor in errors.
 
         Returns:
             A copy in the tensor's shape.
@@ -201,31 +200,30 @@ class Backward:
             GradientError: If no gradient flows into it; says why.
         """
         self._settle()
-        found = self._gradients.get(id(tensor)) or self._first_asked(tensor, frame)
+        found = self._gradients.get(id(tensor)) or self._first_asked(tensor)
         if found.handed is not None:
             self._refuse_backwards(found)
             return found.handed
         if not (found.base or found).arrived:
-            self._wait(found, frame)
+            self._wait(found)
         else:
             self._refuse_backwards(found)
         self._hand(found)
         assert found.handed is not None
         return found.handed
 
-    def write(self, tensor: Tensor, value: Tensor | None, frame: FrameType) -> None:
+    def write(self, tensor: Tensor, value: Tensor | None) -> None:
         """Replace the gradient that flows on from a tensor.
 
         Args:
             tensor: A value of the trace, or computed from one.
             value: The new gradient.
-            frame: The user's frame.
 
         Raises:
             LateWriteError: If the pass has used the gradient already.
             GradientError: If there is no gradient, or `value` does not fit.
         """
-        held = self.read(tensor, frame)
+        held = self.read(tensor)
         found = self._gradients[id(tensor)]
         name = found.name
         if not isinstance(value, Tensor):
@@ -250,9 +248,9 @@ class Backward:
 
     # ---- turns ----------------------------------------------------------------------------------
 
-    def _first_asked(self, tensor: Tensor, frame: FrameType) -> Gradient:
+    def _first_asked(self, tensor: Tensor) -> Gradient:
         """Register a tensor that was computed in the body, or is a view of one handed out."""
-        name = named(tensor, frame)
+        name = named(tensor)
         base = self._base_of(tensor)
         if not tensor.requires_grad:
             raise GradientError(without_gradient(tensor, name))
@@ -327,7 +325,7 @@ class Backward:
         assert found.handed is not None
         found.version = found.handed._version
 
-    def _wait(self, found: Gradient, frame: FrameType) -> None:
+    def _wait(self, found: Gradient) -> None:
         self._wanted = (found,)
         self._resume()
         self._wanted = ()
@@ -641,12 +639,11 @@ def without_gradient(tensor: Tensor, name: str) -> str:
     )
 
 
-def named(tensor: Tensor, frame: FrameType) -> str:
+def named(tensor: Tensor) -> str:
     """What the user calls a tensor: its module if it was handed out, else its variable.
 
     Args:
         tensor: The tensor.
-        frame: The user's frame.
 
     Returns:
         A name, never an id.
@@ -655,6 +652,7 @@ def named(tensor: Tensor, frame: FrameType) -> str:
         entry = None if run._state is None else run._state.handed.find(tensor)
         if entry is not None:
             return entry.name
+    frame = user_frame()
     for scope in (frame.f_locals, frame.f_globals):
         for name, value in scope.items():
             if value is tensor:
@@ -720,7 +718,7 @@ def _read(tensor: Tensor) -> Tensor | None:
     block = _block()
     if block is None:
         return _grad.__get__(tensor)
-    return block.read(tensor, user_frame())
+    return block.read(tensor)
 
 
 def _write(tensor: Tensor, value: Tensor | None) -> None:
@@ -728,7 +726,7 @@ def _write(tensor: Tensor, value: Tensor | None) -> None:
     if block is None:
         _grad.__set__(tensor, value)
     else:
-        block.write(tensor, value, user_frame())
+        block.write(tensor, value)
 
 
 def _delete(tensor: Tensor) -> None:
