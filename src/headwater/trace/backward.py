@@ -33,7 +33,7 @@ from headwater.trace.coroutines import Coroutine
 from headwater.trace.dispatch import paused_passes
 from headwater.trace.frames import user_frame
 from headwater.trace.greenlets import GreenletCoroutine
-from headwater.trace.handed import Entry
+from headwater.trace.handed import Entry, version_of
 from headwater.trace.names import Named, name_of
 from headwater.trace.pausing import Abandoned
 from headwater.trace.registry import (
@@ -55,13 +55,24 @@ _grad: Any = torch._C.TensorBase.grad  # pyright: ignore[reportAttributeAccessIs
 class Gradient:
     """What one tensor's gradient is in one backward pass."""
 
-    __slots__ = ("arrived", "base", "handed", "handle", "named", "original", "tensor", "version")
+    __slots__ = (
+        "arrived",
+        "base",
+        "handed",
+        "handle",
+        "named",
+        "original",
+        "parts",
+        "tensor",
+        "version",
+    )
 
     def __init__(self, tensor: Tensor, named: Named) -> None:
         self.tensor = tensor
         self.named = named
         self.base: Gradient | None = None
         """The gradient this one is a part of, for a view of a value that was handed out."""
+        self.parts: tuple[Gradient, ...] = ()
         self.original: Tensor | None = None
         """What autograd gave."""
         self.handed: Tensor | None = None
@@ -105,7 +116,11 @@ class Backward:
         retain = True if retain_graph is None else retain_graph
         self._arguments = (gradient, retain, create_graph, inputs)
         self._gradients: dict[int, Gradient] = {}
-        self._wanted: tuple[Gradient, ...] = ()
+        self._copies: list[Tensor] = []
+        """The gradients that the user has."""
+        self._versions: list[int] = []
+        """What their versions were when they were looked at."""
+        self._wanted: Gradient | None = None
         self._current: Gradient | None = None
         self._coroutine: Coroutine | None = None
         self._interrupted = False
@@ -245,6 +260,7 @@ class Backward:
             return
         found.handed = value.to(held.dtype)
         found.version = -1
+        self._note(found.handed)
 
     # ---- turns ----------------------------------------------------------------------------------
 
@@ -260,6 +276,7 @@ class Backward:
         # whole, on every path
         found = self._gradients[id(tensor)] = Gradient(tensor, name)
         found.base = base
+        base.parts += (found,)
         self._notice_zero(tensor, base)
         return found
 
@@ -294,7 +311,8 @@ class Backward:
             raise Abandoned
         found.original = gradient
         found.arrived = True
-        if not any(one is found or one.base is found for one in self._wanted):
+        wanted = self._wanted
+        if wanted is None or (wanted is not found and wanted.base is not found):
             return None
         self._current = found
         return coroutine
@@ -302,9 +320,9 @@ class Backward:
     def _go_on(self, found: Gradient) -> Tensor | None:
         """The body has handed the turn back: what flows on, if the gradient was edited."""
         self._current = None
-        for one in self._gradients.values():  # what was edited by now has been edited in time
-            if one.base is found and one.handed is not None:
-                one.version = one.handed._version
+        for part in found.parts:  # what was edited by now has been edited in time
+            if part.handed is not None:
+                part.version = part.handed._version
         handed = found.handed
         if handed is None or (found.version != -1 and handed._version == found.version):
             return None
@@ -321,14 +339,23 @@ class Backward:
             if base.handed is None:
                 self._hand(base)
             assert base.handed is not None
-            found.handed = _part(base, found.tensor)
+            if base.handed.stride() != base.tensor.stride():
+                base.handed, base.version = laid_out_as(base.tensor, base.handed), -1
+                self._note(base.handed)
+            found.handed = part_of(base.handed, base.tensor, found.tensor)  # writes go through
         assert found.handed is not None
         found.version = found.handed._version
+        self._note(found.handed)
+
+    def _note(self, copy: Tensor) -> None:
+        """Look at this tensor, too, for edits that come too late."""
+        self._copies.append(copy)
+        self._versions.append(copy._version)
 
     def _wait(self, found: Gradient) -> None:
-        self._wanted = (found,)
+        self._wanted = found
         self._resume()
-        self._wanted = ()
+        self._wanted = None
         if (found.base or found).arrived:
             return
         raise GradientError(self._absent(found))
@@ -361,7 +388,7 @@ class Backward:
 
     def _run_out(self) -> None:
         coroutine = self._coroutine
-        if coroutine is not None and not coroutine.started and not self._wanted:
+        if coroutine is not None and not coroutine.started and self._wanted is None:
             self._coroutine = None  # nobody asked for anything: no need of a thread
             try:
                 original_backward()(self._loss, *self._arguments)
@@ -374,6 +401,10 @@ class Backward:
 
     def _settle(self) -> None:
         """Refuse edits of gradients that the pass has used."""
+        # asked at every read, for all that were read: so versions are compared as whole lists
+        versions = list(map(version_of, self._copies))
+        if versions == self._versions:
+            return
         for found in self._gradients.values():
             handed = found.handed
             if handed is None or self._is_at(found):
@@ -381,6 +412,7 @@ class Backward:
             if found.version not in (-1, handed._version):
                 found.version = handed._version
                 raise LateWriteError(self._late(found))
+        self._versions = versions
 
     def _is_at(self, found: Gradient) -> bool:
         """Whether the pass waits at a gradient, or at the one it is a part of."""
@@ -459,8 +491,8 @@ class Backward:
                     if found.handle is not None:
                         found.handle.remove()
                 self._gradients.clear()
-                self._coroutine = self._current = None
-                self._wanted = ()
+                self._copies.clear()
+                self._coroutine = self._current = self._wanted = None
                 if self._forget is not None:
                     self._forget()
                 self._forget = None
@@ -688,14 +720,6 @@ def _copy(gradient: Tensor, differentiable: bool) -> Tensor:
     strided = gradient.layout == torch.strided
     copied = gradient.clone(memory_format=torch.contiguous_format) if strided else gradient.clone()
     return copied if differentiable or not copied.requires_grad else copied.detach()
-
-
-def _part(base: Gradient, view: Tensor) -> Tensor:
-    """The part of a handed gradient that belongs to a view of the tensor; writes go through."""
-    assert base.handed is not None
-    if base.handed.stride() != base.tensor.stride():
-        base.handed, base.version = laid_out_as(base.tensor, base.handed), -1
-    return part_of(base.handed, base.tensor, view)
 
 
 def _block() -> Backward | None:

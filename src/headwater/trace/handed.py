@@ -19,7 +19,8 @@ from headwater.trace.names import Named, name_of
 Where = tuple[nn.Module, str, int]
 """A value of a run: the module, which of its values (`input`, `output`, or a site), the call."""
 
-_version = operator.attrgetter("_version")
+version_of = operator.attrgetter("_version")
+"""How often a tensor was written into."""
 _LATEST = 1024  # edits in place are looked for in this many of the last tensors handed out
 
 
@@ -172,7 +173,7 @@ class Handed:
         self.held = held = list(map(operator.call, self._references))  # pyright: ignore
         if self._containers:
             self._look_into_containers()
-        return [] if list(map(_version, held)) == self._versions else self._changed()
+        return [] if list(map(version_of, held)) == self._versions else self._changed()
 
     def _drop_lost(self) -> None:
         self._lost.clear()
@@ -194,7 +195,7 @@ class Handed:
         held = self.held
         if held is None:
             return False
-        return bool(self._containers) or list(map(_version, held)) != self._versions
+        return bool(self._containers) or list(map(version_of, held)) != self._versions
 
     def edited(self) -> list[Entry]:
         """The entries edited in place since this was last asked, or since `look`."""
@@ -232,7 +233,7 @@ class Handed:
         held, before = self.held, self._versions
         if held is None:
             return []
-        now = list(map(_version, held))
+        now = list(map(version_of, held))
         if now == before:
             return []
         self._versions = now

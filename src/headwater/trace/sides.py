@@ -125,9 +125,12 @@ class Sides:
         Args:
             outer: A glance at the outer one.
         """
-        self._outer_special = special = self._below(outer, self._inner_special)
-        if special is None and self._inner_special is None and _set_switches(outer, self._inner):
+        if self._inner_special is None and not is_special(outer):  # nearly always
+            self._outer_special = None
+            if not _set_switches(outer, self._inner):
+                self._install(self._inner, None)
             return
+        self._outer_special = special = self._below(outer)
         if outer != self._inner or special != self._inner_special:
             self._install(self._inner, self._inner_special)
 
@@ -138,10 +141,13 @@ class Sides:
             inner: A glance at the inner one.
             outer: The one at the outer one before its turn.
         """
-        special = self._below(inner, self._outer_special)
-        self._inner, self._inner_special = inner, special
-        if special is None and self._outer_special is None and _set_switches(inner, outer):
+        self._inner = inner
+        if self._outer_special is None and not is_special(inner):
+            self._inner_special = None
+            if not _set_switches(inner, outer):
+                self._install(outer, None)
             return
+        self._inner_special = special = self._below(inner)
         if inner != outer or special != self._outer_special:
             self._install(outer, self._outer_special)
         self._outer_special = None
@@ -152,10 +158,8 @@ class Sides:
             _kept_for_good.append(self._guard)
             self._guard = None
 
-    def _below(self, seen: list[Any], other: _Special | None) -> _Special | None:
-        """What lies below the surface here, if this side or the other has anything there."""
-        if other is None and not is_special(seen):
-            return None
+    def _below(self, seen: list[Any]) -> _Special:
+        """What lies below the surface here."""
         found = _Special.here()
         if not is_special(seen):
             self._casts = found.casts
