@@ -11,7 +11,7 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from threading import get_ident
 from types import TracebackType
 from typing import Any
@@ -37,10 +37,10 @@ from headwater.trace.handed import Entry, version_of
 from headwater.trace.names import Named, name_of
 from headwater.trace.pausing import Abandoned
 from headwater.trace.registry import (
-    block_left,
     blocks_here,
-    enter_block,
     fill_retained,
+    forget,
+    open_here,
     original_backward,
     runs_here,
 )
@@ -48,7 +48,7 @@ from headwater.trace.threads import ThreadCoroutine
 from headwater.trace.views import laid_out_as, part_of, viewed
 
 _lock = threading.RLock()  # a block may be collected, and closed, while another one is entered
-_all: weakref.WeakSet[Backward] = weakref.WeakSet()
+_all: set[weakref.ref[Backward]] = set()
 _grad: Any = torch._C.TensorBase.grad  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -101,7 +101,8 @@ class Backward:
         GradientError: If the loss has no graph; says why.
     """
 
-    _forget: Callable[[], None] | None = None
+    _open_here: list[weakref.ref[Backward]] | None = None
+    """The blocks that are open where this one was entered."""
     _entered = False
 
     def __init__(
@@ -142,7 +143,8 @@ class Backward:
 
     def _open(self) -> None:
         # the pass and its hooks refer to the block weakly, so that a dropped block is noticed
-        self._pass = functools.partial(_pass, weakref.ref(self), self._loss, self._arguments)
+        self._reference: weakref.ref[Backward] = weakref.ref(self)
+        self._pass = functools.partial(_pass, self._reference, self._loss, self._arguments)
         self._ident, self._multithreading = get_ident(), torch._C._is_multithreading_enabled()
         runs = runs_here()
         if _inside_pass() or any(run._threaded for run in runs):
@@ -161,10 +163,10 @@ class Backward:
         self.owner = id(frame)
         # Python does not leave a block that it was interrupted in entering: `_close` undoes what
         # was done by then
-        self._forget = block_left(self)
+        self._open_here = open_here().blocks
         with _lock:
-            _all.add(self)
-            enter_block(self)
+            _all.add(self._reference)
+            self._open_here.append(self._reference)
             if "grad" not in vars(Tensor):
                 Tensor.grad = _GRADIENT  # pyright: ignore
 
@@ -186,7 +188,7 @@ class Backward:
             self._close()
 
     def __del__(self) -> None:
-        if self._forget is not None:
+        if self._open_here is not None:
             self._close()
         elif not self._entered:
             warnings.warn(
@@ -288,12 +290,10 @@ class Backward:
         if entry is not None and node is not None and node is not now:
             # the model has written into it since: its gradient is that of what was handed out
             found.handle = node.register_prehook(
-                functools.partial(_arrive_among, weakref.ref(self), found, entry.number)
+                functools.partial(_arrive_among, self._reference, found, entry.number)
             )
         elif tensor.requires_grad:
-            found.handle = tensor.register_hook(
-                functools.partial(_arrive, weakref.ref(self), found)
-            )
+            found.handle = tensor.register_hook(functools.partial(_arrive, self._reference, found))
         return found
 
     def _base_of(self, tensor: Tensor) -> Gradient | None:
@@ -493,14 +493,14 @@ class Backward:
                 self._gradients.clear()
                 self._copies.clear()
                 self._coroutine = self._current = self._wanted = None
-                if self._forget is not None:
-                    self._forget()
-                self._forget = None
-                self._leave()
+                if self._open_here is not None:
+                    forget(self._open_here, self._reference)
+                    self._open_here = None
+                    self._leave()
 
     def _leave(self) -> None:
         with _lock:
-            _all.discard(self)
+            _all.discard(self._reference)
             if not _all and "grad" in vars(Tensor):
                 del Tensor.grad  # pyright: ignore
 
@@ -765,8 +765,10 @@ _GRADIENT = property(_read, _write, _delete)
 def _forget_after_fork() -> None:
     global _lock
     _lock = threading.RLock()  # another thread may have held it
-    for block in list(_all):
-        if block not in blocks_here():
+    here = open_here().blocks
+    for reference in list(_all):
+        block = reference()
+        if block is not None and reference not in here:
             block._leave()
 
 

@@ -7,11 +7,9 @@ act only in threads that have one open.
 from __future__ import annotations
 
 import atexit
-import functools
 import os
 import threading
 import weakref
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -85,28 +83,8 @@ def blocks_here() -> list[Backward]:
     return [block for reference in open_here().blocks if (block := reference()) is not None]
 
 
-def enter_block(block: Backward) -> None:
-    """Note that a backward block is open here.
-
-    Args:
-        block: The block, held weakly.
-    """
-    open_here().blocks.append(weakref.ref(block))
-
-
-def block_left(block: Backward) -> Callable[[], None]:
-    """What ends the note that `enter_block` makes here, in any thread.
-
-    Args:
-        block: The block, held weakly.
-
-    Returns:
-        A function that may be called before there is a note.
-    """
-    return functools.partial(_forget, open_here().blocks, weakref.ref(block))
-
-
-def _forget(references: list[Any], reference: Any) -> None:
+def forget(references: list[Any], reference: Any) -> None:
+    """Take a reference off a list, if it is there."""
     if reference in references:
         references.remove(reference)
 
@@ -142,7 +120,7 @@ class Opened:
             if self not in _all:
                 return
             _all.discard(self)
-            _forget(self._runs, self._reference)
+            forget(self._runs, self._reference)
             if not _all:
                 _restore()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -204,7 +204,7 @@ class Submodule:
         return typed(self.path)
 
     def _child(self, name: str) -> Submodule:
-        module = cast(nn.Module, self.module._modules[name])
+        module: Any = self.module._modules[name]
         path = f"{self.path}.{name}" if self.path else name
         return Submodule(self._model, module, path, self._run)
 
