@@ -124,21 +124,8 @@ class GreenletCoroutine(Pausing):
             self._sides.leave(inside, outside)
         self._outside = None
 
-    def pause(self) -> None:
-        """Give the turn back, from inside; return when resumed.
-
-        Raises:
-            Abandoned: If the coroutine was closed.
-        """
-        if self.abandoned:
-            raise Abandoned
-        self.paused = True
+    def _give_back(self) -> None:
         self._greenlet.parent.switch()
-        self.paused = False
-        if self.abandoned:
-            raise Abandoned
-
-    receive = pause
 
     def is_current(self) -> bool:
         """Whether the calling code runs inside."""

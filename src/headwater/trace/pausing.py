@@ -18,3 +18,23 @@ class Pausing:
         self.abandoned = False
         self.error: BaseException | None = None
         """What the function raised."""
+
+    def pause(self) -> None:
+        """Give the turn back, from inside; return when resumed.
+
+        Raises:
+            Abandoned: If the coroutine was closed.
+        """
+        if self.abandoned:
+            raise Abandoned
+        self.paused = True
+        self._give_back()
+        self.paused = False
+        if self.abandoned:
+            raise Abandoned
+
+    receive = pause
+
+    def _give_back(self) -> None:
+        """Have the caller go on; return when resumed."""
+        raise NotImplementedError

@@ -80,22 +80,9 @@ class ThreadCoroutine(Pausing):
             self._go.release()
         self._back.acquire()
 
-    def pause(self) -> None:
-        """Give the turn back, from inside; return when resumed.
-
-        Raises:
-            Abandoned: If the coroutine was closed.
-        """
-        if self.abandoned:
-            raise Abandoned
-        self.paused = True
+    def _give_back(self) -> None:
         self._back.release()
         self._go.acquire()
-        self.paused = False
-        if self.abandoned:
-            raise Abandoned
-
-    receive = pause
 
     def is_current(self) -> bool:
         """Whether the calling code runs inside."""
