@@ -604,6 +604,32 @@ def test_after_the_end_of_a_run_nothing_is_said_never_to_have_run():
     assert torch.equal(ids, model.generate("Mary and John", max_new_tokens=3))
 
 
+@pytest.mark.parametrize("outer", ["greenlet", "thread"])
+@pytest.mark.parametrize("inner", ["greenlet", "thread"])
+def test_a_hook_of_the_model_may_trace_the_same_model(outer: str, inner: str):
+    model = hw.load("tiny")
+    sites = ["layers.0.resid_post", "layers.2.resid_post"]
+    if inner == outer == "greenlet":  # runs that ask for patterns in several threads wait
+        sites.insert(0, "layers.0.attn.pattern")
+
+    def read(prompt: str, worker: str) -> list[Tensor]:
+        with model.trace(prompt, worker=worker) as run:
+            return [*(run[site] for site in sites), run.output.logits]
+
+    expected, other = read("Mary and John went", outer), read("John and", inner)
+    found: list[Tensor] = []
+
+    def hook(*_: object) -> None:
+        handle.remove()
+        found.extend(read("John and", inner))
+
+    handle = model.module.model.layers[1].register_forward_hook(hook)
+    assert all(map(torch.equal, read("Mary and John went", outer), expected))
+    assert all(map(torch.equal, found, other))
+    assert len(found) == len(other)
+    assert_nothing_left(model.module)
+
+
 def test_a_scripted_module():
     module = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
     with warnings.catch_warnings(action="ignore"):  # torch deprecates it

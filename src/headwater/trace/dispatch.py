@@ -49,7 +49,7 @@ class Watch:
         return False
 
     def is_due(self) -> bool:
-        """Whether a call now, in this thread, is one of the run's model."""
+        """Whether a call here and now is one of the run's model."""
         raise NotImplementedError
 
     def dispatch(self, /, *args: Any, **kwargs: Any) -> Any:

@@ -13,6 +13,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
+from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
 from headwater.errors import NeverRanError, OutOfOrderError, TraceError
@@ -99,8 +100,8 @@ class Forward:
         self.strict = strict
         self.generating = generating
         self.thread: int | None = None
-        self.turn: int | None = None
-        """The model's thread while the model has the turn."""
+        self.turn: greenlet | None = None
+        """Where the model runs, while it has the turn."""
         self.started = False
         self.ended = False
         self.abandoned = False
@@ -152,7 +153,7 @@ class Forward:
             args: Positional arguments.
             kwargs: Keyword arguments.
         """
-        self.thread = self.turn = get_ident()
+        self.thread, self.turn = get_ident(), getcurrent()
         self.started = True
         try:
             if self.errands:
@@ -181,7 +182,7 @@ class Forward:
         separate = self.separate and where[:2] in self.separate and isinstance(value, Tensor)
         if separate:
             value = value.clone()  # the model writes into this tensor next
-        outer = self.held
+        outer, turn = self.held, self.turn
         self.values[where] = value
         self.held = where
         self.clock += 1
@@ -194,7 +195,7 @@ class Forward:
             body.receive()
         if self.abandoned:
             raise Abandoned
-        self.turn = self.thread
+        self.turn = turn
         self.held = outer
         if self.edited and where[0] in self.edited and _checkpointed():
             raise TraceError(
@@ -216,14 +217,24 @@ class Forward:
 
     def inner(self, module: nn.Module, side: str, value: Any) -> Any:
         """Hand over a value from inside the call of `module` that is under way."""
+        if self.turn is not getcurrent():
+            self.refuse_to_go_on()
+            return value
         where = (module, side, self.calls_begun(module))
-        if self.abandoned:
-            raise Abandoned
         if self.wants(where):
             if isinstance(value, Tensor) and value._is_view():
                 value = value.clone()  # torch edits none of the several views of a projection
             return self.arrive(where, value)
         return value
+
+    def refuse_to_go_on(self) -> None:
+        """End a model whose run is to end, where it calls a module.
+
+        Raises:
+            Abandoned: If this is that model.
+        """
+        if self.abandoned and not self.ended and self.thread == get_ident():
+            raise Abandoned
 
     def end(self) -> None:
         """The model is through, or failed."""

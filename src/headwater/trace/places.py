@@ -7,27 +7,23 @@ so it does next to nothing for a module of which nothing is wanted.
 from __future__ import annotations
 
 from contextlib import suppress
-from threading import get_ident
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
 from headwater.trace.context import inside_transform
 from headwater.trace.dispatch import ABSENT, Watch, as_ever
 from headwater.trace.handed import Where
-from headwater.trace.pausing import Abandoned
 
 
 @runtime_checkable
 class Watching(Protocol):
     """The run, as far as a call of a module needs it."""
 
-    thread: int | None
-    turn: int | None
-    """The model's thread while the model has the turn."""
-    ended: bool
-    abandoned: bool
+    turn: greenlet | None
+    """Where the model runs, while it has the turn."""
     clock: int
     leaves: frozenset[nn.Module]
     skips: dict[tuple[nn.Module, int], Any]
@@ -35,6 +31,10 @@ class Watching(Protocol):
     edited: frozenset[nn.Module]
     wanted: dict[Where, Any]
     keeping: dict[tuple[nn.Module, str], str]
+
+    def refuse_to_go_on(self) -> None:
+        """End a model whose run is to end."""
+        ...
 
     def wants(self, where: Where) -> bool:
         """Whether somebody waits for this value, or it is to be kept."""
@@ -94,8 +94,8 @@ class Place(Watch):
             self.input_wanted = True
 
     def is_due(self) -> bool:
-        """Whether a call now, in this thread, is one of the run's model."""
-        return self.forward.turn == get_ident()
+        """Whether a call here and now is one of the run's model."""
+        return self.forward.turn is getcurrent()
 
     def dispatch(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call the module; hand over what somebody waits for.
@@ -111,8 +111,10 @@ class Place(Watch):
             Abandoned: If the run is to end.
         """
         forward = self.forward
-        if forward.turn != get_ident():
-            return self._elsewhere(args, kwargs)
+        # not by the thread: the model's own hooks may trace it again, in the same one
+        if forward.turn is not getcurrent():
+            forward.refuse_to_go_on()
+            return as_ever(self, args, kwargs)
         self.begun = number = self.begun + 1
         self.live = args, kwargs
         if self.input_wanted:
@@ -134,13 +136,6 @@ class Place(Watch):
             if where in forward.wanted or (forward.keeping and forward.wants(where)):
                 return forward.arrive(where, output)
         return output
-
-    def _elsewhere(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A call that is not the model's, or one of a model that is to end."""
-        forward = self.forward
-        if forward.abandoned and not forward.ended and forward.thread == get_ident():
-            raise Abandoned
-        return as_ever(self, args, kwargs)
 
 
 def embeddings(module: nn.Module) -> frozenset[nn.Module]:
