@@ -48,7 +48,8 @@ def test_the_gradient_of_kl_at_the_clean_end_is_refused_by_name():
     assert str(refused.value) == (
         "the metric is the KL divergence to the clean run: at the clean end it is at its maximum, "
         "so every gradient there is exactly 0.\n"
-        'Use hw.Exact(), hw.Gradient(at="corrupted"), or another metric such as hw.logit_diff().'
+        "Use hw.Exact(), hw.IntegratedGradients(), "
+        'hw.Gradient(at="corrupted"), or another metric such as hw.logit_diff().'
     )
 
 

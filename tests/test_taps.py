@@ -76,6 +76,9 @@ def test_every_site_hands_its_tap_the_documented_shape(family):
         "d_model": adapter.d_model,
         "d_mlp": adapter.d_mlp,
         "d_inner": adapter.d_inner,
+        "d_conv": adapter.d_conv,
+        "ssm_head": adapter.n_ssm_heads,
+        "d_ssm": adapter.d_inner and adapter.d_inner // (adapter.n_ssm_heads or 1),
         "vocab": adapter.vocab,
     }
     expected = {site: tuple(sizes[axis] for axis in site.axes.split()) for site in model.sites()}

@@ -11,9 +11,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from headwater.attribution import Attribution as Attribution
     from headwater.attribution import attribute as attribute
+    from headwater.attribution.interaction import Interaction as Interaction
+    from headwater.attribution.interaction import interaction as interaction
     from headwater.audits import Audit as Audit
+    from headwater.audits.comparison import Comparison as Comparison
+    from headwater.audits.comparison import compare as compare
     from headwater.audits.run import audit as audit
+    from headwater.audits.verify import verify as verify
     from headwater.components import attentions as attentions
+    from headwater.components import channels as channels
+    from headwater.components import conv as conv
     from headwater.components import heads as heads
     from headwater.components import keys as keys
     from headwater.components import mixers as mixers
@@ -22,12 +29,22 @@ if TYPE_CHECKING:
     from headwater.components import nodes as nodes
     from headwater.components import queries as queries
     from headwater.components import residual as residual
+    from headwater.components import ssm as ssm
+    from headwater.components import ssm_heads as ssm_heads
     from headwater.components import tokens as tokens
     from headwater.components import values as values
     from headwater.errors import HeadwaterError as HeadwaterError
+    from headwater.estimators import AtPStar as AtPStar
+    from headwater.estimators import Auto as Auto
     from headwater.estimators import Estimator as Estimator
     from headwater.estimators import Exact as Exact
     from headwater.estimators import Gradient as Gradient
+    from headwater.estimators import IntegratedGradients as IntegratedGradients
+    from headwater.estimators import SecondOrder as SecondOrder
+    from headwater.estimators import Shapley as Shapley
+    from headwater.estimators import TrainedCircuit as TrainedCircuit
+    from headwater.estimators import TrainedMask as TrainedMask
+    from headwater.estimators import Trapezoid as Trapezoid
     from headwater.gates import GatedFunction as GatedFunction
     from headwater.metrics import cross_entropy as cross_entropy
     from headwater.metrics import kl as kl
@@ -52,11 +69,16 @@ if TYPE_CHECKING:
 
 _HOME = {
     "attribution": "Attribution attribute",
+    "attribution.interaction": "Interaction interaction",
     "audits": "Audit",
+    "audits.comparison": "Comparison compare",
     "audits.run": "audit",
-    "components": "attentions heads keys mixers mlps neurons nodes queries residual tokens values",
+    "audits.verify": "verify",
+    "components": "attentions channels conv heads keys mixers mlps neurons nodes queries residual "
+    "ssm ssm_heads tokens values",
     "errors": "HeadwaterError",
-    "estimators": "Estimator Exact Gradient",
+    "estimators": "AtPStar Auto Estimator Exact Gradient IntegratedGradients SecondOrder Shapley TrainedCircuit "
+    "TrainedMask Trapezoid",
     "gates": "GatedFunction",
     "metrics": "cross_entropy kl logit_diff logprob metric prob prob_diff",
     "models": "Model load wrap",

@@ -30,10 +30,57 @@ NAME = "headwater"
 AttentionTap = Callable[[Tensor], Tensor | None]
 """Reads a value, and replaces it if it returns a tensor."""
 
+AttentionReader = Callable[["Attended"], None]
+"""Gets everything one attention computed its pattern from."""
+
 # An additive mask may have been made in a lower dtype than the scores have, so its "never" is
 # recognised by size: below half of float32's minimum (bfloat16's is equal), or half of float16's.
 _NEVER = {torch.float16: torch.finfo(torch.float16).min / 2}
 _NEVER_DEFAULT = torch.finfo(torch.float32).min / 2
+
+
+@dataclass(frozen=True, eq=False)
+class Scorer:
+    """How one call of attention makes scores and patterns from queries and keys.
+
+    An entry of the scores depends on one query and one key only; the softmax ties a row together.
+    """
+
+    scaling: float
+    softcap: float | None
+    bias: Tensor | None
+    mask: Tensor | None
+    sinks: Tensor | None
+    """Logits of sinks, broadcastable to [batch, head, query, 1]; None without."""
+
+    def scores(
+        self,
+        query: Float[Tensor, "batch head query d_head"],
+        key: Float[Tensor, "batch kv_head key d_head"],
+    ) -> Float[Tensor, "batch head query key"]:
+        """Return what goes into the softmax: scaled, capped, biased and masked."""
+        scores = _grouped_product(query, key.transpose(-1, -2)) * self.scaling
+        if self.softcap is not None:
+            scores = torch.tanh(scores / self.softcap) * self.softcap
+        if self.bias is not None:
+            scores = scores + self.bias
+        return scores if self.mask is None else _masked(scores, self.mask)
+
+    def pattern(
+        self, scores: Float[Tensor, "batch head query key"], dtype: torch.dtype
+    ) -> Float[Tensor, "batch head query key"]:
+        """Return the softmax of each row, without the sink's share."""
+        return _softmax(scores, self.sinks, dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Attended:
+    """What one call of attention computed its pattern from."""
+
+    query: Float[Tensor, "batch pos head d_head"]
+    key: Float[Tensor, "batch pos kv_head d_head"]
+    scores: Float[Tensor, "batch head query key"]
+    scorer: Scorer
 
 
 @dataclass(eq=False)
@@ -51,6 +98,8 @@ class AttentionTaps:
     v: AttentionTap | None = None
     pattern: AttentionTap | None = None
     z: AttentionTap | None = None
+    reader: AttentionReader | None = None
+    """Gets queries, keys and scores, after the taps on `q` and `k`."""
     calls: int = 0
     """How often the module called headwater's attention; 0 after a run: it has its own."""
 
@@ -171,25 +220,36 @@ def attention_function(
     key = _tapped(taps, "k", key, by_position=True)
     value = _tapped(taps, "v", value, by_position=True)
 
-    scaling = 1 / math.sqrt(query.shape[-1]) if scaling is None else scaling
-    scores = _grouped_product(query, key.transpose(-1, -2)) * scaling
-    softcap = options.get("softcap")
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    position_bias = options.get("position_bias")
-    if position_bias is not None:
-        scores = scores + position_bias
-    if attention_mask is None and _is_causal(module, options):
-        attention_mask = _causal(scores, options.get("sliding_window"))
-    if attention_mask is not None:
-        scores = _masked(scores, attention_mask)
-
-    pattern = _softmax(scores, _sinks(module, options), like=value)
+    scorer = _scorer(module, query, key, attention_mask, scaling, options)
+    scores = scorer.scores(query, key)
+    for tap in taps:
+        if tap.reader is not None:
+            tap.reader(Attended(query.transpose(1, 2), key.transpose(1, 2), scores, scorer))
+    pattern = scorer.pattern(scores, value.dtype)
     pattern = _tapped(taps, "pattern", pattern)
     kept = dropped_out(pattern, p=dropout, training=module.training)
     z = _grouped_product(kept, value)
     z = _tapped(taps, "z", z, by_position=True)
     return z.transpose(1, 2).contiguous(), pattern
+
+
+def _scorer(
+    module: nn.Module,
+    query: Float[Tensor, "batch head query d_head"],
+    key: Float[Tensor, "batch kv_head key d_head"],
+    mask: Tensor | None,
+    scaling: float | None,
+    options: Mapping[str, Any],
+) -> Scorer:
+    if mask is None and _is_causal(module, options):
+        mask = _causal(query, key, options.get("sliding_window"))
+    return Scorer(
+        scaling=1 / math.sqrt(query.shape[-1]) if scaling is None else scaling,
+        softcap=options.get("softcap"),
+        bias=options.get("position_bias"),
+        mask=mask,
+        sinks=_sinks(module, options),
+    )
 
 
 def _honors_choice(part: PreTrainedModel) -> bool:
@@ -240,11 +300,13 @@ def _is_causal(module: nn.Module, options: Mapping[str, Any]) -> bool:
 
 
 def _causal(
-    scores: Float[Tensor, "batch head query key"], sliding_window: int | None
+    query: Float[Tensor, "batch head query d_head"],
+    key: Float[Tensor, "batch kv_head key d_head"],
+    sliding_window: int | None,
 ) -> Bool[Tensor, "1 1 query key"]:
-    query, key = scores.shape[-2:]
-    here = torch.arange(key - query, key, device=scores.device)[:, None]
-    there = torch.arange(key, device=scores.device)[None, :]
+    rows, columns = query.shape[-2], key.shape[-2]
+    here = torch.arange(columns - rows, columns, device=query.device)[:, None]
+    there = torch.arange(columns, device=query.device)[None, :]
     allowed = there <= here
     if sliding_window is not None:
         allowed = allowed & (there > here - sliding_window)
@@ -273,16 +335,16 @@ def _sinks(module: nn.Module, options: Mapping[str, Any]) -> Tensor | None:
 
 
 def _softmax(
-    scores: Float[Tensor, "batch head query key"], sinks: Tensor | None, *, like: Tensor
+    scores: Float[Tensor, "batch head query key"], sinks: Tensor | None, dtype: torch.dtype
 ) -> Float[Tensor, "batch head query key"]:
-    """Normalize in float32, or in float64 if the model computes in it; return the model's dtype."""
-    dtype = torch.promote_types(scores.dtype, torch.float32)
-    scores = scores.to(dtype)
+    """Normalize in float32, or in float64 if the model computes in it; return `dtype`."""
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    scores = scores.to(wide)
     if sinks is None:
-        return scores.softmax(dim=-1).to(like.dtype)
-    column = sinks.to(dtype).expand(*scores.shape[:-1], 1)
+        return scores.softmax(dim=-1).to(dtype)
+    column = sinks.to(wide).expand(*scores.shape[:-1], 1)
     with_sink = torch.cat([scores, column], dim=-1).softmax(dim=-1)
-    return with_sink[..., :-1].to(like.dtype)
+    return with_sink[..., :-1].to(dtype)
 
 
 AttentionInterface.register(NAME, attention_function)

@@ -6,6 +6,7 @@
     │   ├── UnknownComponentError
     │   ├── UnknownModelError
     │   ├── UnknownTaskError
+    │   ├── UnknownTruthError                no ground-truth model of the zoo
     │   ├── UnknownModuleError (AttributeError)   a module path the model does not have
     │   ├── UnknownWordError                 a prompt or answer the tokenizer has no token for
     │   └── UnknownOptionError               an estimator, metric, reference, dtype or device
@@ -72,6 +73,10 @@ class UnknownModelError(UnknownNameError):
 
 class UnknownTaskError(UnknownNameError):
     """Neither an embedded task nor a file."""
+
+
+class UnknownTruthError(UnknownNameError):
+    """No ground-truth model of the zoo has that name."""
 
 
 class UnknownWordError(UnknownNameError):

@@ -65,6 +65,8 @@ def all_checks(model: Model, adapter: Adapter) -> tuple[Check, ...]:
         checks.append(_sum_of_heads(adapter, seen, eps))
     if adapter.d_mlp is not None:
         checks.append(_sum_of_neurons(adapter, seen, eps))
+    if adapter.d_inner is not None:
+        checks += _mixers(model, adapter, ids, seen, eps)
     if adapter.interface:
         checks += _interface(model, adapter, ids, seen, eps)
     checks += _suffixes(model, adapter, ids, seen, eps)
@@ -178,6 +180,45 @@ def _sum_of_neurons(adapter: Adapter, seen: dict[Site, Tensor], eps: float) -> C
         eps * 32,
         _lines(adapter, "down", "mlp_write"),
     )
+
+
+def _mixers(
+    model: Model, adapter: Adapter, ids: Tensor, seen: dict[Site, Tensor], eps: float
+) -> Iterator[Check]:
+    """The convolution leads from conv to ssm, and what leaves a mixer comes from ssm and y."""
+    errors = []
+    for layer in range(adapter.n_layers):
+        mixer: Any = adapter.point(Site(layer, "mixer.out")).module
+        entering = seen[Site(layer, "mixer.conv")]
+        convolved = mixer.act(mixer.conv1d(entering.mT)[..., : entering.shape[1]]).mT
+        if Site(layer, "mixer.ssm") in seen:
+            errors.append(_normwise(convolved, seen[Site(layer, "mixer.ssm")]))
+    if errors:
+        yield Check(
+            "activated convolution of mixer.conv = mixer.ssm",
+            max(errors, key=_ranked),
+            eps * 32,
+            _lines(adapter, "in_proj", "x_proj"),
+        )
+    for name in ("mixer.ssm", "mixer.y"):
+        if name not in adapter.missing:
+            yield Check(
+                f"a mixer whose {name} is zero writes nothing",
+                _left_without(model, adapter, ids, name),
+                0.0,
+                _lines(adapter, "x_proj", "ssm_norm", "o_proj"),
+            )
+
+
+def _left_without(model: Model, adapter: Adapter, ids: Tensor, name: str) -> float:
+    """The largest channel of any mixer when a site of theirs is zero."""
+    left: list[float] = []
+    taps: dict[Site, Any] = {}
+    for layer in range(adapter.n_layers):
+        taps[Site(layer, name)] = torch.zeros_like
+        taps[Site(layer, "mixer.post")] = lambda post: left.append(float(post.abs().max()))
+    model.forward(ids, taps=taps)
+    return max(left, key=_ranked)
 
 
 def _interface(

@@ -489,7 +489,7 @@ def load(
     """Load a causal language model: embedded, from a folder, or from the Hugging Face hub.
 
     Args:
-        name: `"tiny"`, `"tiny-gpt2"`, a folder, or a hub id.
+        name: `"tiny"`, `"tiny-gpt2"`, `"tiny-mamba"`, a folder, or a hub id.
         device: Where it goes; by default the CPU.
         dtype: Its number type, for example `"bfloat16"`; by default the stored one.
         device_map: Handed to `from_pretrained`, for models larger than one device.

@@ -8,10 +8,19 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
 
-Advance = Callable[[float], None]
+
+@runtime_checkable
+class Advance(Protocol):
+    """What is called with the work just done, and how it goes in a few words."""
+
+    def __call__(self, work: float, note: str = "") -> None:
+        """Move on."""
+        ...
+
 
 LOG_EVERY = 30.0
 """Seconds between log lines when there is no terminal to draw a bar on."""
@@ -30,7 +39,7 @@ def progress_bar(title: str, total: float, *, show: bool | None = None) -> Itera
             error is a terminal, else one log line at most every 30 seconds.
     """
     if show is False:
-        yield lambda done: None
+        yield lambda work, note="": None
     elif sys.stderr.isatty():
         with _bar(title, total) as advance:
             yield advance
@@ -62,11 +71,13 @@ def _bar(title: str, total: float) -> Iterator[Advance]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(title, total=total, speed="")
 
-        def advance(work: float) -> None:
+        def advance(work: float, note: str = "") -> None:
             nonlocal done
             done += work
             rate = done / max(time.perf_counter() - started, 1e-9)
-            progress.update(task, completed=min(done, total), speed=f"{rate:,.0f} prompts/s")
+            said = f"{note}  " if note else ""
+            speed = f"{said}{rate:,.0f} prompts/s"
+            progress.update(task, completed=min(done, total), speed=speed)
 
         yield advance
 
@@ -76,7 +87,7 @@ def _logger(title: str, total: float) -> Advance:
     started = last = time.perf_counter()
     done = 0.0
 
-    def advance(work: float) -> None:
+    def advance(work: float, note: str = "") -> None:
         nonlocal done, last
         done += work
         now = time.perf_counter()
@@ -84,6 +95,7 @@ def _logger(title: str, total: float) -> Advance:
             last = now
             left = (now - started) * max(total - done, 0.0) / max(done, 1e-9)
             share = min(100.0, 100 * done / max(total, 1e-9))
-            log.info("%s: %.0f %% done, about %.0f s left", title, share, left)
+            said = f" ({note})" if note else ""
+            log.info("%s: %.0f %% done, about %.0f s left%s", title, share, left, said)
 
     return advance

@@ -6,6 +6,7 @@ not fit this model is refused with every number; nothing about the model is chan
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ def prove(model: Model) -> Proof:
             _evaluating(model.module),
             torch.no_grad(),
             context_for(model.module),
+            _silent_fallbacks(model.device),
         ):
             checks = all_checks(model, adapter)
     except torch.OutOfMemoryError:
@@ -142,6 +144,24 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
         with Held():
             for part in training:
                 part.training = True
+
+
+@contextmanager
+def _silent_fallbacks(device: torch.device) -> Iterator[None]:
+    """Drop transformers' advice to install CUDA kernels (once a process) where there is no CUDA."""
+    if device.type != "cpu":
+        yield
+        return
+    logger = logging.getLogger("transformers.integrations.hub_kernels")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "falling back to its reference PyTorch implementation" not in record.getMessage()
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 def _advice(adapter: Adapter) -> str:

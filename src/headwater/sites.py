@@ -33,6 +33,15 @@ LAYER_NAMES: dict[str, tuple[str, str]] = {
     "mlp.post": ("batch pos d_mlp", "neurons: input of the MLP's down projection"),
     "mlp.out": ("batch pos d_model", "what the MLP writes to the residual stream"),
     "mixer.in": ("batch pos d_model", "normed residual entering the state-space mixer"),
+    "mixer.conv": (
+        "batch pos d_conv",
+        "what enters the mixer's convolution: x in Mamba; x, B and C in Mamba-2",
+    ),
+    "mixer.ssm": (
+        "batch pos d_conv",
+        "what drives the state-space model: the convolution's activated output",
+    ),
+    "mixer.y": ("batch pos ssm_head d_ssm", "what each head of Mamba-2 read from its state"),
     "mixer.post": ("batch pos d_inner", "channels: input of the mixer's output projection"),
     "mixer.out": ("batch pos d_model", "what the mixer writes to the residual stream"),
     "resid_post": ("batch pos d_model", "residual stream leaving the layer"),

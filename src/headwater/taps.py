@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from headwater.architectures.adapter import Adapter, Point
 from headwater.attention import AttentionTaps, listening
-from headwater.errors import GateError, UnavailableSiteError
+from headwater.errors import GateError, ModelStateError, UnavailableSiteError
 from headwater.sites import Site
+from headwater.splits import SplitTaps
 from headwater.trace.dispatch import CALL, Watch, as_ever, is_ours, unwatch, watch
 
 Tap = Callable[[Tensor], Tensor | None]
@@ -48,18 +49,26 @@ def tapped(adapter: Adapter, taps: Mapping[Site, Tap], shape: Sequence[int]) -> 
 
     Raises:
         UnavailableSiteError: If the model does not offer one of the sites.
+        ModelStateError: While it runs, if a module computes a site in a fused kernel.
     """
     listeners: dict[nn.Module, AttentionTaps] = {}
+    splits = SplitTaps()
     with ExitStack() as stack:
         for site, tap in taps.items():
             point = adapter.point(site)
-            if point.side in INSIDE_ATTENTION:
+            if point.inside is not None:
+                tap = _surely_called(site, point.inside, tap, stack)
+            if point.side == "split":
+                _split(point, tap, shape, splits, stack)
+            elif point.side in INSIDE_ATTENTION:
                 listener = listeners.setdefault(point.module, AttentionTaps())
                 setattr(listener, INSIDE_ATTENTION[point.side], _keeping(tap))
             elif point.side != "logits":
                 stack.callback(_hooked(point, tap, shape).remove)
         if listeners:
             stack.enter_context(listening(listeners))
+        if any(adapter.point(site).side == "split" for site in taps):
+            stack.enter_context(splits)
         yield
 
 
@@ -194,6 +203,50 @@ def _hooked(point: Point, tap: Tap, shape: Sequence[int]) -> Any:
     return point.module.register_forward_pre_hook(_here_only(before), with_kwargs=True)
 
 
+def _split(
+    point: Point, tap: Tap, shape: Sequence[int], splits: SplitTaps, stack: ExitStack
+) -> None:
+    """Tap the tensor that a module splits: awaited from the module's start to its end."""
+    assert point.parts is not None
+    parts = point.parts
+
+    def before(*_: Any) -> None:
+        splits.begin(parts, lambda value: _tap(point, tap, value, shape))
+
+    def after(*_: Any) -> None:
+        splits.end()
+
+    stack.callback(point.module.register_forward_pre_hook(_here_only(before)).remove)
+    stack.callback(point.module.register_forward_hook(_here_only(after), always_call=True).remove)
+
+
+def _surely_called(site: Site, module: nn.Module, tap: Tap, stack: ExitStack) -> Tap:
+    """Have a module's end refuse that it did not come past a tap inside it."""
+    called = False
+
+    def noticed(value: Tensor) -> Tensor | None:
+        nonlocal called
+        called = True
+        return tap(value)
+
+    def before(*_: Any) -> None:
+        nonlocal called
+        called = False
+
+    def after(*_: Any) -> None:
+        if not called:
+            raise ModelStateError(
+                f"{type(module).__name__} computed '{site}' in a fused kernel, out of reach of "
+                f"hooks{' (it is in training mode)' if module.training else ''}.\n"
+                "Call model.eval() first; if it is in evaluation mode, run without the mamba_ssm "
+                "and causal_conv1d packages, or gate hw.mixers(), which needs no inside."
+            )
+
+    stack.callback(module.register_forward_pre_hook(_here_only(before)).remove)
+    stack.callback(module.register_forward_hook(_here_only(after)).remove)
+    return noticed
+
+
 def _tap(point: Point, tap: Tap, value: Tensor, shape: Sequence[int]) -> Tensor:
     """Call `tap` with `value` in the site's shape; return what goes on, in the model's shape."""
     if point.mutated:
@@ -219,6 +272,8 @@ def in_site_shape(point: Point, value: Tensor, shape: Sequence[int]) -> Tensor:
     seen = value
     if point.half is not None:
         seen = seen.chunk(2, dim=-1)[point.half]
+    if point.span is not None:
+        seen = seen[..., slice(*point.span)]
     if seen.ndim == 2:
         seen = seen.unflatten(0, tuple(shape))
     if point.heads is not None:
@@ -255,6 +310,9 @@ def in_model_shape(point: Point, value: Tensor, seen: Tensor, result: Tensor) ->
         halves = list(value.chunk(2, dim=-1))
         halves[point.half] = result
         result = torch.cat(halves, dim=-1)
+    if point.span is not None:
+        first, end = point.span
+        result = torch.cat([value[..., :first], result, value[..., end:]], dim=-1)
     return result
 
 

@@ -15,7 +15,7 @@ from headwater.architectures.table import BY_MODEL_TYPE, Family
 from headwater.errors import UnavailableSiteError, UnknownSiteError, UnsupportedModelError, closest
 from headwater.sites import LAYER_NAMES, Site
 
-Side = Literal["input", "output", "query", "key", "value", "pattern", "logits"]
+Side = Literal["input", "output", "query", "key", "value", "pattern", "split", "logits"]
 
 _QKV = ("attn.q", "attn.k", "attn.v", "attn.pattern")
 _GROUPS: dict[str, tuple[str, ...]] = {
@@ -23,8 +23,13 @@ _GROUPS: dict[str, tuple[str, ...]] = {
     "q/k/v/pattern": _QKV,
     "neurons": ("mlp.pre", "mlp.gate", "mlp.up", "mlp.post"),
     "mlp": ("mlp.pre", "mlp.gate", "mlp.up", "mlp.post", "mlp.out"),
-    "mixer": ("mixer.in", "mixer.post", "mixer.out"),
+    "mixer": ("mixer.in", "mixer.conv", "mixer.ssm", "mixer.y", "mixer.post", "mixer.out"),
+    "state-space heads": ("mixer.y",),
 }
+
+
+_KEEPS_ITS_INPUT = ("silu", "swish", "gelu")
+"""Activations whose output may be overwritten before the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,18 @@ class Point:
     module: nn.Module
     """The module that is hooked; for q, k, v and pattern the attention module itself."""
     side: Side
-    """Which tensor of that module: its input, its output, or one inside the attention interface."""
+    """Which tensor of that module: its input, its output, one inside the attention interface, or
+    the one that it splits."""
     heads: int | None = None
     """Split the last axis into this many heads."""
     half: int | None = None
     """The site is the first (0) or second (1) half of the last axis."""
+    span: tuple[int, int] | None = None
+    """The site is these columns of the last axis, from the first up to the second."""
+    parts: tuple[int, ...] | None = None
+    """Sizes of the parts by which a tensor is known that the module splits."""
+    inside: nn.Module | None = None
+    """A module whose every call must come past here; a fused kernel may compute it another way."""
     in_place: bool = False
     """The block uses this very tensor again as its residual: a replacement is copied into it."""
     mutated: bool = False
@@ -60,6 +72,10 @@ class Adapter:
     """Neurons a layer; None where there is no fixed list of them."""
     d_inner: int | None
     """Channels of a state-space mixer; None for a family without one."""
+    d_conv: int | None
+    """Channels of the mixer's convolution: `d_inner` in Mamba, more in Mamba-2."""
+    n_ssm_heads: int | None
+    """Heads of a state-space mixer; None where each channel has a state of its own."""
     vocab: int
     layers: tuple[nn.Module, ...]
     final_norm: nn.Module | None
@@ -220,10 +236,16 @@ def _resolved(module: nn.Module, config: Any, family: Family) -> Adapter:
     parallel = any(bool(getattr(config, name, False)) for name in family.parallel_if)
     parallel = parallel or (family.mid is None and family.mixer is None)
     heads = None if family.mixer else int(config.num_attention_heads)
-    missing = lacking(family, parallel=parallel)
+    ssm_heads = int(config.num_heads) if family.ssm_norm else None
+    missing = lacking(family, parallel=parallel) | _unreachable(config, family)
     points: dict[Site, Point] = {Site(None, "embed"): Point(layers[0], "input")}
     for number, layer in enumerate(layers):
-        for name, point in _layer_points(layer, family, heads).items():
+        parts = (
+            _attention_points(layer, family, heads)
+            if family.mixer is None
+            else _mixer_points(layer, family, ssm_heads)
+        )
+        for name, point in (_ends(layer) | parts).items():
             if name not in missing:
                 points[Site(number, name)] = point
     if final_norm is not None:
@@ -241,6 +263,8 @@ def _resolved(module: nn.Module, config: Any, family: Family) -> Adapter:
         d_head=None if heads is None else _head_size(config, heads),
         d_mlp=None if family.down is None or family.mixer else _width(_at(layers[0], family.down)),
         d_inner=_width(_at(layers[0], family.o_proj)) if family.mixer else None,
+        d_conv=_at(layers[0], family.mixer).conv1d.in_channels if family.mixer else None,
+        n_ssm_heads=ssm_heads,
         vocab=int(getattr(unembed, "out_features", config.vocab_size)),
         layers=layers,
         final_norm=final_norm,
@@ -254,18 +278,50 @@ def _resolved(module: nn.Module, config: Any, family: Family) -> Adapter:
     )
 
 
-def _layer_points(layer: nn.Module, family: Family, heads: int | None) -> dict[str, Point]:
-    points = {"resid_pre": Point(layer, "input"), "resid_post": Point(layer, "output")}
-    o_proj = _at(layer, family.o_proj)
-    if family.mixer is not None:
-        mixer = _at(layer, family.mixer)
-        return points | {
-            "mixer.in": Point(mixer, "input"),
-            "mixer.post": Point(o_proj, "input"),
-            "mixer.out": Point(mixer, "output"),
-        }
-    points["attn.z"] = Point(o_proj, "input", heads=heads)
-    points["attn.out"] = Point(_at(layer, family.attn_write), "output")
+def _unreachable(config: Any, family: Family) -> dict[str, str]:
+    """What a model does not offer because of its configuration."""
+    activation = getattr(config, "hidden_act", None)
+    if family.x_proj is None or activation in _KEEPS_ITS_INPUT:
+        return {}
+    return {
+        "mixer.ssm": f"its activation {activation!r} keeps its output for the backward pass, and "
+        f"only an activation that keeps its input ({', '.join(_KEEPS_ITS_INPUT)}) can be replaced "
+        "there: use mixer.conv"
+    }
+
+
+def _ends(layer: nn.Module) -> dict[str, Point]:
+    return {"resid_pre": Point(layer, "input"), "resid_post": Point(layer, "output")}
+
+
+def _mixer_points(layer: nn.Module, family: Family, heads: int | None) -> dict[str, Point]:
+    assert family.mixer is not None
+    assert family.in_proj is not None
+    mixer, in_proj = _at(layer, family.mixer), _at(layer, family.in_proj)
+    points = {
+        "mixer.in": Point(mixer, "input"),
+        "mixer.post": Point(_at(layer, family.o_proj), "input", inside=mixer),
+        "mixer.out": Point(mixer, "output"),
+    }
+    if family.x_proj is not None:
+        points["mixer.conv"] = Point(in_proj, "output", half=0)
+        # the scan reads this very tensor too
+        points["mixer.ssm"] = Point(_at(layer, family.x_proj), "input", in_place=True, inside=mixer)
+        return points
+    inner, groups = mixer.intermediate_size, mixer.n_groups * mixer.ssm_state_size
+    points["mixer.conv"] = Point(in_proj, "output", span=(inner, 2 * inner + 2 * groups))
+    points["mixer.ssm"] = Point(mixer, "split", parts=(inner, groups, groups), inside=mixer)
+    if family.ssm_norm is not None:
+        norm = _at(layer, family.ssm_norm)
+        points["mixer.y"] = Point(norm, "input", heads=heads, inside=mixer)
+    return points
+
+
+def _attention_points(layer: nn.Module, family: Family, heads: int | None) -> dict[str, Point]:
+    points = {
+        "attn.z": Point(_at(layer, family.o_proj), "input", heads=heads),
+        "attn.out": Point(_at(layer, family.attn_write), "output"),
+    }
     mlp_write = _at(layer, family.mlp_write)
     points["mlp.out"] = Point(mlp_write, "output", mutated="mlp.out" in family.mutates)
     attention = _at(layer, family.attn)

@@ -56,6 +56,8 @@ def _site_row(path: str, name: str, adapter: Adapter) -> dict[str, str]:
         "d_model": (adapter.d_model, "d_model"),
         "d_mlp": (adapter.d_mlp, "neurons"),
         "d_inner": (adapter.d_inner, "channels"),
+        "d_conv": (adapter.d_conv, "channels"),
+        "ssm_head": (adapter.n_ssm_heads, "state-space heads"),
         "vocab": (adapter.vocab, "tokens"),
     }
     words = []

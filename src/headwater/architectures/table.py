@@ -57,6 +57,12 @@ class Family:
     """The down projection; its input is the neurons."""
     mixer: str | None = None
     """The state-space mixer of a layer; then there is neither attention nor MLP."""
+    in_proj: str | None = None
+    """The mixer's input projection; a part of its output enters the convolution."""
+    x_proj: str | None = None
+    """What reads the activated convolution beside the scan (None: the mixer only splits it)."""
+    ssm_norm: str | None = None
+    """The norm between scan and output projection; its input is the heads, contiguous."""
     interface: bool = True
     """Whether attention calls transformers' attention interface (else no q, k, v, pattern)."""
     parallel_if: tuple[str, ...] = ()
@@ -264,8 +270,12 @@ FAMILIES: tuple[Family, ...] = (
         final_norm="norm_f",
         mixer="mixer",
         o_proj="mixer.out_proj",
+        in_proj="mixer.in_proj",
+        x_proj="mixer.x_proj",
         missing={
-            "attention": "its layers hold a state-space mixer: no heads, no attention, no MLP"
+            "attention": "its layers hold a state-space mixer: no heads, no attention, no MLP",
+            "state-space heads": "each channel has a state of its own, so it has no heads: use "
+            "mixer.post",
         },
     ),
     Family(
@@ -276,9 +286,11 @@ FAMILIES: tuple[Family, ...] = (
         final_norm="norm_f",
         mixer="mixer",
         o_proj="mixer.out_proj",
+        in_proj="mixer.in_proj",
+        ssm_norm="mixer.norm",
         missing={
             "attention": "its layers hold a state-space mixer: no attention, no MLP, and its heads "
-            "are mixed by a norm before the output projection"
+            "(mixer.y) are mixed by a norm before the output projection"
         },
     ),
 )

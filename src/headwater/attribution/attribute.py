@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from headwater.attribution import folders
 from headwater.attribution.checks import refuse_arguments, refuse_modes
+from headwater.attribution.collected import Collected
 from headwater.attribution.manifest import Provenance, describe_model, planned
 from headwater.attribution.result import Attribution
-from headwater.attribution.scores import SHOWN_PAIRS, Scores, ShownPrompt
+from headwater.attribution.scores import Scores
+from headwater.audits.adaptive import refuse_aim, tighten
 from headwater.components import Selection
 from headwater.errors import NonFiniteError
 from headwater.estimators import Estimator, Gradient
@@ -21,7 +24,7 @@ from headwater.gates import Cost, GatedFunction, GatedTask
 from headwater.metrics import Metric
 from headwater.models import Model
 from headwater.progress import progress_bar
-from headwater.prompts import Batch, Task
+from headwater.prompts import Task
 from headwater.references import Corrupted, Reference
 
 
@@ -39,6 +42,9 @@ def attribute(
     seed: int = 0,
     progress: bool | None = None,
     out: str | Path | None = None,
+    tolerance: float | None = None,
+    confidence: float = 0.9,
+    budget: int | None = None,
 ) -> Attribution:
     """Estimate how much the metric falls when each component is switched off.
 
@@ -62,6 +68,11 @@ def attribute(
         progress: True, False, or None to show a bar only on a terminal.
         out: Folder to save the result in; refused before anything is computed if it cannot take
             this run.
+        tolerance: Half width, in units of the metric, that every error bar is to have at most:
+            exact runs are spent on an audit and then on the widest, until all are short enough or
+            `budget` ends. `scores.checked.intervals(confidence)` holds them. None: no error bars.
+        confidence: Of the error bars.
+        budget: Most exact runs for the error bars; None spends what it takes.
 
     Returns:
         One score a pair and component, with sizes, metric values, cost and provenance.
@@ -80,9 +91,14 @@ def attribute(
         3
     """
     estimator = Gradient() if estimator is None else estimator
+    if tolerance is not None:
+        refuse_aim(tolerance, confidence, budget)
     if isinstance(model, GatedFunction):
         refuse_arguments(estimator=estimator)
-        return _of_function(model, estimator, seed)
+        result = _of_function(model, estimator, seed)
+        if tolerance is not None:
+            tighten(result, tolerance=tolerance, confidence=confidence, budget=budget, seed=seed)
+        return result
     refuse_arguments(
         model=model, task=task, components=components, estimator=estimator, reference=reference
     )
@@ -91,7 +107,7 @@ def attribute(
     refuse_modes()
     if metric is not None:
         task = task.with_metric(metric)
-    reference = Corrupted() if reference is None else reference
+    reference = Corrupted() if reference is None else reference.anew()
     runner = model
     if dtype is not None or device is not None:
         runner = model.to(dtype=dtype, device=device)
@@ -105,7 +121,9 @@ def attribute(
     )
     if out is not None:
         folders.claim(Path(out), planned(provenance, task))
-    scores = _score(runner, task, components, estimator, reference, provenance, progress)
+    scores, reference = _score(
+        runner, task, components, estimator, reference, provenance, progress, out
+    )
     result = Attribution(
         scores=scores,
         provenance=provenance,
@@ -114,6 +132,15 @@ def attribute(
         owner=None if runner is model else runner,
         reference=reference,
     )
+    if tolerance is not None:
+        tighten(
+            result,
+            tolerance=tolerance,
+            confidence=confidence,
+            budget=budget,
+            seed=seed,
+            progress=progress,
+        )
     if out is not None:
         result.save(out)
     return result
@@ -127,7 +154,8 @@ def _score(
     reference: Reference,
     provenance: Provenance,
     progress: bool | None,
-) -> Scores:
+    out: str | Path | None,
+) -> tuple[Scores, Reference]:
     cost = Cost()
     started = time.perf_counter()
     with model.frozen(), torch.random.fork_rng(devices=[]):
@@ -135,56 +163,46 @@ def _score(
         gated = GatedTask(
             model, task, components, reference, batch_size=provenance.batch_size, cost=cost
         )
-        table, count = gated.table, len(task.pairs)
-        scores = torch.empty(count, len(table), dtype=torch.promote_types(model.dtype, torch.float))
-        clean, sizes = scores.new_empty(count), scores.new_zeros(len(table))
-        corrupted: Tensor | None = None
-        tokens: dict[int, ShownPrompt] = {}
-        total = count * (1 + estimator.forwards(gated.shares()))
-        title = f"{estimator.name} over {len(table):,} components"
+        if gated.reference is not reference:
+            # only now that its prompts have been streamed is it known which they were
+            provenance.reference = gated.reference.to_dict()
+            if out is not None:
+                folders.claim(Path(out), planned(provenance, task))
+        collected = Collected(gated, dtype=torch.promote_types(model.dtype, torch.float))
+        fitted = estimator.fitted(_Batches(gated, estimator), progress=progress)
+        total = len(task.pairs) * gated.draws * (1 + fitted.forwards(gated.shares()))
+        title = f"{estimator.name} over {len(gated.table):,} components"
         with progress_bar(title, total, show=progress) as cost.listener:
             for batch, function in gated:
                 estimator.check(function)
                 function = function.at(estimator.end)
-                rows = list(batch.pairs)
-                tokens |= _shown_tokens(model, batch)
-                scores[rows] = estimator.scores(function).detach().to(scores)
-                clean[rows] = function.clean_value().to(scores)
-                sizes += function.relative_sizes().sum(0).to(scores) / count
-                value = function.corrupted_value()
-                if value is not None:
-                    corrupted = scores.new_empty(count) if corrupted is None else corrupted
-                    corrupted[rows] = value.to(scores)
+                collected.add(batch, function, fitted.estimate(function))
     cost.listener, cost.seconds = None, time.perf_counter() - started
-    _refuse_non_finite(scores, table.names)
-    return Scores(
-        components=table,
-        values=scores,
-        clean=clean,
-        corrupted=corrupted,
-        sizes=sizes,
-        cost=cost,
-        is_cut=gated.is_cut,
-        tokens=tuple(tokens[pair] for pair in sorted(tokens)),
+    scores = replace(
+        collected.scores(), magnitudes=estimator.magnitudes, off_values=gated.reference.tensors()
     )
+    _refuse_non_finite(scores.values, gated.table.names)
+    return scores, gated.reference
 
 
-def _shown_tokens(model: Model, batch: Batch) -> dict[int, ShownPrompt]:
-    """The tokens of the pairs a page shows, kept so that it can be written without a tokenizer."""
-    clean = batch.tokens(model.tokenizer)
-    corrupted = None if batch.corrupted is None else batch.tokens(model.tokenizer, "corrupted")
-    return {
-        pair: {"clean": clean[row], "corrupted": None if corrupted is None else corrupted[row]}
-        for row, pair in enumerate(batch.pairs)
-        if pair < SHOWN_PAIRS
-    }
+class _Batches:
+    """Every batch as a gated function, made anew each time it is iterated over."""
+
+    def __init__(self, gated: GatedTask, estimator: Estimator) -> None:
+        self._gated, self._estimator = gated, estimator
+
+    def __iter__(self) -> Iterator[GatedFunction]:
+        for _, function in self._gated:
+            self._estimator.check(function)
+            yield function.at(self._estimator.end)
 
 
 def _of_function(function: GatedFunction, estimator: Estimator, seed: int) -> Attribution:
     estimator.check(function)
     function.cost = Cost(pairs=function.batch)
     started = time.perf_counter()
-    values = estimator.scores(function).detach()
+    found = estimator.fitted([function]).estimate(function)
+    values = found.scores.detach()
     clean = function.at("clean").value()
     function.cost.seconds = time.perf_counter() - started
     _refuse_non_finite(values, function.names)
@@ -206,6 +224,12 @@ def _of_function(function: GatedFunction, estimator: Estimator, seed: int) -> At
             cost=function.cost,
             is_cut=False,
             tokens=(),
+            errors=None if found.errors is None else found.errors.detach(),
+            gaps=None if found.gaps is None else found.gaps.values.detach(),
+            gap_names=() if found.gaps is None else found.gaps.names,
+            notes=found.notes,
+            magnitudes=estimator.magnitudes,
+            circuit=found.circuit,
         ),
         provenance=provenance,
         task=None,

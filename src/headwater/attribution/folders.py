@@ -1,4 +1,5 @@
-"""A run's folder: `run.json`, `scores.safetensors`, and once audited `audit.json`.
+"""A run's folder: `run.json`, `scores.safetensors`, once audited `audit.json`, once verified
+`verify.json` and, with every exact run it made, `verify.safetensors`.
 
 Every file is written under a temporary name and renamed. The manifest comes last and carries a hash
 of the scores, so a folder is a whole run or none.
@@ -10,23 +11,35 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from headwater.attribution.manifest import SCHEMA, Manifest
 from headwater.attribution.scores import Scores
 from headwater.audits import Audit
+from headwater.audits.ledger import Ledger
 from headwater.components import parse_component
 from headwater.errors import ResultError, RunFolderError
+from headwater.estimators.trained_circuit import TrainedCircuit
 from headwater.gates import Cost
 
 MANIFEST, SCORES, AUDIT, PAGE = "run.json", "scores.safetensors", "audit.json", "page.html"
+DIAGNOSIS, CURVES = "diagnosis.json", "curves.json"
+OF_SCORES = (AUDIT, PAGE, DIAGNOSIS, CURVES)
+"""Files that are about the scores beside them, and go when these change."""
+VERIFIED, LEDGER = "verify.json", "verify.safetensors"
+OFF_VALUES = "off values at "
+"""Before a site in the names of tensors."""
+
+_OURS = {SCORES, AUDIT, PAGE, VERIFIED, LEDGER}
 
 
 def claim(folder: Path, manifest: Manifest) -> None:
@@ -44,7 +57,7 @@ def claim(folder: Path, manifest: Manifest) -> None:
         ) from error
     if (folder / MANIFEST).exists():
         _refuse_other(folder, read_manifest(folder), manifest)
-    elif foreign := sorted({path.name for path in folder.iterdir()} - {SCORES, AUDIT, PAGE}):
+    elif foreign := sorted({path.name for path in folder.iterdir()} - _OURS):
         raise RunFolderError(
             f"{folder} holds no run but other files ({', '.join(foreign[:3])}).\n"
             "Choose another folder."
@@ -55,7 +68,12 @@ def _refuse_other(folder: Path, there: Manifest, manifest: Manifest) -> None:
     if there.specification == manifest.specification:
         return
     old, new = there.decisive(), manifest.decisive()
+    if not manifest.knows_its_prompts:  # asked again once they have been read
+        for fields in (old, new):
+            fields["reference"] = {**fields["reference"], "over": None}
     differing = [key for key in new if json.dumps(old.get(key)) != json.dumps(new[key])]
+    if not differing:
+        return
     lines = [f"  {key}: {_short(old.get(key))} there, {_short(new[key])} now" for key in differing]
     raise RunFolderError(
         f"{folder} already holds another run. They differ in\n"
@@ -70,7 +88,7 @@ def write(folder: Path, manifest: Manifest, scores: Scores, audit: Audit | None)
     manifest = manifest.model_copy(update={"scores_hash": _hash(tensors)})
     same = (folder / MANIFEST).exists() and _still_holds(folder, manifest)
     if not same:
-        for stale in (MANIFEST, AUDIT, PAGE):
+        for stale in (MANIFEST, AUDIT, PAGE, VERIFIED, LEDGER):
             (folder / stale).unlink(missing_ok=True)
     write_atomically(folder / SCORES, lambda path: save_file(tensors, path))
     if audit is not None:
@@ -81,6 +99,49 @@ def write(folder: Path, manifest: Manifest, scores: Scores, audit: Audit | None)
 def write_audit(folder: Path, audit: Audit) -> None:
     """Write an audit beside the scores it is of."""
     write_text(folder / AUDIT, json.dumps(audit.to_dict(), indent=1))
+
+
+def write_verification(folder: Path, found: dict[str, Any]) -> None:
+    """Write what `verify` found beside the scores it is of."""
+    write_text(folder / VERIFIED, json.dumps(found, indent=1))
+
+
+def open_ledger(folder: Path, manifest: Manifest) -> Ledger:
+    """Return the exact runs made in this folder so far; new ones are written there.
+
+    Raises:
+        RunFolderError: If the folder holds no run or another one, or a ledger that is not its own.
+    """
+    _refuse_other(folder, read_manifest(folder), manifest)
+    path = folder / LEDGER
+    names = len(manifest.names)
+
+    def keep(lost: Mapping[tuple[int, ...], np.ndarray]) -> None:
+        closed = torch.zeros(len(lost), names, dtype=torch.uint8)
+        for run, columns in enumerate(lost):
+            closed[run, list(columns)] = 1
+        tensors = {"closed": closed, "lost": torch.tensor(np.stack(list(lost.values())))}
+        said = {"specification": manifest.specification}
+        write_atomically(path, lambda there: save_file(tensors, there, metadata=said))
+
+    if not path.is_file():
+        return Ledger(keep=keep)
+    try:
+        with safe_open(path, "pt") as held:
+            own = (held.metadata() or {}).get("specification") == manifest.specification
+            closed, lost = held.get_tensor("closed"), held.get_tensor("lost").numpy()
+    except (OSError, SafetensorError) as error:
+        raise RunFolderError(
+            f"{path} cannot be read: {error}.\nDelete it and verify again; its runs are then made "
+            "again."
+        ) from error
+    if not own or closed.shape != (len(lost), names):
+        raise RunFolderError(
+            f"{path} does not belong to {folder / MANIFEST}: it holds runs of another "
+            "specification.\nDelete it and verify again."
+        )
+    sets = [tuple(row.nonzero().flatten().tolist()) for row in closed]
+    return Ledger(dict(zip(sets, lost, strict=True)), keep=keep)
 
 
 def read(folder: Path) -> tuple[Manifest, Scores, Audit | None]:
@@ -115,6 +176,17 @@ def read(folder: Path) -> tuple[Manifest, Scores, Audit | None]:
         cost=Cost(**manifest.cost),  # pyright: ignore[reportArgumentType]
         is_cut=manifest.is_cut,
         tokens=tuple(manifest.tokens),
+        errors=tensors.get("errors"),
+        gaps=tensors.get("gaps"),
+        gap_names=tuple(manifest.gap_names),
+        notes=tuple(manifest.notes),
+        magnitudes=manifest.magnitudes,
+        off_values={
+            name.removeprefix(OFF_VALUES): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(OFF_VALUES)
+        },
+        circuit=None if manifest.circuit is None else TrainedCircuit.from_dict(manifest.circuit),
     )
     return manifest, scores, _read_audit(folder)
 
@@ -178,6 +250,9 @@ def _tensors(scores: Scores) -> dict[str, Tensor]:
         "clean": scores.clean,
         "corrupted": scores.corrupted,
         "sizes": scores.sizes,
+        "errors": scores.errors,
+        "gaps": scores.gaps,
+        **{OFF_VALUES + site: tensor for site, tensor in scores.off_values.items()},
     }
     return {
         name: tensor.detach().cpu().contiguous()

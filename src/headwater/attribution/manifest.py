@@ -46,6 +46,10 @@ class Manifest(BaseModel):
     names: list[str]
     is_cut: bool
     tokens: list[dict[str, list[str] | None]]
+    gap_names: list[str] = []
+    notes: list[str] = []
+    magnitudes: bool = False
+    circuit: dict[str, Any] | None = None
     scores_hash: str = ""
     """Of the numbers in `scores.safetensors`; a folder whose files do not belong together is
     refused."""
@@ -53,11 +57,21 @@ class Manifest(BaseModel):
     specification: str
     """Hash of what decides the numbers; two runs of one folder must agree in it."""
 
+    @property
+    def knows_its_prompts(self) -> bool:
+        """Whether the prompts of the reference are known: those of a stream are once it is read."""
+        over = self.provenance.reference.get("over")
+        return not isinstance(over, dict) or "sha256" in over
+
     def decisive(self) -> dict[str, Any]:
         """Return the fields that decide the numbers, for comparing two runs in words."""
         fields = self.provenance.model_dump()
         fields.pop("batch_size")
         model = fields.pop("model")
+        over = fields["reference"].get("over")
+        if isinstance(over, dict):  # the same prompts from another place are the same
+            known = {key: over[key] for key in ("prompts", "sha256") if key in over}
+            fields["reference"] = {**fields["reference"], "over": known}
         metric = None if self.task is None else self.task.get("metric")
         decides = ("weights_hash", "config_hash", "tokenizer_hash", "dtype")
         return {

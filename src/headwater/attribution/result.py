@@ -13,10 +13,13 @@ from torch import Tensor
 
 from headwater import page as pages
 from headwater.attribution import folders
+from headwater.attribution.curve import Curve
+from headwater.attribution.extras import Extras, say_flags
 from headwater.attribution.manifest import Manifest, Provenance, planned, saved_task
 from headwater.attribution.rows import Row, rows_of, warnings_of
 from headwater.attribution.scores import Scores
 from headwater.audits import Audit
+from headwater.audits.diagnosis import Diagnosis
 from headwater.errors import (
     MissingExtraError,
     ModelGoneError,
@@ -24,11 +27,12 @@ from headwater.errors import (
     UnknownComponentError,
     did_you_mean,
 )
+from headwater.estimators.trained_circuit import TrainedCircuit
 from headwater.gates import Cost, GatedFunction
 from headwater.metrics import Metric
 from headwater.models import Model
 from headwater.prompts import Task
-from headwater.references import Reference
+from headwater.references import Reference, reference_from_dict
 
 if TYPE_CHECKING:
     import pandas
@@ -56,12 +60,14 @@ class Attribution:
         reference: Reference | None = None,
         manifest: Manifest | None = None,
         checked: Audit | None = None,
+        extras: Extras | None = None,
     ) -> None:
         self.parts = scores
         self.provenance = provenance
         self.task = task
         self.reference = reference
-        self.checked = checked
+        self.checked = None if checked is None else checked.of(self)
+        self.extras = Extras() if extras is None else extras
         self._manifest = manifest
         # The user's model is kept weakly, so that a saved result does not hold gigabytes; a copy
         # made for this run (another dtype or device) belongs to the result.
@@ -84,6 +90,11 @@ class Attribution:
         return self.parts.cost
 
     @property
+    def trained_circuit(self) -> TrainedCircuit | None:
+        """The subset that `hw.TrainedMask` kept, with its exact faithfulness; else None."""
+        return self.parts.circuit
+
+    @property
     def model(self) -> Model | GatedFunction:
         """The model the scores came from.
 
@@ -100,8 +111,12 @@ class Attribution:
         return model
 
     def mean(self) -> Float[Tensor, " component"]:
-        """Return the mean score over pairs: the effect on the mean metric."""
-        return self.scores.mean(0)
+        """Return the score of each component over all pairs.
+
+        The mean: the effect on the mean metric. Of scores that are magnitudes (`hw.AtPStar()`) the
+        mean magnitude, with the sign of the mean.
+        """
+        return self.parts.mean()
 
     def abs_mean(self) -> Float[Tensor, " component"]:
         """Return the mean over pairs of |score|: effects of either sign do not cancel."""
@@ -140,15 +155,71 @@ class Attribution:
 
         return audit(self, sample=sample, **options)
 
+    @property
+    def diagnosis(self) -> Diagnosis | None:
+        """The last diagnosis, if there was one."""
+        return self.extras.diagnosis
+
+    def diagnose(self, **options: Any) -> Diagnosis:
+        """Look for what makes first-order scores wrong; see `headwater.audits.diagnose.diagnose`.
+
+        Its flags then stand in the rows, the page and the audit's sentence.
+        """
+        from headwater.audits.diagnose import diagnose  # as above
+
+        self.extras.diagnosis = found = diagnose(self, **options)
+        say_flags(self)
+        return found
+
+    def curve(self, name: str, points: int = 33, steps: int = 8, **options: Any) -> Curve:
+        """Return what the metric does while one component's gate goes from closed to open.
+
+        Args:
+            name: A scored component.
+            points: Gate values at which the metric is taken.
+            steps: Quadrature points at which slopes are taken.
+            options: `model`, `batch_size`, `progress` as in `hw.audit`.
+
+        Raises:
+            UnknownComponentError: If no component of that name was scored.
+            ModelGoneError: If the model is gone and none was given.
+        """
+        from headwater.attribution.curves import curves_of
+
+        return curves_of(self, [name], points=points, steps=steps, **options)[0]
+
+    def add_curves(self, count: int = 8, **options: Any) -> list[Curve]:
+        """Make the response curves of the strongest components; they go into folder and page.
+
+        Strongest by the score, or by the exact effect where an audit found a stronger one.
+        """
+        from headwater.attribution.curves import curves_of
+        from headwater.audits.diagnose import strongest
+
+        names = [self.names[column] for column in strongest(self, count)]
+        made = curves_of(self, names, **options)
+        self.extras.curves |= {curve.name: curve for curve in made}
+        return made
+
     # --- looking at it ---------------------------------------------------------------------
+
+    def subject(self) -> str:
+        """Return what was scored: task and model."""
+        if self.task is None:
+            return "a gated function"
+        return f"{self.task.name} on {self.provenance.model['name']}"
+
+    def gaps(self) -> dict[str, float] | None:
+        """Return the mean over pairs of every completeness gap the estimator found, by its sum."""
+        if self.parts.gaps is None:
+            return None
+        means = self.parts.gaps.double().mean(0).tolist()
+        return dict(zip(self.parts.gap_names, means, strict=True))
 
     def title(self) -> str:
         """Return one line: task, model, estimator, reference."""
-        subject = "a gated function"
-        if self.task is not None:
-            subject = f"{self.task.name} on {self.provenance.model['name']}"
         said = self.provenance
-        return f"{subject}: {said.estimator['name']}, reference {said.reference['name']}"
+        return f"{self.subject()}: {said.estimator['name']}, reference {said.reference['name']}"
 
     def __repr__(self) -> str:
         pairs, count = self.scores.shape
@@ -174,6 +245,8 @@ class Attribution:
             if self.provenance.estimator["name"] != "exact"
             else "exact effects, by intervention"
         )
+        if self.trained_circuit is not None:
+            lines.append(f"the mask {self.trained_circuit}")
         lines += [f"note: {warning}" for warning in self.warnings()]
         lines.append(f"cost: {self.cost}")
         return "\n".join(lines)
@@ -203,8 +276,11 @@ class Attribution:
             "provenance": self.provenance.model_dump(),
             "cost": self._cost_dict(),
             "warnings": self.warnings(),
+            "circuit": None if self.trained_circuit is None else self.trained_circuit.to_dict(),
             "components": [row.to_dict() for row in self.rows()],
             "audit": None if self.checked is None else self.checked.to_dict(),
+            "diagnosis": None if self.diagnosis is None else self.diagnosis.to_dict(),
+            "curves": [curve.to_dict() for curve in self.extras.curves.values()],
         }
 
     def to_frame(self) -> pandas.DataFrame:
@@ -227,11 +303,16 @@ class Attribution:
     def manifest(self) -> Manifest:
         """Return what is written to `run.json`."""
         if self._manifest is None:
+            circuit = self.trained_circuit
             self._manifest = planned(self.provenance, self.task).model_copy(
                 update={
                     "names": list(self.names),
                     "is_cut": self.parts.is_cut,
                     "tokens": list(self.parts.tokens),
+                    "gap_names": list(self.parts.gap_names),
+                    "notes": list(self.parts.notes),
+                    "magnitudes": self.parts.magnitudes,
+                    "circuit": None if circuit is None else circuit.to_dict(),
                     "cost": self._cost_dict(),
                 }
             )
@@ -253,6 +334,7 @@ class Attribution:
             folders.claim(folder, self.manifest())
         folder.mkdir(parents=True, exist_ok=True)
         folders.write(folder, self.manifest(), self.parts, self.checked)
+        self.extras.write(folder)
         return folder
 
     def save_audit(self, folder: str | Path) -> None:
@@ -260,6 +342,7 @@ class Attribution:
         if self.checked is None:
             raise ResultError("there is no audit to save yet.\nMake one: scores.audit().")
         folders.write_audit(Path(folder), self.checked)
+        self.extras.write(Path(folder))
 
     @staticmethod
     def load(
@@ -281,6 +364,8 @@ class Attribution:
             task=saved_task(manifest, metric),
             manifest=manifest,
             checked=checked,
+            extras=Extras.read(Path(folder)),
+            reference=_kept_reference(manifest, scores),
         )
 
     def _cost_dict(self) -> dict[str, int | float]:
@@ -291,3 +376,10 @@ class Attribution:
             "seconds": round(cost.seconds, 4),
             "pairs": cost.pairs,
         }
+
+
+def _kept_reference(manifest: Manifest, scores: Scores) -> Reference | None:
+    """Return the reference of a run whose off values were saved, because nothing else has them."""
+    if not scores.off_values:
+        return None
+    return reference_from_dict(manifest.provenance.reference, scores.off_values)

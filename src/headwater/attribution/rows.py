@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from headwater.attribution.flags import flags_by_name, output_warning
 from headwater.attribution.scores import Scores
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Row:
     stratum: str | None
     """Which part of the audit's sample it was drawn for."""
     flags: tuple[str, ...] = ()
+    error: float | None = None
+    """Standard error of the score, from estimators that draw at random."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as plain data."""
@@ -49,23 +52,26 @@ def rows_of(result: Attribution, columns: Sequence[int] | None) -> list[Row]:
     """Return the rows of a result, in the order of `columns` (all by default)."""
     parts = result.parts
     columns = range(len(parts.components)) if columns is None else columns
-    mean = parts.values.mean(0).tolist()
+    mean = parts.mean().tolist()
     spread = parts.values.std(0, correction=0).tolist()
+    errors = None if parts.errors is None else parts.mean_errors().tolist()
     sizes = None if parts.sizes is None else parts.sizes.tolist()
-    audited = {} if result.checked is None else {row.name: row for row in result.checked.rows}
-    scale = _scale(result)
+    checked = result.checked
+    audited = {} if checked is None else {row.name: row for row in checked.rows + checked.also}
+    scale, more = _scale(result), flags_by_name(result)
     is_exact = result.provenance.estimator["name"] == "exact"
     rows = []
     for column in columns:
         component = parts.components[column]
         bare = isinstance(component, str)
         name = component if bare else component.name
-        checked = audited.get(name)
-        flags = () if checked is None else tuple(checked.flags)
+        found = audited.get(name)
+        flags = () if found is None else tuple(found.flags)
         size = None if sizes is None else sizes[column]
         if size is not None and size < SMALL_CAUSE and abs(mean[column]) > LARGE_EFFECT * scale:
             flags = (*flags, "small cause, large effect")
-        exact = mean[column] if is_exact else None if checked is None else checked.exact
+        flags = (*flags, *more.get(name, ()))
+        exact = mean[column] if is_exact else None if found is None else found.exact
         rows.append(
             Row(
                 name=name,
@@ -77,8 +83,9 @@ def rows_of(result: Attribution, columns: Sequence[int] | None) -> list[Row]:
                 spread=spread[column],
                 size=size,
                 exact=exact,
-                stratum=None if checked is None else checked.stratum,
+                stratum=None if found is None else found.stratum,
                 flags=flags,
+                error=None if errors is None else errors[column],
             )
         )
     return rows
@@ -87,7 +94,11 @@ def rows_of(result: Attribution, columns: Sequence[int] | None) -> list[Row]:
 def warnings_of(result: Attribution) -> list[str]:
     """Return what a reader should know before believing the scores, in sentences."""
     values, parts = result.parts.values, result.parts
-    said = _about_metric(parts)
+    said = [*_about_metric(parts), *parts.notes]
+    if output := output_warning(result):
+        said.append(output)
+    if result.extras.diagnosis is not None:
+        said += result.extras.diagnosis.notes
     dead = (values == 0).all(0).nonzero().flatten().tolist()
     if dead:
         said.append(
@@ -97,7 +108,7 @@ def warnings_of(result: Attribution) -> list[str]:
         )
     if result.parts.sizes is not None:
         small = (result.parts.sizes < SMALL_CAUSE) & (
-            values.mean(0).abs() > LARGE_EFFECT * _scale(result)
+            parts.mean().abs() > LARGE_EFFECT * _scale(result)
         )
         columns = small.nonzero().flatten().tolist()
         if columns:

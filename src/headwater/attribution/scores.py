@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from headwater.components import Component, ComponentTable
+from headwater.errors import ResultError
+from headwater.estimators.trained_circuit import TrainedCircuit
 from headwater.gates import Cost
 
 SHOWN_PAIRS = 24
@@ -36,6 +39,42 @@ class Scores:
     """Whether every path from prompt to logits crosses exactly one component."""
     tokens: tuple[ShownPrompt, ...]
     """Tokens of the first pairs."""
+    errors: Float[Tensor, "pair component"] | None = None
+    """Standard error of each score, from estimators that draw at random."""
+    gaps: Float[Tensor, "pair sum"] | None = None
+    """Sums of scores minus the exact changes that they should sum to, from estimators that have
+    such sums."""
+    gap_names: tuple[str, ...] = ()
+    """What is summed."""
+    notes: tuple[str, ...] = ()
+    """What the estimator says of its scores, in sentences."""
+    magnitudes: bool = False
+    """Whether scores are sizes of effects with a sign attached."""
+    off_values: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the reference kept of prompts that were streamed: the mean at each site."""
+    circuit: TrainedCircuit | None = None
+    """The subset kept, from estimators that choose one."""
+
+    def mean(self) -> Float[Tensor, " component"]:
+        """Return each component's score over all pairs; of magnitudes their mean, signed."""
+        mean = self.values.mean(0)
+        if not self.magnitudes:
+            return mean
+        size = self.values.abs().mean(0)
+        return torch.where(mean < 0, -size, size)
+
+    def mean_errors(self) -> Float[Tensor, " component"]:
+        """Return the standard error of each mean score; every pair has draws of its own.
+
+        Raises:
+            ResultError: If the estimator drew nothing at random.
+        """
+        if self.errors is None:
+            raise ResultError(
+                "these scores have no standard errors: their estimator draws nothing at random.\n"
+                "For the spread over pairs see `scores.rows()`."
+            )
+        return self.errors.square().sum(0).sqrt() / len(self.errors)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from headwater.attribution.flags import flag_words
 from headwater.attribution.rows import rows_of
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ def page_data(result: Attribution) -> dict[str, Any]:
     headline = [_lead(result)]
     if audit is not None:
         headline = [audit.sentence, audit.verdict, *headline]
+    elif flags := flag_words(result):
+        headline.append(f"Flags: {flags}.")
     headline.append(f"Cost: {result.cost}.")
     metric = result.task.metric if result.task is not None else None
     return {
@@ -40,6 +43,7 @@ def page_data(result: Attribution) -> dict[str, Any]:
         "shown": {"components": len(shown), "of": len(parts.components)},
         "statistics": [] if audit is None else list(audit.statistics),
         "worst": [] if audit is None else list(audit.worst),
+        "curves": [curve.summary() for curve in result.extras.curves.values()],
         "pairs": _pairs(result),
         "pairs_shown": {
             "shown": len(parts.tokens),

@@ -5,10 +5,11 @@ Knows no model: the exact effects come from a function. It is called once, with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -46,6 +47,8 @@ def audit_scores(
     confidence: float = 0.95,
     noise_floor: float | None = None,
     total: Float[Tensor, " pair"] | None = None,
+    magnitudes: bool = False,
+    gaps: Mapping[str, float] | None = None,
 ) -> Audit:
     """Check a sample of estimates against exact effects, both averaged over pairs.
 
@@ -60,6 +63,10 @@ def audit_scores(
         noise_floor: Mean effects up to this size are indistinguishable from rounding.
         total: `f(1) - f(0)` on each pair, if the components are a cut: the estimates should sum
             to it. None if they are not.
+        magnitudes: Whether estimates are sizes of effects with a sign attached: then |estimate| is
+            compared with |exact effect|, each averaged over pairs, and signs apart from that.
+        gaps: By what is summed, the mean over pairs of sum of scores minus exact change, where the
+            estimator has checked its own sums.
 
     Returns:
         The audit, in words and figures.
@@ -72,7 +79,8 @@ def audit_scores(
         raise ResultError(f"confidence={confidence} is not between 0 and 1.\nType confidence=0.95.")
     _refuse_misfit(names, estimate)
     _refuse_non_finite("estimate", names, estimate)
-    means = _numbers(estimate.double().mean(0))
+    sizes = estimate.abs() if magnitudes else estimate
+    means = _numbers(sizes.double().mean(0))
     drawn = AuditSample.draw(means, sample=sample, seed=seed, top=top)
     columns = list(drawn.indices)
     effects = exact(columns)
@@ -87,12 +95,13 @@ def audit_scores(
         sample=drawn,
         names=checked_names,
         estimate=means,
-        exact=_numbers(effects.double().mean(0)),
+        exact=_numbers((effects.abs() if magnitudes else effects).double().mean(0)),
+        signs=_signs(estimate[:, columns], effects) if magnitudes else None,
         floor=noise_floor or 0.0,
         most=min(top, len(names)),
     )
     figures, has_intervals = _figures(case, confidence, seed)
-    figures += _checks(case, total, confidence)
+    figures += _checks(case, total, gaps, confidence)
     counts = _counts(case, noise_floor, has_intervals)
     wrong = tuple(row.name for row in case.rows if row.stratum == TOP and "wrong sign" in row.flags)
     by_error = sorted(case.rows, key=lambda row: -abs(row.error))
@@ -125,6 +134,8 @@ class _Case:
     floor: float
     most: int
     """How many count as strongest."""
+    signs: np.ndarray | None = None
+    """Of magnitudes: the signs that go with the checked estimates and exact effects."""
 
     @property
     def checked(self) -> np.ndarray:
@@ -142,14 +153,28 @@ class _Case:
         return sum("within noise" in row.flags for row in self.rows)
 
     @property
+    def _signed(self) -> tuple[np.ndarray, np.ndarray]:
+        """Estimates and exact effects of the checked components, with their signs."""
+        if self.signs is None:
+            return self.checked, self.exact
+        return self.signs[0] * self.checked, self.signs[1] * self.exact
+
+    @property
+    def right_signs(self) -> float:
+        """The weighted share of right signs among effects above the noise floor."""
+        weight = np.array(self.sample.weights)
+        return float(statistics.sign_agreement(weight, *self._signed, self.floor))
+
+    @property
     def rows(self) -> tuple[AuditRow, ...]:
         """One row a checked component, the strongest first."""
+        estimates, effects = self._signed
         numbers = zip(
             self.names,
             self.sample.labels,
             self.sample.weights,
-            self.checked.tolist(),
-            self.exact.tolist(),
+            estimates.tolist(),
+            effects.tolist(),
             strict=True,
         )
         return tuple(
@@ -173,8 +198,10 @@ def _figures(case: _Case, confidence: float, seed: int) -> tuple[list[Statistic]
     measures = _measures(case)
     weight = np.array(case.sample.weights)
     missing = _undefined(case)
+    # magnitudes have no sign that a replicate could draw
+    fixed = set(missing) if case.signs is None else {*missing, "sign agreement"}
     spans = intervals(
-        {name: measure for name, measure in measures.items() if name not in missing},
+        {name: measure for name, measure in measures.items() if name not in fixed},
         case.sample,
         case.estimate,
         case.exact,
@@ -187,7 +214,7 @@ def _figures(case: _Case, confidence: float, seed: int) -> tuple[list[Statistic]
             figures.append(Statistic(name, None, None, None, missing[name]))
             continue
         value = float(measure(weight, case.checked, case.exact))
-        span = spans[name]
+        span = spans.get(name)
         low, high = (None, None) if span is None else _around(name, value, *span)
         figures.append(Statistic(name, value, low, high, _meaning(name, value, case)))
     return figures, any(span is not None for span in spans.values())
@@ -211,12 +238,15 @@ def _measures(case: _Case) -> dict[str, Measure]:
         chosen = np.arange(exact.shape[-1]) < first
         return statistics.recall(weight, exact, chosen, case.most)
 
+    def signs_apart(weight: np.ndarray, estimate: np.ndarray, exact: np.ndarray) -> float:
+        return case.right_signs
+
     return {
         "r": statistics.pearson,
         "rho": statistics.spearman,
         "slope": statistics.slope,
         "relative error": statistics.relative_error,
-        "sign agreement": sign,
+        "sign agreement": sign if case.signs is None else signs_apart,
         f"recall at {case.most}": recall,
     }
 
@@ -278,9 +308,11 @@ def _meaning(name: str, value: float, case: _Case) -> str:
     }[name]
 
 
-def _checks(case: _Case, total: Tensor | None, confidence: float) -> list[Statistic]:
+def _checks(
+    case: _Case, total: Tensor | None, gaps: Mapping[str, float] | None, confidence: float
+) -> list[Statistic]:
     """Return the completeness gap, the share within noise, and what the tail may hide."""
-    figures = [_completeness(case, total)]
+    figures = [_own_sums(gaps) if gaps else _completeness(case, total)]
     if case.floor > 0:
         weight = np.array(case.sample.weights)
         inside = np.abs(case.exact) <= case.floor
@@ -303,6 +335,14 @@ def _completeness(case: _Case, total: Tensor | None) -> Statistic:
         f"the estimates sum to {words.effect(together)}, the whole effect is {words.effect(whole)}"
     )
     return Statistic("completeness gap", together - whole, None, None, text)
+
+
+def _own_sums(gaps: Mapping[str, float]) -> Statistic:
+    """Return the largest gap among the sums that the estimator checked itself."""
+    name = max(gaps, key=lambda one: abs(gaps[one]))
+    of = "" if len(gaps) == 1 else f"the largest of {len(gaps):,} sums: "
+    text = f"{of}the scores of {name} sum to {words.effect(gaps[name])} more than the exact change"
+    return Statistic("completeness gap", gaps[name], None, None, text)
 
 
 def _hidden(case: _Case, confidence: float) -> Statistic | None:
@@ -338,6 +378,14 @@ def _counts(case: _Case, noise_floor: float | None, has_intervals: bool) -> Coun
         noise_floor=noise_floor,
         intervals=has_intervals,
     )
+
+
+def _signs(
+    estimate: Float[Tensor, "pair index"], exact: Float[Tensor, "pair index"]
+) -> np.ndarray:
+    """Return the signs of the means, 1 for zero, of estimates and of exact effects."""
+    means = torch.stack([estimate, exact.to(estimate)]).double().mean(1)
+    return _numbers(torch.where(means < 0, -1.0, 1.0))
 
 
 def _numbers(values: Tensor) -> np.ndarray:

@@ -1,7 +1,8 @@
 """The result of an audit: what was checked, how well it agrees, and the worst cases by name."""
 
 import html
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headwater.audits.words import Counts, Statistic, effect, figure, name_list
-from headwater.errors import MissingExtraError, ResultError
+from headwater.errors import MissingExtraError, ModelGoneError, ResultError
 
 if TYPE_CHECKING:
     import pandas
+
+    from headwater.attribution.result import Attribution
+    from headwater.audits.bound import Bound
+    from headwater.audits.error_bars import ErrorBars
 
 SHOWN_ROWS = 10
 """Rows of a printed audit."""
@@ -63,6 +68,12 @@ class Audit:
     """Estimates of the checked components by pair, in the order of `rows`; not saved."""
     pair_effects: Float[Tensor, "pair index"] | None = field(default=None, compare=False)
     """Exact effects of the checked components by pair, in the order of `rows`; not saved."""
+    also: tuple[AuditRow, ...] = ()
+    """Components checked beyond the sample, because their error bars were too wide; of weight 0."""
+    aim: str = ""
+    """Which tolerance the error bars were asked to meet, and whether they do, in words."""
+    source: Callable[[], Any] = field(default=lambda: None, compare=False)
+    """The scores that were audited, while they live; not saved."""
 
     @property
     def statistics(self) -> list[dict[str, Any]]:
@@ -90,6 +101,80 @@ class Audit:
         """Return the same audit with what it cost, in words."""
         return replace(self, cost=cost)
 
+    def of(self, scores: "Attribution", *, weakly: bool = True) -> "Audit":
+        """Return the same audit, knowing the scores it is of.
+
+        Scores keep their audit, so that one holds them weakly; the one handed to the user keeps
+        them alive.
+        """
+        return replace(self, source=weakref.ref(scores) if weakly else lambda: scores)
+
+    @property
+    def scores(self) -> "Attribution":
+        """The scores that were audited.
+
+        Raises:
+            ModelGoneError: If they are gone.
+        """
+        scores = self.source()
+        if scores is None:
+            raise ModelGoneError(
+                "the scores of this audit are gone (saved audits and those of `scores.checked` "
+                "hold them weakly).\nKeep them: scores = hw.attribute(...), or hw.Attribution.load("
+                "folder); then use scores.checked."
+            )
+        return scores
+
+    def bound(
+        self, theta: float | None = None, confidence: float = 0.95, **options: Any
+    ) -> "Bound":
+        """Bound the effects of the components this audit did not check.
+
+        Random subsets of them are closed together, several in one run; Welch's test then says of
+        each how large its effect may be (AtP*, arXiv 2403.00745, diagnostics). The claim is about
+        the largest of them: it is wrong only if the test is wrong for that one, so it needs no
+        correction for their number (intersection-union, Berger 1982). What is bounded is
+        |mean effect| over the pairs, or mean |effect| for estimators of magnitudes. It assumes
+        that effects of unchecked components add up; the bound says whether that was seen to fail.
+
+        Args:
+            theta: The smallest effect that matters, in units of the metric; None only asks for
+                the smallest that can be bounded.
+            confidence: Of the bound.
+            options: `subsets` (64): runs to spend. `seed` (0): of the subsets. `magnitudes`
+                (None: as the estimator): whether to bound mean |effect|. `model`, `batch_size`,
+                `progress`: as in `hw.audit`.
+
+        Returns:
+            The smallest theta bounded, whether `theta` holds, and the limit of each component.
+
+        Raises:
+            ResultError: If theta, confidence or subsets are out of range.
+            ModelGoneError: If the scores or their model are gone.
+        """
+        from headwater.audits.bound import bound  # needs the estimators; this file is read by all
+
+        return bound(self.scores, self, theta, confidence=confidence, **options)
+
+    def intervals(self, confidence: float = 0.9) -> "ErrorBars":
+        """Return an interval for the exact effect of every component; costs no run.
+
+        Checked components have their exact effect. The others get split-conformal intervals after
+        a regression of exact on estimate: of each group's unchecked components at least this share
+        lies inside, on average over draws of the sample, whatever the effects are.
+
+        Args:
+            confidence: The share; 0.9 needs 9 checks in a group, 0.95 needs 19.
+
+        Raises:
+            ResultError: If the confidence is not between 0 and 1.
+            ModelGoneError: If the scores are gone.
+        """
+        from headwater.audits.conformal import error_bars
+        from headwater.audits.population import population_of
+
+        return error_bars(population_of(self.scores, self), confidence)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the audit as plain data; `from_dict` reads it back, without the pair values."""
         return {
@@ -103,6 +188,8 @@ class Audit:
             "seed": self.seed,
             "confidence": self.confidence,
             "cost": self.cost,
+            "also": [row.to_dict() for row in self.also],
+            "aim": self.aim,
         }
 
     @classmethod
@@ -113,7 +200,10 @@ class Audit:
             ResultError: If the data lack something or are no audit at all.
         """
         try:
-            rows = tuple(AuditRow(**{**row, "flags": tuple(row["flags"])}) for row in data["rows"])
+            rows, also = (
+                tuple(AuditRow(**{**row, "flags": tuple(row["flags"])}) for row in found)
+                for found in (data["rows"], data.get("also", ()))
+            )
             return cls(
                 sentence=data["sentence"],
                 verdict=data["verdict"],
@@ -125,6 +215,8 @@ class Audit:
                 seed=data["seed"],
                 confidence=data["confidence"],
                 cost=data["cost"],
+                also=also,
+                aim=data.get("aim", ""),
             )
         except (KeyError, TypeError) as error:
             raise ResultError(
@@ -163,6 +255,8 @@ class Audit:
             lines.append(f"... {len(self.rows) - SHOWN_ROWS:,} more in audit.rows")
         if self.worst:
             lines.append(f"largest errors: {name_list(self.worst)}")
+        if self.aim:
+            lines.append(self.aim)
         if self.cost:
             lines.append(f"cost of the audit: {self.cost}")
         return "\n".join(lines)

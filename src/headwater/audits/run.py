@@ -11,12 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headwater.attribution.flags import flag_words
 from headwater.audits.compare import audit_scores
+from headwater.audits.diagnosis import noted
 from headwater.audits.report import Audit
 from headwater.components import Selection
 from headwater.errors import ModelGoneError, ResultError
-from headwater.estimators import ESTIMATORS
-from headwater.gates import Cost, End, GatedFunction, GatedTask
+from headwater.estimators import ESTIMATORS, Estimator
+from headwater.gates import Averages, Cost, End, GatedFunction, GatedTask
 from headwater.models import Model
 from headwater.progress import progress_bar
 from headwater.references import reference_from_dict
@@ -83,8 +85,34 @@ def audit(
         checked = _audit_model(scores, model, sample, seed, top, confidence, batch_size, progress)
     if scores.provenance.estimator["name"] == "exact":
         checked = _repeated(checked)
-    scores.checked = checked
-    return checked
+    else:
+        checked = _with_estimand(checked, estimator_of(scores))
+    checked = noted(checked, flag_words(scores))
+    scores.checked = checked.of(scores)
+    return checked.of(scores, weakly=False)
+
+
+def estimator_of(scores: Attribution) -> Estimator:
+    """Return the estimator that made these scores."""
+    options = dict(scores.provenance.estimator)
+    name = str(options.pop("name"))
+    if name not in ESTIMATORS:
+        raise ResultError(
+            f"the scores came from an estimator {name!r} that headwater does not know, so what to "
+            f"compare them with is not known.\nKnown: {', '.join(ESTIMATORS)}."
+        )
+    return ESTIMATORS[name](**options)
+
+
+def _with_estimand(checked: Audit, estimator: Estimator) -> Audit:
+    """Say so where exact effects of single components are not what the scores estimate."""
+    if estimator.estimand.startswith("each component alone"):
+        return checked
+    return replace(
+        checked,
+        sentence=f"{checked.sentence} The estimand of these scores is another ("
+        f"{estimator.estimand}); they are compared here with closing each component alone.",
+    )
 
 
 def _repeated(checked: Audit) -> Audit:
@@ -150,7 +178,7 @@ def _audit_function(
     top: int,
     confidence: float,
 ) -> Audit:
-    end = _end(scores)
+    end = estimator_of(scores).end
     moved = function.at(end)
     return audit_scores(
         scores.names,
@@ -160,6 +188,8 @@ def _audit_function(
         seed=seed,
         top=top,
         confidence=confidence,
+        magnitudes=estimator_of(scores).magnitudes,
+        gaps=scores.gaps(),
     )
 
 
@@ -199,6 +229,8 @@ def _audit_model(
             confidence=confidence,
             noise_floor=runner.noise_floor(strongest),
             total=runner.total() if scores.parts.is_cut else None,
+            magnitudes=estimator_of(scores).magnitudes,
+            gaps=scores.gaps(),
         )
     cost.seconds = time.perf_counter() - started
     return checked.with_cost(str(cost))
@@ -209,26 +241,23 @@ class _ExactRuns:
 
     def __init__(self, gated: GatedTask, scores: Attribution, progress: bool | None) -> None:
         self.gated, self.scores, self.progress = gated, scores, progress
-        self.end: End = _end(scores)
+        self.end: End = estimator_of(scores).end
 
     def effects(self, columns: Sequence[int]) -> Float[Tensor, "pair index"]:
         """Return the exact effect of each column on each pair."""
         pairs = len(self.gated.task.pairs)
         shares = self.gated.shares()
-        total = pairs * (2 + sum(shares[column] for column in columns))
-        effects: Tensor | None = None
+        total = pairs * self.gated.draws * (2 + sum(shares[column] for column in columns))
+        effects = Averages(pairs)
         title = f"exact effects of {len(columns):,} components"
         with progress_bar(title, total, show=self.progress) as self.gated.cost.listener:
             for batch, function in self.gated:
                 function = function.at(self.end)
                 part = function.effects(columns).T
                 refuse_other_numbers(self.scores, batch.pairs, function.clean_value())
-                if effects is None:
-                    effects = part.new_empty(pairs, len(columns)).cpu()
-                effects[list(batch.pairs)] = part.to(effects)
+                effects.add(batch, part)
         self.gated.cost.listener = None
-        assert effects is not None
-        return effects
+        return effects.mean()
 
     def noise_floor(self, columns: Sequence[int]) -> float:
         """Return how far rounding moves the metric's mean over the first batch's pairs."""
@@ -237,17 +266,8 @@ class _ExactRuns:
 
     def total(self) -> Float[Tensor, " pair"]:
         """Return f(1) - f(0) on each pair: every gate closed at once."""
-        total: Tensor | None = None
+        total = Averages(len(self.gated.task.pairs))
         for batch, function in self.gated:
             closed = torch.zeros_like(function.gates())
-            change = function.value() - function(closed)[0]
-            if total is None:
-                total = change.new_empty(len(self.gated.task.pairs)).cpu()
-            total[list(batch.pairs)] = change.detach().to(total)
-        assert total is not None
-        return total
-
-
-def _end(scores: Attribution) -> End:
-    options = dict(scores.provenance.estimator)
-    return ESTIMATORS[str(options.pop("name"))](**options).end
+            total.add(batch, function.value() - function(closed)[0])
+        return total.mean()

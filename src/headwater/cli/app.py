@@ -10,6 +10,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headwater.cli.comparing import compare
+from headwater.cli.options import (
+    AsJson,
+    At,
+    BatchSize,
+    Components,
+    Device,
+    Dtype,
+    Layers,
+    MetricName,
+    ModelName,
+    Out,
+    Over,
+    Pairs,
+    Positions,
+    Progress,
+    ReferenceName,
+    Seed,
+    TaskName,
+    Top,
+)
+from headwater.cli.verify import verify
+from headwater.cli.zoo import zoo
 from headwater.errors import HeadwaterError
 
 if TYPE_CHECKING:
@@ -26,41 +49,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ModelName = Annotated[
-    str, typer.Option("--model", "-m", help="Embedded name (tiny), local folder, or hub id.")
-]
-TaskName = Annotated[
-    str, typer.Option("--task", "-t", help="Embedded task (ioi), or a .jsonl, .json or .csv file.")
-]
-Components = Annotated[
-    str,
-    typer.Option(
-        "--components",
-        "-c",
-        help="Comma-separated: tokens heads queries keys values attentions mlps neurons residual "
-        "mixers nodes.",
-    ),
-]
-Layers = Annotated[
-    str | None, typer.Option("--layers", help="Only these layers: 0,2 or 0-5; default all.")
-]
-Positions = Annotated[
-    str | None,
-    typer.Option(
-        "--positions",
-        help="all, each, or a list such as 0,-1 (from the first real token; -1 is the last).",
-    ),
-]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to save the run in.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default the model's.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float64 (true float64), ...")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Most pairs in one forward.")]
-Seed = Annotated[int, typer.Option(help="Seeds whatever draws random numbers.")]
-Progress = Annotated[
-    bool | None, typer.Option("--progress/--no-progress", help="Default: a bar on a terminal.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
 
 @app.command()
 def attribute(
@@ -68,27 +56,21 @@ def attribute(
     task: TaskName,
     components: Components = "heads,mlps",
     estimator: Annotated[
-        str, typer.Option("--estimator", "-e", help="gradient (AtP) or exact.")
-    ] = "gradient",
-    at: Annotated[str, typer.Option(help="End of the path: clean or corrupted.")] = "clean",
-    reference: Annotated[
         str,
-        typer.Option("--reference", "-r", help="corrupted, mean, positional-mean, resample, zero."),
-    ] = "corrupted",
-    over: Annotated[
-        str | None, typer.Option(help="Prompts a mean is taken over: corrupted or clean.")
-    ] = None,
-    metric: Annotated[
-        str | None,
         typer.Option(
-            help="logit-diff prob-diff prob logprob kl cross-entropy; default the task's."
+            "--estimator",
+            "-e",
+            help="gradient (AtP), atp-star, ig, exact, auto, ...; options after colons: "
+            "ig:path=inputs:steps=10.",
         ),
-    ] = None,
+    ] = "gradient",
+    at: At = "clean",
+    reference: ReferenceName = "corrupted",
+    over: Over = None,
+    metric: MetricName = None,
     layers: Layers = None,
     positions: Positions = None,
-    pairs: Annotated[
-        int | None, typer.Option(min=1, help="Only the first this many pairs.")
-    ] = None,
+    pairs: Pairs = None,
     audit: Annotated[
         int | None, typer.Option(min=1, help="Audit this many components right away.")
     ] = None,
@@ -130,7 +112,7 @@ def audit(
     run: Annotated[Path, typer.Argument(help="Folder written by `headwater attribute --out`.")],
     sample: Annotated[int, typer.Option(min=1, help="Components to check exactly.")] = 32,
     seed: Seed = 0,
-    top: Annotated[int, typer.Option(min=1, help="How many count as the top.")] = 10,
+    top: Top = 10,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Where the model is, if it has moved.")
     ] = None,
@@ -158,6 +140,9 @@ def audit(
     )
     scores.save_audit(run)
     _print(scores, as_json, show.attribution)
+
+
+app.command()(verify)
 
 
 @app.command()
@@ -227,6 +212,10 @@ def demo(
     _print(scores, as_json, show.attribution)
     if not as_json:
         typer.echo(f"\nThe page: {path}")
+
+
+app.command()(compare)
+app.command()(zoo)
 
 
 def _print(scores: Attribution, as_json: bool, show_it: Any) -> None:

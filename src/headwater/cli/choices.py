@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,59 @@ def components(words: str, layers: str | None, positions: str | None) -> Selecti
     return selection
 
 
-def estimator(word: str, at: str) -> Estimator:
-    """Return the estimator of a dashed name, at an end of the path."""
+def estimator(words: str, at: str = "clean") -> Estimator:
+    """Return the estimator of a dashed name, such as `ig` or `ig:path=inputs:steps=10`.
+
+    Args:
+        words: The name, then its options, each after a colon.
+        at: The end of the path, for the estimators that have one.
+    """
+    word, *options = words.split(":")
     kind = _known(word, ESTIMATORS, "estimator")
     if at not in ("clean", "corrupted"):
         raise UnknownOptionError(
             f"--at {at!r} is unknown.{did_you_mean(at, ('clean', 'corrupted'))}"
         )
-    return kind(at=at) if any(field.name == "at" for field in fields(kind)) else kind()
+    known = {field.name: field for field in fields(kind)}
+    given: dict[str, Any] = {"at": at} if "at" in known else {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        name = name.replace("-", "_")
+        if name not in known or not equals:
+            listed = ", ".join(f"{one}=" for one in known) or "none"
+            raise UnknownOptionError(
+                f"{word} has no option {option!r}.{did_you_mean(name, known)}\n"
+                f"Write {word}:name=value; its options: {listed}."
+            )
+        given[name] = _value(word, known[name], value)
+    return kind(**given)
+
+
+def estimators(words: str) -> dict[str, Estimator]:
+    """Return the estimators of a comma-separated list, by what was typed."""
+    typed = [word.strip() for word in words.split(",")]
+    twice = [word for word in typed if typed.count(word) > 1]
+    if twice:
+        raise UnknownOptionError(f"--estimators names {twice[0]!r} twice.")
+    return {word: estimator(word) for word in typed}
+
+
+def _value(word: str, option: Field[Any], text: str) -> Any:
+    """Return a typed option as the number, truth value or text that its field takes."""
+    truths: dict[str, Any] = {"true": True, "yes": True, "false": False, "no": False, "none": None}
+    if text.lower() in truths:
+        return truths[text.lower()]
+    for kind, name in ((int, "a whole number"), (float, "a number")):
+        if kind.__name__ not in str(option.type):
+            continue
+        try:
+            return kind(text)
+        except ValueError:
+            if "float" in str(option.type) and kind is int:
+                continue
+            if "str" not in str(option.type) and "Literal" not in str(option.type):
+                raise UnknownOptionError(f"{word}: {option.name}={text!r} is not {name}.") from None
+    return text
 
 
 def reference(word: str, over: str | None, seed: int) -> Reference:

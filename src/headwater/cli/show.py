@@ -10,8 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from headwater.audits.comparison import COLUMNS, cell
+
 if TYPE_CHECKING:
     from headwater.attribution import Attribution
+    from headwater.audits.comparison import Comparison
 
 
 def attribution(scores: Attribution) -> None:
@@ -62,6 +65,25 @@ def _strongest(scores: Attribution) -> Table:
             escape(", ".join(row.flags)),
         )
     return table
+
+
+def comparison(found: Comparison) -> None:
+    """Show one row an estimator, what the figures rest on, and which to use."""
+    console = Console(soft_wrap=True)
+    console.print(f"[bold]{escape(found.title)}[/]\n")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("estimator", overflow="fold")
+    short = {"relative error": "rel err", "sign agreement": "signs", "completeness gap": "gap"}
+    short["recall"] = f"top {found.top}"
+    for heading in ("F", "B", *(short.get(name, name) for name in COLUMNS)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in found.rows:
+        figures = (cell(row.figures[name]) for name in COLUMNS)
+        table.add_row(escape(row.name), f"{row.forwards:.3g}", f"{row.backwards:.3g}", *figures)
+    console.print(table)
+    console.print(f"\n{found.checked_words()}", highlight=False, style="dim")
+    for place, sentence in enumerate(found.advice):
+        console.print(escape(sentence), highlight=False, style="bold" if place == 0 else "")
 
 
 def next_steps(folder: Path, *, audited: bool) -> None:

@@ -7,7 +7,9 @@ and one tensor operation.
 
 Names follow the field (EAP-IG, MIB) so that scores can be exchanged: `input`, `a3`, `a3.h5`,
 `a3.h5<q>`, `a3.kv1<k>`, `m3`; ours beyond: `m3.n128` (neuron), `r3` (residual after layer 3),
-`mixer3` (Mamba mixer), and the suffix `@7` for a position (`@-1`: the last).
+`mixer3` (Mamba mixer), `mixer3.c17` (its channel), `mixer3.h2` (its head, Mamba-2), `mixer3<ssm>`
+and `mixer3<conv>` (what its scan and its convolution read), and the suffix `@7` for a position
+(`@-1`: the last).
 """
 
 from headwater.components.kinds import INSIDE, KINDS, Component, Kind
@@ -16,6 +18,8 @@ from headwater.components.selection import Choice, Positions, Selection
 from headwater.components.selectors import (
     SELECTORS,
     attentions,
+    channels,
+    conv,
     heads,
     keys,
     mixers,
@@ -24,6 +28,8 @@ from headwater.components.selectors import (
     nodes,
     queries,
     residual,
+    ssm,
+    ssm_heads,
     tokens,
     values,
 )
@@ -41,6 +47,8 @@ __all__ = [
     "Positions",
     "Selection",
     "attentions",
+    "channels",
+    "conv",
     "heads",
     "keys",
     "mixers",
@@ -51,6 +59,8 @@ __all__ = [
     "queries",
     "refuse_nested",
     "residual",
+    "ssm",
+    "ssm_heads",
     "tokens",
     "values",
 ]

@@ -6,9 +6,22 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Kind = Literal[
-    "token", "head", "query", "key", "value", "attention", "mlp", "neuron", "residual", "mixer"
+    "token",
+    "head",
+    "query",
+    "key",
+    "value",
+    "attention",
+    "mlp",
+    "neuron",
+    "residual",
+    "mixer",
+    "channel",
+    "ssm_head",
+    "ssm",
+    "conv",
 ]
-Unit = Literal["whole", "head", "kv_head", "feature"]
+Unit = Literal["whole", "head", "kv_head", "feature", "channel", "ssm_head"]
 
 
 @dataclass(frozen=True)
@@ -36,12 +49,18 @@ KINDS: dict[Kind, KindRule] = {
     "neuron": KindRule("mlp.post", "feature", "m{layer}.n{index}", "neurons"),
     "residual": KindRule("resid_post", "whole", "r{layer}", "residual"),
     "mixer": KindRule("mixer.out", "whole", "mixer{layer}", "mixers"),
+    "channel": KindRule("mixer.post", "channel", "mixer{layer}.c{index}", "channels"),
+    "ssm_head": KindRule("mixer.y", "ssm_head", "mixer{layer}.h{index}", "ssm_heads"),
+    "ssm": KindRule("mixer.ssm", "whole", "mixer{layer}<ssm>", "ssm"),
+    "conv": KindRule("mixer.conv", "whole", "mixer{layer}<conv>", "conv"),
 }
 
 INSIDE: dict[Kind, tuple[Kind, ...]] = {
     "attention": ("head", "query", "key", "value"),
     "head": ("query", "key", "value"),
     "mlp": ("neuron",),
+    "mixer": ("channel", "ssm_head", "ssm", "conv"),
+    "ssm": ("conv",),
 }
 """Which kinds lie inside which: closing the outer one makes the inner one's gate meaningless."""
 
@@ -54,7 +73,7 @@ class Component:
     kind: Kind
     layer: int | None
     index: int | None
-    """Head, kv head or neuron; None when the whole site is the component."""
+    """Head, kv head, neuron or channel; None when the whole site is the component."""
     position: int | None
     """Counted from the first real token (negative: from the end); None means every position."""
 

@@ -14,7 +14,8 @@ _NAME = re.compile(
     rf"|\.kv(?P<kv_head>{_NUMBER})<(?P<kv>[kv])>)?"
     rf"|m(?P<mlp>{_NUMBER})(?:\.n(?P<neuron>{_NUMBER}))?"
     rf"|r(?P<resid>{_NUMBER})"
-    rf"|mixer(?P<mixer>{_NUMBER}))"
+    rf"|mixer(?P<mixer>{_NUMBER})"
+    rf"(?:\.c(?P<channel>{_NUMBER})|\.h(?P<ssm_head>{_NUMBER})|<(?P<inner>ssm|conv)>)?)"
     rf"(?:@(?P<position>-?{_NUMBER}))?"
 )
 
@@ -34,7 +35,7 @@ def parse_component(name: str) -> Component:
         raise UnknownComponentError(
             f"{name!r} is not a component's name.\n"
             "Names are input, a3, a3.h5, a3.h5<q>, a3.kv1<k>, m3, m3.n128, r3, mixer3, "
-            "each with @7 for a position."
+            "mixer3.c17, mixer3.h2, mixer3<ssm>, mixer3<conv>, each with @7 for a position."
         )
     part = match.groupdict()
     position = None if part["position"] is None else int(part["position"])
@@ -54,4 +55,9 @@ def parse_component(name: str) -> Component:
         return made("mlp" if part["neuron"] is None else "neuron", part["mlp"], part["neuron"])
     if part["resid"] is not None:
         return made("residual", part["resid"])
-    return made("mixer", part["mixer"])
+    if part["channel"] is not None:
+        return made("channel", part["mixer"], part["channel"])
+    if part["ssm_head"] is not None:
+        return made("ssm_head", part["mixer"], part["ssm_head"])
+    inner: dict[str | None, Kind] = {"ssm": "ssm", "conv": "conv", None: "mixer"}
+    return made(inner[part["inner"]], part["mixer"])

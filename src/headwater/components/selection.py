@@ -132,8 +132,15 @@ def _sites(choice: Choice, adapter: Adapter) -> list[Site]:
 
 
 def _count(unit: Unit, adapter: Adapter) -> int:
-    sizes = {"whole": 1, "head": adapter.n_heads, "kv_head": adapter.n_kv_heads}
-    return adapter.d_mlp if unit == "feature" else sizes[unit]  # type: ignore[return-value]
+    sizes = {
+        "whole": 1,
+        "head": adapter.n_heads,
+        "kv_head": adapter.n_kv_heads,
+        "feature": adapter.d_mlp,
+        "channel": adapter.d_inner,
+        "ssm_head": adapter.n_ssm_heads,
+    }
+    return sizes[unit]  # type: ignore[return-value]
 
 
 def as_positions(positions: Positions) -> Literal["all", "each"] | tuple[int, ...]:

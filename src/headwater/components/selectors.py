@@ -91,6 +91,41 @@ def mixers(*, layers: Iterable[int] | int | None = None, positions: Positions = 
     return _select("mixer", layers, positions)
 
 
+def channels(
+    *, layers: Iterable[int] | int | None = None, positions: Positions = "all"
+) -> Selection:
+    """Select the channels of Mamba mixers: the inputs of the output projection (`mixer3.c17`)."""
+    return _select("channel", layers, positions)
+
+
+def ssm_heads(
+    *, layers: Iterable[int] | int | None = None, positions: Positions = "all"
+) -> Selection:
+    """Select the heads of Mamba-2 mixers by what they read from their state (`mixer3.h2`).
+
+    That is before the gate and the norm, which mixes the heads of a group. The norm hides their
+    common size, so with `hw.Zero()` gradients are poor estimates.
+    """
+    return _select("ssm_head", layers, positions)
+
+
+def ssm(*, layers: Iterable[int] | int | None = None, positions: Positions = "all") -> Selection:
+    """Select what drives the state of Mamba mixers: the activated convolution (`mixer3<ssm>`).
+
+    In Mamba the scan reads it as x, and dt, B and C are computed from it; in Mamba-2 it holds x, B
+    and C side by side. Only the mixer's gate (and dt in Mamba-2) does not come from it.
+    """
+    return _select("ssm", layers, positions)
+
+
+def conv(*, layers: Iterable[int] | int | None = None, positions: Positions = "all") -> Selection:
+    """Select what enters the convolution of Mamba mixers (`mixer3<conv>`).
+
+    One position of it reaches as many positions of `ssm` as the convolution is wide.
+    """
+    return _select("conv", layers, positions)
+
+
 def nodes(*, layers: Iterable[int] | int | None = None, positions: Positions = "all") -> Selection:
     """Select the nodes of a circuit: input, heads and MLPs (`input`, `a3.h5`, `m3`)."""
     return (
@@ -111,6 +146,10 @@ SELECTORS = {
     "neurons": neurons,
     "residual": residual,
     "mixers": mixers,
+    "channels": channels,
+    "ssm_heads": ssm_heads,
+    "ssm": ssm,
+    "conv": conv,
     "nodes": nodes,
 }
 """The command line's words; the same as the functions' names."""

@@ -1,15 +1,40 @@
 """What every estimator is: a frozen dataclass with `scores`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from headwater.errors import MissingCapabilityError
-from headwater.gates import End, GatedFunction
+from headwater.estimators.trained_circuit import TrainedCircuit
+from headwater.gates import End, GatedFunction, lacking
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """How far sums of scores are from the exact changes that they should sum to."""
+
+    names: tuple[str, ...]
+    """What is summed: a component, a family of components, or everything."""
+    values: Float[Tensor, "batch sum"]
+    """Sum of the scores minus the exact change, on each example."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an estimator found for one batch."""
+
+    scores: Float[Tensor, "batch component"]
+    errors: Float[Tensor, "batch component"] | None = None
+    """Standard error of each score, for estimators that draw at random."""
+    gaps: Gaps | None = None
+    """Completeness gaps, for estimators that have a sum to check."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know before believing the scores, in sentences."""
+    circuit: TrainedCircuit | None = None
+    """The subset kept, for estimators that choose one."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +56,32 @@ class Estimator(ABC):
         """The end at which the audit takes exact effects."""
         return "clean"
 
+    def fitted(
+        self, functions: Iterable[GatedFunction], *, progress: bool | None = False
+    ) -> "Estimator":
+        """Return an estimator that has seen every batch, for those that must; itself by default.
+
+        Args:
+            functions: Every batch of the task; may be iterated over again and again.
+            progress: True, False, or None to show a bar only on a terminal.
+        """
+        return self
+
     @abstractmethod
     def scores(self, function: GatedFunction) -> Float[Tensor, "batch component"]:
         """Return one score an example and component; positive supports the behavior."""
+
+    def estimate(self, function: GatedFunction) -> Estimate:
+        """Return scores with whatever else is known of them; the scores alone by default."""
+        return Estimate(self.scores(function))
+
+    @property
+    def magnitudes(self) -> bool:
+        """Whether a score is the size of an effect, with a sign attached.
+
+        An audit then compares |score| with the mean over pairs of |exact|.
+        """
+        return False
 
     @abstractmethod
     def forwards(self, shares: Sequence[float]) -> float:
@@ -51,11 +99,7 @@ class Estimator(ABC):
         """
         missing = self.needs - function.capabilities
         if missing:
-            offered = ", ".join(sorted(function.capabilities)) or "none"
-            raise MissingCapabilityError(
-                f"{type(self).__name__} needs {', '.join(sorted(missing))}; this gated function "
-                f"offers {offered}.\nhw.Gradient() and hw.Exact() need nothing beyond f(m)."
-            )
+            raise lacking(missing, function.capabilities, type(self).__name__)
 
     def to_dict(self) -> dict[str, Any]:
         """Return name and fields as plain data, for manifests."""

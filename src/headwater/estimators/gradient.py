@@ -44,13 +44,7 @@ class Gradient(Estimator):
         Raises:
             StationaryMetricError: If that derivative is zero by construction.
         """
-        if self.at in function.stationary:
-            raise StationaryMetricError(
-                "the metric is the KL divergence to the clean run: at the clean end it is at its "
-                "maximum, so every gradient there is exactly 0.\n"
-                'Use hw.Exact(), hw.Gradient(at="corrupted"), or another metric such as '
-                "hw.logit_diff()."
-            )
+        refuse_stationary(function, self.at)
         function = function.at(self.at)
         m = function.gates().requires_grad_()
         with torch.enable_grad():
@@ -60,3 +54,18 @@ class Gradient(Estimator):
     def forwards(self, shares: Sequence[float]) -> float:
         """One run, differentiated; at the corrupted end one more for the clean values."""
         return 1.0 + (self.at == "corrupted")
+
+
+def refuse_stationary(function: GatedFunction, end: End) -> None:
+    """Refuse to differentiate where the derivative is zero by construction.
+
+    Raises:
+        StationaryMetricError: Saying what to use instead.
+    """
+    if end in function.stationary:
+        raise StationaryMetricError(
+            "the metric is the KL divergence to the clean run: at the clean end it is at its "
+            "maximum, so every gradient there is exactly 0.\n"
+            'Use hw.Exact(), hw.IntegratedGradients(), hw.Gradient(at="corrupted"), or another '
+            "metric such as hw.logit_diff()."
+        )

@@ -1,7 +1,43 @@
 """The metric as a function of gates: closed forms and models alike."""
 
-from headwater.gates.function import Cost, End, GatedFunction
+from headwater.gates.averages import Averages
+from headwater.gates.families import Family
+from headwater.gates.function import (
+    INPUT_PATH,
+    Cost,
+    End,
+    GatedFunction,
+    Move,
+    Slope,
+    lacking,
+)
+from headwater.gates.linear import (
+    ATTENTION,
+    DROPS,
+    AttentionRows,
+    Linearized,
+    Replaced,
+    Slopes,
+)
 from headwater.gates.model import ModelGates
 from headwater.gates.task import GatedTask
 
-__all__ = ["Cost", "End", "GatedFunction", "GatedTask", "ModelGates"]
+__all__ = [
+    "ATTENTION",
+    "DROPS",
+    "INPUT_PATH",
+    "AttentionRows",
+    "Averages",
+    "Cost",
+    "End",
+    "Family",
+    "GatedFunction",
+    "GatedTask",
+    "Linearized",
+    "ModelGates",
+    "Move",
+    "Replaced",
+    "Slope",
+    "Slopes",
+    "lacking",
+]

@@ -8,17 +8,30 @@ Estimators and audits accept any `GatedFunction`: a model's, a closed form, or y
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headwater.errors import GateError, NonFiniteError, UnknownOptionError
+from headwater.errors import (
+    GateError,
+    MissingCapabilityError,
+    NonFiniteError,
+    UnknownOptionError,
+)
+from headwater.gates.families import Family, renumbered
+from headwater.gates.linear import ATTENTION, DROPS, Linearized
+
+if TYPE_CHECKING:
+    from headwater.gates.inputs import InputPath
 
 End = Literal["clean", "corrupted"]
+
+INPUT_PATH = "input path"
+"""Capability: slopes while the layer-0 input goes from the corrupted prompt's to the clean's."""
 
 
 @dataclass
@@ -49,6 +62,41 @@ class Cost:
         return f"{' and '.join(passes)} a pair ({pairs}), {self.seconds:.2f} s"
 
 
+_HOW_TO_HAVE = {
+    INPUT_PATH: "It needs the corrupted prompts: write reference=hw.Corrupted().",
+}
+
+
+def lacking(
+    missing: Collection[str], offered: Collection[str], who: str = "this"
+) -> MissingCapabilityError:
+    """Return the error that a gated function lacks capabilities."""
+    how = [_HOW_TO_HAVE[name] for name in sorted(missing) if name in _HOW_TO_HAVE]
+    return MissingCapabilityError(
+        f"{who} needs {', '.join(sorted(missing))}; this gated function "
+        f"offers {', '.join(sorted(offered)) or 'none'}.\n"
+        + (how or ["hw.Gradient() and hw.Exact() need nothing beyond f(m)."])[0]
+    )
+
+
+@dataclass(frozen=True)
+class Move:
+    """Gates moved together from rest, by a share of the way to the other end."""
+
+    columns: tuple[int, ...]
+    share: float
+    """0 leaves them at rest, 1 puts them at the other end."""
+
+
+@dataclass(frozen=True)
+class Slope:
+    """The metric and its derivative where some gates have been moved."""
+
+    value: Float[Tensor, " batch"]
+    gradient: Float[Tensor, "batch index"]
+    """`df/dm` for each of the moved columns."""
+
+
 @dataclass
 class GatedFunction:
     """A metric as a function of gates.
@@ -58,7 +106,8 @@ class GatedFunction:
             differentiable in the gates where an estimator takes gradients.
         names: One name a component.
         batch: How many examples `fn` holds.
-        capabilities: What `fn` offers beyond `f(m)`, by name; estimators name what they need.
+        capabilities: What it offers beyond `f(m)`, by name; estimators name what they need.
+        families: Components that are closed together; by default all are one family.
 
     Example:
         >>> import torch
@@ -75,6 +124,8 @@ class GatedFunction:
     names: Sequence[str]
     batch: int = 1
     capabilities: frozenset[str] = frozenset()
+    families: Sequence[Family] = ()
+    """Components that an estimator may close together; empty: all of them are one family."""
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     end: End = "clean"
@@ -86,6 +137,8 @@ class GatedFunction:
     def __post_init__(self) -> None:
         if self.end not in ("clean", "corrupted"):
             raise UnknownOptionError(f'at={self.end!r} is unknown. Write "clean" or "corrupted".')
+        if not self.families:
+            self.families = (Family("all", tuple(range(len(self.names)))),)
 
     @property
     def base(self) -> float:
@@ -101,9 +154,34 @@ class GatedFunction:
             self.names,
             self.batch,
             self.capabilities,
+            self.families,
             self.dtype,
             self.device,
             end,
+            self.stationary,
+            self.cost,
+        )
+
+    def only(self, families: Sequence[Family]) -> GatedFunction:
+        """Return the same function of some families' gates; the others stay at rest.
+
+        The columns of the result are those of the families, one behind the other.
+        """
+        columns = [column for family in families for column in family.columns]
+
+        def fn(m: Tensor) -> Tensor:
+            places = torch.tensor(columns, device=m.device)
+            return self.fn(self.gates(len(m)).index_copy(2, places, m))
+
+        return GatedFunction(
+            fn,
+            [self.names[column] for column in columns],
+            self.batch,
+            frozenset(),
+            renumbered(families),
+            self.dtype,
+            self.device,
+            self.end,
             self.stationary,
             self.cost,
         )
@@ -152,16 +230,64 @@ class GatedFunction:
 
         Costs one run a column here; a model starts each run at the component's layer.
         """
-        chunk = max(1, math.floor(2**24 / max(1, self.batch * len(self.names))))
-        results = []
-        for start in range(0, len(columns), chunk):
-            part = list(columns[start : start + chunk])
-            m = self.gates(len(part))
-            m[torch.arange(len(part)), :, part] = 1.0 - self.base
-            results.append(self(m))
-        if not results:
+        return self.moved([Move((column,), 1.0) for column in columns])
+
+    @torch.no_grad()
+    def moved(self, moves: Sequence[Move]) -> Float[Tensor, "move batch"]:
+        """Return the metric with gates moved together, one run a move."""
+        if not moves:
             return torch.empty(0, self.batch, dtype=self.dtype, device=self.device)
-        return torch.cat(results)
+        chunks = (moves[i : i + self.stacked] for i in range(0, len(moves), self.stacked))
+        return torch.cat([self(self._at(chunk)) for chunk in chunks])
+
+    def slopes(self, moves: Sequence[Move]) -> list[Slope]:
+        """Return the metric and its derivative in the moved gates, one run a move."""
+        slopes = []
+        for first in range(0, len(moves), self.stacked):
+            part = moves[first : first + self.stacked]
+            m = self._at(part).requires_grad_()
+            with torch.enable_grad():
+                value = self(m)
+                (gradient,) = torch.autograd.grad(value.sum(), m)
+            for move, at, slope in zip(part, value.detach(), gradient, strict=True):
+                slopes.append(Slope(at, slope[:, list(move.columns)]))
+        return slopes
+
+    def inputs(self) -> InputPath:
+        """Return the path between the layer-0 inputs of the two prompts.
+
+        Raises:
+            MissingCapabilityError: If this function has none; `INPUT_PATH` says whether it has.
+        """
+        raise lacking({INPUT_PATH}, self.capabilities)
+
+    def linearized(self, *, attention: bool, drops: bool) -> Linearized:
+        """Return one clean run with its slopes.
+
+        Args:
+            attention: Whether attention rows are wanted (capability `ATTENTION`).
+            drops: Whether layers will be held constant (capability `DROPS`).
+
+        Raises:
+            MissingCapabilityError: If this function offers no such thing.
+        """
+        raise lacking({DROPS if drops else ATTENTION}, self.capabilities)
+
+    @property
+    def pairs(self) -> Sequence[int]:
+        """Which pairs of the task these examples are; each pair gets random draws of its own."""
+        return range(self.batch)
+
+    @property
+    def stacked(self) -> int:
+        """Most settings to evaluate at once."""
+        return max(1, math.floor(2**24 / max(1, self.batch * len(self.names))))
+
+    def _at(self, moves: Sequence[Move]) -> Float[Tensor, "setting batch component"]:
+        m = self.gates(len(moves))
+        for setting, move in enumerate(moves):
+            m[setting, :, list(move.columns)] = abs(self.base - move.share)
+        return m
 
     def effects(self, columns: Sequence[int]) -> Float[Tensor, "index batch"]:
         """Return the exact effect of each gate: what the metric loses when it closes.

@@ -8,8 +8,9 @@ cached residual, so that exact effects cost about half a forward each.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -17,8 +18,20 @@ from torch import Tensor
 
 from headwater.components import ComponentTable, Group, refuse_nested
 from headwater.errors import UnfitReferenceError
-from headwater.gates.function import Cost, End, GatedFunction
+from headwater.gates.combining import in_turn, keeper
+from headwater.gates.families import Family, families_of
+from headwater.gates.function import (
+    INPUT_PATH,
+    Cost,
+    End,
+    GatedFunction,
+    Move,
+    Slope,
+)
+from headwater.gates.inputs import InputPath
+from headwater.gates.linear import ATTENTION, DROPS, Linearized
 from headwater.gates.placement import spread_weight
+from headwater.gates.replay import Replay
 from headwater.gates.sizes import Sizes
 from headwater.metrics import Metric, kl
 from headwater.models import Model
@@ -26,9 +39,6 @@ from headwater.prompts import Batch
 from headwater.references import OffValues, capture
 from headwater.sites import Site
 from headwater.taps import Tap
-
-Place = tuple[int, Group]
-"""A gate's column and the group that holds it."""
 
 
 @dataclass
@@ -38,6 +48,12 @@ class BaseRun:
     value: Float[Tensor, " batch"]
     residuals: dict[int, Float[Tensor, "batch pos d_model"]]
     """The residual entering each layer that holds components; suffix runs start from these."""
+    kept: Mapping[Site, Tensor]
+    """Values at the sites that were asked for."""
+
+    def start(self, layer: int) -> tuple[int, Tensor] | None:
+        """Return where a run begins that moves nothing before `layer`; None: at the prompt."""
+        return (layer, self.residuals[layer]) if layer > 0 else None
 
 
 class ModelGates(GatedFunction):
@@ -75,6 +91,8 @@ class ModelGates(GatedFunction):
             fn=self._metric_of,
             names=table.names,
             batch=len(batch.pairs),
+            families=families_of(table, model.anatomy().n_layers),
+            capabilities=_capabilities(corrupted_run),
             # the gates' gradient is summed in float32 at least, whatever the model computes in
             dtype=torch.promote_types(model.dtype, torch.float32),
             device=model.device,
@@ -95,6 +113,27 @@ class ModelGates(GatedFunction):
             self.cost.ran(self.batch)
         if self._clean_logits is not None and "clean_logits" in metric.needs:
             self.rows = batch.with_clean_logits(self._clean_logits)
+
+    def only(self, families: Sequence[Family]) -> ModelGates:
+        """Return the same model with the gates of some families only."""
+        groups: list[Group] = []
+        for family in families:
+            own = set(family.columns)
+            for group in self.table.groups:
+                if group.start in own:
+                    start = groups[-1].columns.stop if groups else 0
+                    groups.append(replace(group, start=start))
+        return ModelGates(
+            self.model,
+            self.rows,
+            self.metric,
+            ComponentTable(groups, repeats=self.table.repeats),
+            self.off,
+            corrupted_run=self.corrupted_run,
+            end=self.end,
+            tokens=self.tokens,
+            cost=self.cost,
+        )
 
     @property
     def ids(self) -> Tensor:
@@ -129,6 +168,16 @@ class ModelGates(GatedFunction):
             cost=self.cost,
         )
 
+    @property
+    def pairs(self) -> Sequence[int]:
+        """Which pairs of the task are in this batch."""
+        return self.rows.pairs
+
+    @property
+    def stacked(self) -> int:
+        """Most settings to run at once, in one batch."""
+        return max(1, self.tokens // self.ids.numel())
+
     def _metric_of(self, m: Float[Tensor, "setting batch component"]) -> Tensor:
         moved = (m.detach() != self.base).any(1)
         if bool((moved.sum(1) > 1).any()):
@@ -140,7 +189,7 @@ class ModelGates(GatedFunction):
 
     def value(self) -> Float[Tensor, " batch"]:
         """Return the metric with all gates at rest, cached from whatever resting run came first."""
-        return self._at_rest().value if self._value is None else self._value
+        return self.at_rest().value if self._value is None else self._value
 
     def clean_value(self) -> Float[Tensor, " batch"]:
         """Return the metric of the clean prompts, whichever end the gates are at."""
@@ -154,38 +203,84 @@ class ModelGates(GatedFunction):
         return None if self.off.logits is None else self.metric(self.off.logits, self.rows)
 
     @torch.no_grad()
-    def switched(self, columns: Sequence[int]) -> Float[Tensor, "index batch"]:
-        """Return the metric with one gate at a time moved to the other end.
+    def moved(self, moves: Sequence[Move]) -> Float[Tensor, "move batch"]:
+        """Return the metric with gates moved together, one run a move.
 
-        Runs start at the component's layer; many gates of one layer are stacked in the batch.
+        Runs start at the first layer that is moved; many moves of one layer are stacked in the
+        batch.
+
+        Raises:
+            NestedComponentsError: If one move holds a component and one that lies inside it.
         """
-        base = self._at_rest()
-        by_layer: dict[int, list[Place]] = defaultdict(list)
-        for column in columns:
-            group = self.table.group_of(column)
-            by_layer[group.site.layer or 0].append((column, group))
+        base = self.at_rest()
         results: dict[int, Tensor] = {}
-        chunk = max(1, self.tokens // self.ids.numel())
+        for layer, chunk in self._stacks(moves):
+            gates = self._gates_of([moves[i] for i in chunk])
+            values = self._run(gates, len(chunk), start=base.start(layer))
+            results |= dict(zip(chunk, values, strict=True))
+        if not moves:
+            return base.value.new_empty(0, self.batch)
+        return torch.stack([results[i] for i in range(len(moves))])
+
+    def slopes(self, moves: Sequence[Move]) -> list[Slope]:
+        """Return the metric and its derivative in the moved gates, one run a move."""
+        base = self.at_rest()
+        results: dict[int, Slope] = {}
+        for layer, chunk in self._stacks(moves):
+            gates = self._gates_of([moves[i] for i in chunk])
+            for m in gates.values():
+                m.requires_grad_()
+            with torch.enable_grad():
+                values = self._run(gates, len(chunk), start=base.start(layer))
+                gradients = torch.autograd.grad(values.sum(), list(gates.values()))
+            by_group = dict(zip(gates, gradients, strict=True))
+            for setting, i in enumerate(chunk):
+                slope = self._picked(moves[i], by_group, setting)
+                results[i] = Slope(values[setting].detach(), slope)
+        return [results[i] for i in range(len(moves))]
+
+    def _stacks(self, moves: Sequence[Move]) -> Iterator[tuple[int, list[int]]]:
+        """Yield the layer to start at and the moves that run together from there."""
+        by_layer: dict[int, list[int]] = defaultdict(list)
+        for i, move in enumerate(moves):
+            layers = (self.table.group_of(column).site.layer or 0 for column in move.columns)
+            by_layer[min(layers)].append(i)
+        chunk = self.stacked
         for layer, members in sorted(by_layer.items()):
             for first in range(0, len(members), chunk):
-                places = members[first : first + chunk]
-                values = self._switch(places, layer, base)
-                results |= dict(zip((column for column, _ in places), values, strict=True))
-        if not columns:
-            return base.value.new_empty(0, self.batch)
-        return torch.stack([results[column] for column in columns])
+                yield layer, members[first : first + chunk]
 
-    def _switch(
-        self, places: Sequence[Place], layer: int, base: BaseRun
-    ) -> Float[Tensor, "setting batch"]:
+    def _gates_of(self, moves: Sequence[Move]) -> dict[Group, Tensor]:
+        """Return gates [move, batch, component] of the groups that these moves touch."""
         gates: dict[Group, Tensor] = {}
-        for setting, (column, group) in enumerate(places):
-            if group not in gates:
-                shape = (len(places), self.batch, group.size)
-                gates[group] = torch.full(shape, self.base, dtype=self.dtype, device=self.device)
-            gates[group][setting, :, column - group.start] = 1.0 - self.base
-        start = (layer, base.residuals[layer]) if layer > 0 else None
-        return self._run(gates, len(places), start=start)
+        for setting, move in enumerate(moves):
+            for group, offsets in self._by_group(move.columns):
+                if group not in gates:
+                    shape = (len(moves), self.batch, group.size)
+                    rest = torch.full(shape, self.base, dtype=self.dtype, device=self.device)
+                    gates[group] = rest
+                gates[group][setting, :, offsets] = abs(self.base - move.share)
+        if any(len(move.columns) > 1 for move in moves):
+            away = torch.zeros(len(moves), len(self.table), dtype=torch.bool)
+            for setting, move in enumerate(moves):
+                away[setting, list(move.columns)] = True
+            refuse_nested(self.table, away)
+        return gates
+
+    def _by_group(self, columns: Sequence[int]) -> Iterator[tuple[Group, list[int]]]:
+        offsets: dict[Group, list[int]] = defaultdict(list)
+        for column in columns:
+            group = self.table.group_of(column)
+            offsets[group].append(column - group.start)
+        yield from offsets.items()
+
+    def _picked(self, move: Move, gradients: Mapping[Group, Tensor], setting: int) -> Tensor:
+        """Return a move's own derivatives, [batch, index], in the order of its columns."""
+        picked: dict[int, Tensor] = {}
+        for group, offsets in self._by_group(move.columns):
+            slopes = gradients[group][setting]
+            picked |= {group.start + offset: slopes[:, offset] for offset in offsets}
+        return torch.stack([picked[column] for column in move.columns], 1)
 
     def _run(
         self,
@@ -193,6 +288,7 @@ class ModelGates(GatedFunction):
         settings: int,
         *,
         start: tuple[int, Tensor] | None = None,
+        taps: Mapping[Site, Tap] | None = None,
     ) -> Float[Tensor, "setting batch"]:
         rows = self.rows.repeat(settings) if settings > 1 else self.rows
         ids = self.ids.repeat(settings, 1)
@@ -201,12 +297,14 @@ class ModelGates(GatedFunction):
             at_site[group.site].append(group)
         resting = all(bool((m.detach() == self.base).all()) for m in gates.values())
         measured = resting and settings == 1 and start is None and bool(gates)
-        taps: dict[Site, Tap] = {
+        gating: dict[Site, Tap] = {
             site: self._gate(site, {group: gates[group] for group in members}, rows, measured)
             for site, members in at_site.items()
         }
         if measured:
-            taps |= self._with_residuals_measured(taps)
+            gating |= self._with_residuals_measured(gating)
+        for site, tap in (taps or {}).items():
+            gating[site] = in_turn(gating[site], tap) if site in gating else tap
         share = 1.0
         if start is not None:
             layer, residual = start
@@ -216,7 +314,7 @@ class ModelGates(GatedFunction):
             ids,
             mask=rows.mask,
             position_ids=rows.position_ids,
-            taps=taps,
+            taps=gating,
             start=start,
             read=rows.read,
         )
@@ -247,34 +345,37 @@ class ModelGates(GatedFunction):
 
         return tap
 
-    def _at_rest(self) -> BaseRun:
-        if self._base is None:
-            residuals: dict[int, Tensor] = {}
+    def at_rest(self, keep: Iterable[Site] = ()) -> BaseRun:
+        """Return the run with all gates at rest; run once, and again only for values not kept.
 
-            def keep(layer: int) -> Tap:
-                def tap(value: Tensor) -> None:
-                    residuals[layer] = value.detach().clone()
-
-                return tap
-
-            def measure(site: Site) -> Tap:
-                return lambda value: self.sizes.measure(site, value, self._held[site])
-
-            taps: dict[Site, Tap] = {site: measure(site) for site in self._held}
-            taps |= self._with_residuals_measured(taps)
-            for layer in self.table.layers:
-                site = Site(layer, "resid_pre")
-                taps[site] = _both(taps[site], keep(layer))
-            with torch.no_grad():
-                logits = self.model.forward(
-                    self.ids,
-                    mask=self.rows.mask,
-                    position_ids=self.rows.position_ids,
-                    taps=taps,
-                    read=self.rows.read,
-                )
-                self.cost.ran(self.batch)
-                self._base = BaseRun(self.metric(logits, self.rows), residuals)
+        Args:
+            keep: Sites whose values are wanted too.
+        """
+        wanted = set(keep)
+        if self._base is not None and wanted <= set(self._base.kept):
+            return self._base
+        residuals: dict[int, Tensor] = {}
+        kept: dict[Site, Tensor] = {}
+        taps: dict[Site, Tap] = {
+            site: partial(self.sizes.measure, site, held=held) for site, held in self._held.items()
+        }
+        taps |= self._with_residuals_measured(taps)
+        for layer in self.table.layers:
+            site = Site(layer, "resid_pre")
+            taps[site] = in_turn(taps[site], keeper(residuals, layer))
+        for site in wanted:
+            kept_here = keeper(kept, site)
+            taps[site] = in_turn(taps[site], kept_here) if site in taps else kept_here
+        with torch.no_grad():
+            logits = self.model.forward(
+                self.ids,
+                mask=self.rows.mask,
+                position_ids=self.rows.position_ids,
+                taps=taps,
+                read=self.rows.read,
+            )
+            self.cost.ran(self.batch)
+            self._base = BaseRun(self.metric(logits, self.rows), residuals, kept)
         return self._base
 
     def _with_residuals_measured(self, taps: Mapping[Site, Tap]) -> dict[Site, Tap]:
@@ -283,8 +384,28 @@ class ModelGates(GatedFunction):
             site = Site(layer, "resid_pre")
             there = taps.get(site)
             tap = self.sizes.residual_tap(layer)
-            measured[site] = tap if there is None else _both(tap, there)
+            measured[site] = tap if there is None else in_turn(tap, there)
         return measured
+
+    def held(self, site: Site) -> Tensor:
+        """Return the off value at a site, broadcastable to [batch, pos, ...]."""
+        return self._held[site]
+
+    def run(
+        self, m: Float[Tensor, "setting batch component"], taps: Mapping[Site, Tap]
+    ) -> Float[Tensor, "setting batch"]:
+        """Return the metric with gates `m`, and with taps that see values after their gates."""
+        return self._run(
+            {group: m[..., group.columns] for group in self.table.groups}, len(m), taps=taps
+        )
+
+    def linearized(self, *, attention: bool, drops: bool) -> Linearized:
+        """Run once and differentiate; see `Replay`."""
+        return Replay(self, attention=attention, drops=drops).linearized()
+
+    def inputs(self) -> InputPath:
+        """Return the path between the layer-0 inputs of the two prompts."""
+        return InputPath(self)
 
     @property
     def _depth(self) -> int:
@@ -293,7 +414,7 @@ class ModelGates(GatedFunction):
     def relative_sizes(self) -> Float[Tensor, "batch component"]:
         """Return |x - reference| / |residual| for every component; see `Sizes`."""
         if not self.sizes.measured:
-            self._at_rest()
+            self.at_rest()
         return self.sizes.relative().to(self.device)
 
     @torch.no_grad()
@@ -304,32 +425,31 @@ class ModelGates(GatedFunction):
         stacked suffix run; (3) its reference moved by one unit in the last place. (2) and (3)
         are tried on each of `columns`.
         """
-        base = self._at_rest()
+        base = self.at_rest()
         sources = [(self._run({}, 2)[0] - base.value).abs()]
         places = [(column, self.table.group_of(column)) for column in columns]
+
+        def closed(column: int, layer: int) -> Float[Tensor, "two batch"]:
+            move = Move((column,), 1.0)
+            return self._run(self._gates_of([move, move]), 2, start=base.start(layer))
+
         own, _ = capture(self.model, self.ids, self.rows, {g.site for _, g in places})
         ulp = 1 + torch.finfo(self.model.dtype).eps
         held = self._held
         try:
             for column, group in places:
                 layer, site = group.site.layer or 0, group.site
-                stacked = [(column, group)] * 2
                 self._held = {**held, site: own[site]}
-                sources.append((self._switch(stacked, layer, base)[1] - base.value).abs())
+                sources.append((closed(column, layer)[1] - base.value).abs())
                 self._held = held
-                exact = self._switch(stacked, layer, base)[0]
+                exact = closed(column, layer)[0]
                 self._held = {**held, site: held[site] * ulp}
-                sources.append((self._switch(stacked, layer, base)[0] - exact).abs())
+                sources.append((closed(column, layer)[0] - exact).abs())
         finally:
             self._held = held
         return torch.stack(sources).amax(0)
 
 
-def _both(first: Tap, second: Tap) -> Tap:
-    """Call two taps at one site; the first only looks."""
-
-    def tap(value: Tensor) -> Tensor | None:
-        first(value)
-        return second(value)
-
-    return tap
+def _capabilities(corrupted_run: bool) -> frozenset[str]:
+    inside = {ATTENTION, DROPS}
+    return frozenset(inside | {INPUT_PATH} if corrupted_run else inside)

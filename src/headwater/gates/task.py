@@ -23,7 +23,9 @@ TOKENS = {"cpu": 2048, "cuda": 65536}
 
 
 class GatedTask:
-    """Iterate over a task's batches as gated functions.
+    """Iterate over a task's batches as gated functions: one a batch and draw of off values.
+
+    A pair that is drawn for several times comes as often; average with `Averages`.
 
     Args:
         model: The model; parameters should be frozen while it is used.
@@ -51,7 +53,7 @@ class GatedTask:
         cost: Cost | None = None,
     ) -> None:
         adapter = model.anatomy()
-        self.model, self.task, self.reference = model, task, reference
+        self.model, self.task = model, task
         self.cost = Cost() if cost is None else cost
         self.batches: Sequence[Batch] = task.batches(
             model.tokenizer,
@@ -67,27 +69,34 @@ class GatedTask:
         self._refuse_constant(adapter.vocab)
         sites = list(dict.fromkeys(group.site for group in self.table.groups))
         self.off = reference.prepare(model, task, self.batches, sites)
+        self.reference = reference.keeping(self.off)
         self.cost.pairs += len(task.pairs)
         self.cost.ran(self.off.prepared)
 
     def __iter__(self) -> Iterator[tuple[Batch, ModelGates]]:
         tokens = TOKENS.get(self.model.device.type, TOKENS["cpu"])
         for batch in self.batches:
-            off = self.off(batch)
-            self.cost.ran(off.forwards)
-            yield (
-                batch,
-                ModelGates(
-                    self.model,
+            for draw in range(self.off.draws):
+                off = self.off(batch, draw)
+                self.cost.ran(off.forwards)
+                yield (
                     batch,
-                    self.task.metric,
-                    self.table,
-                    off,
-                    corrupted_run=self.reference.corrupted_run,
-                    tokens=tokens,
-                    cost=self.cost,
-                ),
-            )
+                    ModelGates(
+                        self.model,
+                        batch,
+                        self.task.metric,
+                        self.table,
+                        off,
+                        corrupted_run=self.reference.corrupted_run,
+                        tokens=tokens,
+                        cost=self.cost,
+                    ),
+                )
+
+    @property
+    def draws(self) -> int:
+        """How many off values each pair has."""
+        return self.off.draws
 
     @property
     def is_cut(self) -> bool:

@@ -6,8 +6,20 @@ for nothing, runs only the one script it was written with, and opens from disk.
 
 from __future__ import annotations
 
-from headwater.page.document import render, write
+from headwater.page.curve import figure
+from headwater.page.document import render, write, write_curve
 from headwater.page.notebook import fragment
-from headwater.page.schema import ComponentRow, PageData, PairRow, StatisticRow
+from headwater.page.schema import ComponentRow, CurveData, PageData, PairRow, StatisticRow
 
-__all__ = ["ComponentRow", "PageData", "PairRow", "StatisticRow", "fragment", "render", "write"]
+__all__ = [
+    "ComponentRow",
+    "CurveData",
+    "PageData",
+    "PairRow",
+    "StatisticRow",
+    "figure",
+    "fragment",
+    "render",
+    "write",
+    "write_curve",
+]

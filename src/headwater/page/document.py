@@ -16,7 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from headwater.page import static
+from headwater.page import curve, static
 from headwater.page.payload import payload
 from headwater.page.schema import check
 
@@ -27,6 +27,7 @@ SCRIPTS = (
     "plot.js",
     "strip.js",
     "scatter.js",
+    "curves.js",
     "table.js",
     "prompts.js",
     "start.js",
@@ -65,12 +66,34 @@ def render(data: Mapping[str, Any]) -> str:
         "strongest_caption": sentence,
         "plain_pairs": static.plain_pairs(data.get("pairs") or [], 20),
         "statistics": static.statistics(data),
+        "curves": curve.figures(data.get("curves") or []),
         "provenance": static.provenance(data),
         "data": payload(data),
         "script": script,
     }
-    # One pass over the template: text that is put in is never searched for placeholders.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], asset("page.html"))
+    return put(asset("page.html"), parts)
+
+
+def write_curve(data: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Write one response curve as an HTML file that loads nothing, and return the path.
+
+    Args:
+        data: `CurveData` in `headwater.page.schema` lists the keys.
+        path: Where to write; its folder is made if it is not there.
+    """
+    style = asset("page.css")
+    parts = {
+        "style_hash": digest(style),
+        "style": style,
+        "title": static.escape(f"{data['name']}: response curve"),
+        "figure": curve.figure(data),
+    }
+    return write_text(put(asset("curve.html"), parts), path)
+
+
+def put(template: str, parts: Mapping[str, str]) -> str:
+    """Fill a template in one pass: text that is put in is never searched for placeholders."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
 def write(data: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
@@ -80,8 +103,12 @@ def write(data: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
         data: As for `render`.
         path: Where to write; its folder is made if it is not there.
     """
+    return write_text(render(data), path)
+
+
+def write_text(text: str, path: str | os.PathLike[str]) -> Path:
+    """Write a page's text to `path`, at once or not at all, and return the path."""
     target = Path(path)
-    text = render(data)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:

@@ -54,6 +54,29 @@ class PairRow(TypedDict, total=False):
     corrupted_value: float | None
 
 
+class CurveData(TypedDict, total=False):
+    """A response curve: the metric while one gate goes from closed (0) to open (1)."""
+
+    name: str
+    metric: str
+    rest: float
+    """Where the gate rests: 1 at the clean end, 0 at the corrupted one."""
+    pairs: int
+    gates: list[float]
+    values: list[float]
+    """Mean over pairs at each gate value."""
+    low: list[float]
+    high: list[float]
+    """The band in which the middle 80 % of the pairs lie."""
+    tangent: float
+    chord: float
+    integral: float
+    """Sum of weights times slopes."""
+    nodes: list[float]
+    weights: list[float]
+    slopes: list[float]
+
+
 class PageData(TypedDict, total=False):
     """Everything a page shows. `kind`, `title`, `estimator`, `metric` and `components` must be."""
 
@@ -73,6 +96,8 @@ class PageData(TypedDict, total=False):
     """Empty until the result is audited."""
     worst: list[str]
     """Names of the components with the largest errors, worst first."""
+    curves: list[CurveData]
+    """Response curves; a point of the scatter plot that has one opens it."""
     pairs: list[PairRow]
     pairs_shown: Mapping[str, int]
     """`shown` of `of`: what was kept of the task's pairs."""

@@ -39,6 +39,12 @@ def place(run: Run, path: str) -> tuple[Any, str, str]:
 
 
 def _place(run: Run, point: Point) -> tuple[Any, str, str]:
+    if point.side == "split":
+        raise UnavailableSiteError(
+            f"{type(point.module).__name__} hands its convolution's output to its scan without "
+            "calling a module, so a trace cannot stop there.\n"
+            "Read mixer.conv, which enters the convolution, or gate it with hw.ssm()."
+        )
     if point.side == "logits":
         return run._model.module, "", "output"
     path = path_of(run._model.module, point.module)

@@ -1,12 +1,15 @@
 """Train an embedded model: `python -m headwater.zoo.train --arch llama --out DIR`.
 
 Takes five to ten minutes on one core and writes a folder that `headwater.load` and transformers
-read. The same seed on the same machine gives the same weights.
+read. The same seed on the same machine gives the same weights. Training a Mamba needs the package
+mambapy, whose scan is ten times as fast here as transformers' own; running it does not.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import importlib.util
 import json
 import math
 import os
@@ -14,8 +17,8 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +33,13 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
+from headwater.errors import MissingExtraError
 from headwater.zoo.behaviors import BEHAVIORS
 from headwater.zoo.examination import accuracy
 from headwater.zoo.grammar import WINDOW, window
@@ -47,7 +53,7 @@ class Recipe:
     """Everything that decides the trained weights."""
 
     arch: str = "llama"
-    """`llama` or `gpt2`."""
+    """`llama`, `gpt2` or `mamba`."""
 
     seed: int = 0
     """Seed of the initial weights and of the text."""
@@ -87,10 +93,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--arch", choices=sorted(_ARCHITECTURES), default="llama")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
-    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    parser.add_argument("--steps", type=int, help="by default those of the architecture's recipe")
     parser.add_argument("--pairs", type=int, default=500, help="pairs a task to measure it on")
     given = parser.parse_args(arguments)
-    recipe = Recipe(arch=given.arch, seed=given.seed, steps=given.steps)
+    recipe = replace(RECIPES[given.arch], seed=given.seed)
+    if given.steps is not None:
+        recipe = replace(recipe, steps=given.steps)
     # One thread: sums in another order would give other weights.
     torch.set_num_threads(1)
     started = time.process_time()
@@ -114,7 +122,15 @@ def train(recipe: Recipe, log: Callable[[str], None] | None = None) -> PreTraine
 
     Returns:
         The trained model, in evaluation mode.
+
+    Raises:
+        MissingExtraError: If a Mamba is to be trained without the package mambapy.
     """
+    if recipe.arch == "mamba" and importlib.util.find_spec("mambapy") is None:
+        raise MissingExtraError(
+            "training a Mamba needs mambapy, whose parallel scan makes it ten times as fast.\n"
+            "Install it with: pip install mambapy==1.2.0 (loading and running need nothing)."
+        )
     torch.manual_seed(recipe.seed)
     rng = random.Random(recipe.seed)
     model = _ARCHITECTURES[recipe.arch]()
@@ -134,6 +150,8 @@ def train(recipe: Recipe, log: Callable[[str], None] | None = None) -> PreTraine
         optimizer.step()
         if log and (step + 1) % 100 == 0:
             log(f"step {step + 1}/{recipe.steps}  loss {loss.item():.3f}")
+    if isinstance(model, MambaForCausalLM):
+        _choose_scan(model, mambapy=False)
     return model.eval()
 
 
@@ -238,22 +256,56 @@ def _gpt2() -> PreTrainedModel:
     return model
 
 
+def _mamba() -> PreTrainedModel:
+    model = MambaForCausalLM(
+        MambaConfig(
+            vocab_size=len(VOCABULARY),
+            hidden_size=64,
+            num_hidden_layers=4,
+            state_size=8,
+            time_step_rank=8,
+            initializer_range=_SPREAD,
+            tie_word_embeddings=True,
+            **_SPECIAL_IDS,
+        )
+    )
+    _choose_scan(model, mambapy=True)
+    return model
+
+
+def _choose_scan(model: MambaForCausalLM, *, mambapy: bool) -> None:
+    """Switch between mambapy's parallel scan, for training, and transformers' own."""
+    model.config.use_mambapy = mambapy
+    for layer in model.backbone.layers:
+        mixer: Any = layer.mixer
+        mixer.use_mambapy = mambapy
+
+
 def _record(
     recipe: Recipe, model: PreTrainedModel, figures: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
+    versions = {
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "tokenizers": tokenizers.__version__,
+    }
+    if recipe.arch == "mamba":
+        versions["mambapy"] = importlib.metadata.version("mambapy")
     return {
         "recipe": asdict(recipe),
         "window": WINDOW,
         "parameters": model.num_parameters(),
         "core_seconds": round(seconds),
+        "unreliable_tasks": unreliable_tasks(figures),
         "figures": figures,
-        "versions": {
-            "python": sys.version.split()[0],
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "tokenizers": tokenizers.__version__,
-        },
+        "versions": versions,
     }
+
+
+def unreliable_tasks(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Return the tasks of which a model answers more than one pair in ten wrong."""
+    return [name for name, figure in figures.items() if figure["accuracy"] < 0.9]
 
 
 def _print(line: str) -> None:
@@ -267,7 +319,17 @@ _SPECIAL_IDS: dict[str, Any] = {
     "eos_token_id": None,
 }
 _SPREAD = 0.05
-_ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {"llama": _llama, "gpt2": _gpt2}
+_ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama": _llama,
+    "gpt2": _gpt2,
+    "mamba": _mamba,
+}
+RECIPES: dict[str, Recipe] = {
+    "llama": Recipe("llama"),
+    "gpt2": Recipe("gpt2"),
+    "mamba": Recipe("mamba", steps=1500, learning_rate=3e-3, early_share=0.25),
+}
+"""What each embedded model was trained with."""
 
 if __name__ == "__main__":
     main()

@@ -53,7 +53,7 @@ function scatterSvg(drawn, slope, width) {
   );
   const marks = drawn.map((component) => {
     const [across, down] = [x(component.exact), y(component.score)];
-    return { component, x: across, y: down, node: svg('path', { d: shape(component), transform: `translate(${across.toFixed(1)} ${down.toFixed(1)})`, class: `point kind-${component.kind}` }) };
+    return { component, x: across, y: down, node: svg('path', { d: shape(component), transform: `translate(${across.toFixed(1)} ${down.toFixed(1)})`, class: `point kind-${component.kind}${hasCurve(component) ? ' curved' : ''}` }) };
   });
   // Strong ones last, so that they lie on top; the worst are named where there is room.
   marks.sort((a, b) => b.component.rank - a.component.rank);
@@ -100,6 +100,7 @@ function key(drawn, slope) {
   const strata = Object.keys(SHAPES).filter((stratum) => drawn.some((c) => c.stratum === stratum));
   const items = kinds.map((kind) => item(sample(`point kind-${kind}`, SHAPES.top), plural(kind)));
   if (strata.length) items.push(html('span', { class: 'item', text: 'drawn from:' }), ...strata.map((stratum) => item(sample('point', SHAPES[stratum]), stratum)));
+  if (drawn.some(hasCurve)) items.push(item(sample('point curved', SHAPES.top), 'has a response curve'));
   items.push(item(sample('identity', { tilt: 6 }), 'equal'));
   if (isNumber(slope)) items.push(item(sample('slope', { tilt: 5 }), `slope ${digits(slope)}`));
   return [...items, html('span', { class: 'words', text: `${thousands(drawn.length)} of ${thousands(components.length)} shown components checked exactly. The largest errors are named.` })];

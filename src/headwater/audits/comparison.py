@@ -1,0 +1,327 @@
+"""Several estimators on one task, side by side, against the same exact effects."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headwater.attribution import attribute
+from headwater.attribution.folders import write_text
+from headwater.audits.advice import advice
+from headwater.audits.compare import audit_scores
+from headwater.audits.interventions import interventions
+from headwater.audits.report import Audit
+from headwater.audits.words import figure
+from headwater.components import Selection
+from headwater.errors import MissingExtraError, ResultError
+from headwater.estimators import Estimator, Exact
+from headwater.gates import End, GatedFunction
+from headwater.metrics import Metric
+from headwater.models import Model
+from headwater.prompts import Task
+from headwater.references import Reference
+
+if TYPE_CHECKING:
+    import pandas
+
+    from headwater.attribution import Attribution
+
+COLUMNS = ("r", "rho", "slope", "relative error", "sign agreement", "recall", "completeness gap")
+"""Figures of a row, in the order they are shown."""
+
+
+@dataclass(frozen=True)
+class ComparedEstimator:
+    """One estimator in a comparison."""
+
+    name: str
+    """As it was asked for."""
+    forwards: float
+    """A pair, the reference's included; a run from layer l of L counts (L - l) / L."""
+    backwards: float
+    seconds: float
+    figures: Mapping[str, float | None]
+    """By the names of `COLUMNS`; None where undefined or not known."""
+    estimand: str
+    verdict: str
+    note: str = ""
+    """What the estimator says of its scores: pieces that did not converge, jumps."""
+
+    @property
+    def passes(self) -> float:
+        """Cost in forwards: a backward counts as two."""
+        return self.forwards + 2 * self.backwards
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as plain data."""
+        return asdict(self) | {"figures": dict(self.figures)}
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """Estimators side by side; rows in the order they were asked for."""
+
+    title: str
+    rows: tuple[ComparedEstimator, ...]
+    advice: tuple[str, ...]
+    """Which to use here and why, in sentences."""
+    checked: int
+    """Components whose exact effects are known."""
+    components: int
+    top: int
+    """How many count as the strongest, for the recall."""
+    runs: Mapping[str, Attribution] = field(compare=False)
+    """The scores of each estimator, audited."""
+
+    def __repr__(self) -> str:
+        names = ("r", "rho", "slope", "rel err", "signs", f"recall@{self.top}", "gap")
+        width = max(14, *(len(row.name) for row in self.rows)) + 2
+        lines = [
+            f"Comparison of {len(self.rows)} estimators: {self.title}",
+            f"{'estimator':<{width}}{'F':>7}{'B':>6}" + "".join(f"{name:>10}" for name in names),
+        ]
+        for row in self.rows:
+            cells = [cell(row.figures[name]) for name in COLUMNS]
+            lines.append(
+                f"{row.name:<{width}}{row.forwards:>7.3g}{row.backwards:>6.3g}"
+                + "".join(f"{one:>10}" for one in cells)
+            )
+        lines.append(self.checked_words())
+        return "\n".join([*lines, *self.advice])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
+    def checked_words(self) -> str:
+        """Return what the figures rest on."""
+        return (
+            f"{self.checked:,} of {self.components:,} components checked exactly; F and B: "
+            "forwards and backwards a pair."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison as plain data."""
+        return {
+            "title": self.title,
+            "checked": self.checked,
+            "components": self.components,
+            "top": self.top,
+            "rows": [row.to_dict() for row in self.rows],
+            "advice": list(self.advice),
+        }
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Return one row an estimator as a pandas table.
+
+        Raises:
+            MissingExtraError: If pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise MissingExtraError(
+                "to_frame() needs pandas, which is not installed.\n"
+                "Install it: pip install 'headwater[pandas]'. Without it: comparison.rows."
+            ) from None
+        return pandas.DataFrame(
+            [
+                {key: v for key, v in row.to_dict().items() if key != "figures"} | dict(row.figures)
+                for row in self.rows
+            ]
+        )
+
+    def page(self, path: str | Path) -> Path:
+        """Write the table and one scatter of all estimates as a self-contained HTML file."""
+        raise NotImplementedError
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write each estimator's run into a folder of its own, and `comparison.json` beside them.
+
+        Raises:
+            RunFolderError: If one of them holds another run.
+        """
+        folder = Path(folder)
+        for name, scores in self.runs.items():
+            scores.save(folder / name.replace(":", "-"), overwrite=overwrite)
+        write_text(folder / "comparison.json", _json(self.to_dict()))
+        return folder
+
+
+def cell(value: float | None) -> str:
+    """Return a figure for a table; `-` where it is undefined or not known."""
+    return "-" if value is None else figure(value)
+
+
+def compare(
+    model: Model | GatedFunction,
+    task: Task | None = None,
+    components: Selection | None = None,
+    estimators: Sequence[Estimator] | Mapping[str, Estimator] = (),
+    *,
+    reference: Reference | None = None,
+    metric: Metric | type[Metric] | Callable[..., Tensor] | str | None = None,
+    sample: int | None = None,
+    top: int = 10,
+    confidence: float = 0.95,
+    batch_size: int = 32,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Comparison:
+    """Score the same components with several estimators, and hold each against exact effects.
+
+    Args:
+        model: A model, or any gated function (then `task`, `components`, `reference` are left out).
+        task: Prompt pairs and metric.
+        components: What to score.
+        estimators: A list, or by the names that rows are to have.
+        reference: What a closed component is set to; `hw.Corrupted()` by default.
+        metric: Replaces the task's metric.
+        sample: Components to check exactly, drawn for each estimator as its audit draws them; None
+            checks all. No exact run is made twice, and with `hw.Exact()` among the estimators its
+            scores are the exact effects.
+        top: How many count as the strongest.
+        confidence: Of the audits' intervals.
+        batch_size: Most pairs in one forward.
+        dtype: Compute in this dtype, on a converted copy of the model.
+        device: Compute on this device, on a copy.
+        seed: Seeds samples and estimators.
+        progress: True, False, or None to show bars only on a terminal.
+
+    Returns:
+        One row an estimator, and in words which to use here and why.
+
+    Raises:
+        ResultError: If no estimator is given, or one twice.
+    """
+    named = _named(estimators)
+    if isinstance(model, Model) and (dtype is not None or device is not None):
+        model = model.to(dtype=dtype, device=device)
+    runs = {
+        name: attribute(
+            model,
+            task,
+            components,
+            estimator,
+            reference=reference,
+            metric=metric,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress,
+        )
+        for name, estimator in named.items()
+    }
+    truth = _Truth(model, progress)
+    for name, estimator in named.items():
+        if isinstance(estimator, Exact):
+            truth.know(estimator.end, runs[name])
+    for name, estimator in named.items():
+        scores = runs[name]
+        count = len(scores.names)
+        scores.checked = audit_scores(
+            scores.names,
+            scores.scores,
+            truth.of(estimator.end, scores),
+            sample=count if sample is None else sample,
+            seed=seed,
+            top=top,
+            confidence=confidence,
+            magnitudes=estimator.magnitudes,
+            gaps=scores.gaps(),
+        )
+    rows = tuple(_row(name, named[name], scores) for name, scores in runs.items())
+    first = next(iter(runs.values()))
+    components_in_all = len(first.names)
+    checked = max(len(known) for known in truth.known.values())
+    return Comparison(
+        title=f"{first.subject()}, reference {first.provenance.reference['name']}",
+        rows=rows,
+        advice=advice(rows, runs, components_in_all),
+        checked=checked,
+        components=components_in_all,
+        top=min(top, components_in_all),
+        runs=runs,
+    )
+
+
+class _Truth:
+    """Exact effects that are run once, whoever asks for them."""
+
+    def __init__(self, model: Model | GatedFunction, progress: bool | None) -> None:
+        self.model, self.progress = model, progress
+        self.known: dict[End, dict[int, Float[Tensor, " pair"]]] = {}
+
+    def know(self, end: End, exact: Attribution) -> None:
+        """Take over effects that were computed as scores."""
+        columns = range(exact.scores.shape[1])
+        self.known.setdefault(end, {}).update({i: exact.scores[:, i] for i in columns})
+
+    def of(self, end: End, scores: Attribution) -> Callable[[Sequence[int]], Tensor]:
+        """Return a function from columns to exact effects [pair, index] at one end."""
+
+        def effects(columns: Sequence[int]) -> Float[Tensor, "pair index"]:
+            known = self.known.setdefault(end, {})
+            missing = [column for column in columns if column not in known]
+            if missing:
+                with interventions(scores, self.model, progress=self.progress) as runs:
+                    lost = torch.from_numpy(runs.closed([(column,) for column in missing]))
+                known |= {c: lost[:, i].to(scores.scores) for i, c in enumerate(missing)}
+            return torch.stack([known[column] for column in columns], 1)
+
+        return effects
+
+
+def _named(estimators: Sequence[Estimator] | Mapping[str, Estimator]) -> dict[str, Estimator]:
+    if isinstance(estimators, Mapping):
+        named = dict(estimators)
+    else:
+        names = [estimator.name for estimator in estimators]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ResultError(
+                f"{names.count(twice[0])} estimators are called {twice[0]!r}, so their rows could "
+                "not be told apart.\nName them: "
+                'estimators={"ig 4": hw.IntegratedGradients(steps=4), ...}.'
+            )
+        named = dict(zip(names, estimators, strict=True))
+    if not named:
+        raise ResultError(
+            "no estimator to compare.\nType estimators=[hw.Gradient(), hw.AtPStar(), hw.Exact()]."
+        )
+    return named
+
+
+def _row(name: str, estimator: Estimator, scores: Attribution) -> ComparedEstimator:
+    audit = scores.checked
+    assert audit is not None
+    cost, pairs = scores.cost, max(scores.cost.pairs, 1)
+    figures = {one: _figure(audit, one) for one in COLUMNS}
+    return ComparedEstimator(
+        name=name,
+        forwards=cost.forwards / pairs,
+        backwards=cost.backwards / pairs,
+        seconds=cost.seconds,
+        figures=figures,
+        estimand=estimator.estimand,
+        verdict=audit.verdict,
+        note=" ".join(scores.parts.notes[:3]),
+    )
+
+
+def _figure(audit: Audit, name: str) -> float | None:
+    found = audit.recall if name == "recall" else audit.statistic(name)
+    return found.value
+
+
+def _json(data: dict[str, Any]) -> str:
+    import json
+
+    return json.dumps(data, indent=1)

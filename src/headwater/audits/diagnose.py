@@ -1,0 +1,250 @@
+"""Compute a diagnosis: one clean run with its slopes a batch, and the gates of the strongest few.
+
+Costs a forward and a backward a pair, half a backward a layer for the cancellation index, and for
+each of the strongest components about nine forward-backwards on a few pairs for the jumps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from headwater.audits.diagnosis import Diagnosis, Finding, flags_of
+from headwater.audits.jumps import Jump, find_jumps
+from headwater.audits.run import (
+    NOISE_COMPONENTS,
+    estimator_of,
+    refuse_other_model,
+    refuse_other_numbers,
+)
+from headwater.audits.slopes_seen import Seen
+from headwater.components import Selection, keys, queries
+from headwater.errors import GateError, ModelGoneError
+from headwater.estimators.gradient import refuse_stationary
+from headwater.gates import Cost, GatedFunction, GatedTask
+from headwater.models import Model
+from headwater.progress import progress_bar
+from headwater.references import Mean, Reference, reference_from_dict
+
+if TYPE_CHECKING:
+    from headwater.attribution.result import Attribution
+
+JUMP_COMPONENTS = 8
+"""Components, the strongest ones, in which jumps are looked for."""
+JUMP_PAIRS = 8
+"""Most pairs on which they are."""
+_ATTENDING = ("head", "query", "key")
+JUMP_SHARE = 0.01
+"""Jumps up to this share of the whole effect are not looked for."""
+
+
+def diagnose(
+    scores: Attribution,
+    *,
+    model: Model | GatedFunction | None = None,
+    jumps: int = JUMP_COMPONENTS,
+    batch_size: int | None = None,
+    progress: bool | None = None,
+) -> Diagnosis:
+    """Look for what makes first-order scores wrong: saturation, cancellation, jumps, rounding.
+
+    Args:
+        scores: The result of `hw.attribute` at the clean end, or one read back from a folder.
+        model: Needed when the result no longer has its model.
+        jumps: In how many of the strongest components jumps are looked for; 0 skips that.
+        batch_size: Most pairs in a forward; by default as in the scores.
+        progress: True, False, or None to show a bar only on a terminal.
+
+    Returns:
+        Numbers and flags for each component; they also become `scores.diagnosis`.
+
+    Raises:
+        GateError: If the scores were taken at the corrupted end.
+        StationaryMetricError: If the metric's gradient is zero at the clean end by construction.
+        ModelGoneError: If the model is gone and none was given.
+        ResultError: If the model given is not the one the scores came from.
+    """
+    if estimator_of(scores).end != "clean":
+        raise GateError(
+            "these scores were taken at the corrupted end; a diagnosis looks at slopes in the "
+            'clean run.\nScore with at="clean", then diagnose.'
+        )
+    model = scores.model if model is None else model
+    cost, started = Cost(), time.perf_counter()
+    if isinstance(model, GatedFunction):
+        seen, floor, found, problem = _of_function(scores, model, jumps, cost)
+    elif scores.task is None:
+        raise ModelGoneError(
+            "these scores came from a gated function; pass it: scores.diagnose(model=function)."
+        )
+    else:
+        if model is not scores._owner:
+            refuse_other_model(scores, model)
+        batch_size = batch_size or scores.provenance.batch_size
+        seen, floor = _of_model(scores, model, batch_size, cost, progress)
+        found, problem = _jumps_of_model(scores, model, jumps, floor, cost)
+    # batches are made ready more than once, for the same pairs
+    cost.pairs, cost.seconds = len(scores.scores), time.perf_counter() - started
+    return _made(scores, seen, floor, found, [*seen.notes, *problem], str(cost))
+
+
+def strongest(scores: Attribution, count: int) -> list[int]:
+    """Return the columns of the strongest components, by the score or an exact effect if known."""
+    strength = scores.mean().abs().tolist()
+    if scores.checked is not None:
+        column = {name: i for i, name in enumerate(scores.names)}
+        for row in (*scores.checked.rows, *scores.checked.also):
+            strength[column[row.name]] = max(strength[column[row.name]], abs(row.exact))
+    return sorted(range(len(strength)), key=lambda i: -strength[i])[: max(count, 0)]
+
+
+def whole_effect(scores: Attribution) -> float:
+    """Return how far corruption moves the metric, else the size of the metric, mean over pairs."""
+    parts = scores.parts
+    whole = parts.clean if parts.corrupted is None else parts.clean - parts.corrupted
+    return float(whole.abs().mean())
+
+
+@contextmanager
+def gated_again(
+    scores: Attribution, model: Model, selection: Selection, batch_size: int, cost: Cost
+) -> Iterator[GatedTask]:
+    """Yield a result's task with gates, as it was scored, on other components if need be."""
+    assert scores.task is not None
+    reference = scores.reference or reference_from_dict(scores.provenance.reference)
+    with model.frozen():
+        yield GatedTask(
+            model, scores.task, selection, reference, batch_size=batch_size, cost=cost
+        )
+
+
+def _of_function(
+    scores: Attribution, function: GatedFunction, jumps: int, cost: Cost
+) -> tuple[Seen, float | None, dict[int, Jump], list[str]]:
+    function = function.at("clean")
+    function.cost = cost
+    refuse_stationary(function, "clean")
+    seen = Seen(function.names, None)
+    seen.add(function)
+    columns = strongest(scores, jumps)
+    found = find_jumps(function, columns, _jump_tolerance(scores)) if columns else {}
+    return seen, None, found, []
+
+
+def _of_model(
+    scores: Attribution, model: Model, batch_size: int, cost: Cost, progress: bool | None
+) -> tuple[Seen, float]:
+    own = Selection.from_list(scores.provenance.components)
+    floor = None
+    selection, note = _with_queries_and_keys(scores, model, own)
+    with gated_again(scores, model, selection, batch_size, cost) as gated:
+        seen = Seen(gated.table.names[: len(scores.names)], gated.table)
+        seen.notes += [note] if note else []
+        total = len(scores.scores) * 2
+        with progress_bar("slopes in the clean run", total, show=progress) as cost.listener:
+            for batch, function in gated:
+                refuse_stationary(function, "clean")
+                refuse_other_numbers(scores, batch.pairs, function.clean_value())
+                if floor is None:
+                    floor = float(function.noise(strongest(scores, NOISE_COMPONENTS)).mean())
+                seen.add(function)
+        cost.listener = None
+    assert floor is not None
+    return seen, floor
+
+
+def _with_queries_and_keys(
+    scores: Attribution, model: Model, own: Selection
+) -> tuple[Selection, str]:
+    """Add the queries and keys of every scored head; if that cannot be done, say why."""
+    adapter = model.anatomy()
+    groups = [g for g in own.expand(adapter, _any_length(own)).groups if g.positions is None]
+    layers = {kind: {g.site.layer for g in groups if g.kind == kind} for kind in _ATTENDING}
+    if not layers["head"]:
+        return own, ""
+    if "attn.q" in adapter.missing:
+        return own, (
+            f"saturated attention is not known for heads: {adapter.family.name} offers no "
+            f"queries ({adapter.missing['attn.q']})."
+        )
+    reference: Reference = scores.reference or reference_from_dict(scores.provenance.reference)
+    if isinstance(reference, Mean) and not reference.positional:
+        return own, (
+            "saturated attention is not known for heads: a mean over positions is no query. Use "
+            "reference=hw.PositionalMean()."
+        )
+    for kind, select in (("query", queries), ("key", keys)):
+        lacking = sorted(n for n in layers["head"] - layers[kind] if n is not None)
+        own = own + select(layers=lacking) if lacking else own
+    return own, ""
+
+
+def _any_length(selection: Selection) -> int | None:
+    """A length to expand a selection with, to see its kinds and layers; which is all the same."""
+    return 1 if selection.needs_length else None
+
+
+def _jumps_of_model(
+    scores: Attribution, model: Model, count: int, floor: float, cost: Cost
+) -> tuple[dict[int, Jump], list[str]]:
+    tolerance = _jump_tolerance(scores)
+    if count <= 0:
+        return {}, []
+    if floor >= tolerance:
+        return {}, [
+            f"jumps were not looked for: rounding moves the metric by {floor:.2g}, more than the "
+            f"{tolerance:.2g} that counts. Score in a wider dtype: dtype='float32' or 'float64'."
+        ]
+    own = Selection.from_list(scores.provenance.components)
+    with gated_again(scores, model, own, JUMP_PAIRS, cost) as gated:
+        _, function = next(iter(gated))
+        return find_jumps(function, strongest(scores, count), tolerance), []
+
+
+def _jump_tolerance(scores: Attribution) -> float:
+    whole = whole_effect(scores)
+    return JUMP_SHARE * (whole if whole > 0 else float(scores.mean().abs().max()) or 1.0)
+
+
+def _made(
+    scores: Attribution,
+    seen: Seen,
+    floor: float | None,
+    jumps: dict[int, Jump],
+    notes: Sequence[str],
+    cost: str,
+) -> Diagnosis:
+    whole, tolerance = whole_effect(scores), _jump_tolerance(scores)
+    mean = scores.mean().double().tolist()
+    findings = []
+    for column, name in enumerate(scores.names):
+        jump = jumps.get(column)
+        numbers = seen.of(column)
+        found = Finding(
+            name,
+            score=mean[column],
+            jump=None if jump is None or not jump.decided else jump.size,
+            jump_at=None if jump is None or not jump.decided else jump.gate,
+            **numbers,
+        )
+        flags = flags_of(found, whole, floor, tolerance)
+        findings.append(Finding(**{**vars(found), "flags": flags}))
+    undecided = [scores.names[column] for column, jump in jumps.items() if not jump.decided]
+    if undecided:
+        notes = [
+            *notes,
+            f"whether the metric jumps is undecided for {', '.join(undecided)}: its slopes close "
+            "on no piece that was tried.",
+        ]
+    return Diagnosis(
+        findings=tuple(findings),
+        whole=whole,
+        noise_floor=floor,
+        jumps_in=tuple(scores.names[column] for column in jumps),
+        jump_pairs=min(JUMP_PAIRS, len(scores.scores)) if jumps else 0,
+        jump_tolerance=tolerance,
+        notes=tuple(notes),
+        cost=cost,
+    )

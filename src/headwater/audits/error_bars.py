@@ -1,0 +1,129 @@
+"""An interval on every score, as a table that says of each how it came about."""
+
+from __future__ import annotations
+
+import html
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from headwater.audits.words import effect
+from headwater.errors import MissingExtraError, ResultError, did_you_mean
+
+if TYPE_CHECKING:
+    import pandas
+
+CHECKED = "checked exactly"
+CONFORMAL = "conformal"
+UNKNOWN = "unknown: too few checked in its group"
+
+SHOWN_ROWS = 20
+"""Rows of a printed table."""
+
+
+@dataclass(frozen=True)
+class ErrorBar:
+    """One component: its score, and where its exact effect is, both as means over pairs."""
+
+    name: str
+    score: float
+    low: float | None
+    """None where nothing can be said."""
+    high: float | None
+    how: str
+    """`checked exactly`, `conformal`, or `unknown: too few checked in its group`."""
+    group: str = ""
+    """The components it is exchangeable with; empty where it was checked."""
+
+    @property
+    def half_width(self) -> float:
+        """Half the width of the interval: 0 if checked, infinite if unknown."""
+        return math.inf if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, repr=False)
+class ErrorBars:
+    """Intervals for all components, the strongest estimate first."""
+
+    confidence: float
+    rows: tuple[ErrorBar, ...]
+    notes: tuple[str, ...] = ()
+    """Where exchangeability is doubtful, or too few were checked, in sentences."""
+    magnitudes: bool = False
+    """Whether the effects are means over pairs of |effect|."""
+
+    @property
+    def sentence(self) -> str:
+        """What the intervals promise, in one line of plain words."""
+        counts = {how: sum(row.how == how for row in self.rows) for how in (CHECKED, UNKNOWN)}
+        rest = len(self.rows) - counts[CHECKED] - counts[UNKNOWN]
+        quantity = "mean |effects|" if self.magnitudes else "mean effects"
+        said = f"{counts[CHECKED]:,} of {len(self.rows):,} components were checked exactly"
+        if rest:
+            said += (
+                f"; of the {rest:,} other intervals at least {100 * self.confidence:g} % hold "
+                f"their exact {quantity}, on average over draws of the sample"
+            )
+        if counts[UNKNOWN]:
+            said += f"; nothing can be said of {counts[UNKNOWN]:,}"
+        return f"{said}."
+
+    def __getitem__(self, name: str) -> ErrorBar:
+        """Return one component's interval.
+
+        Raises:
+            ResultError: If there is no component of that name.
+        """
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise ResultError(
+            f"no component {name!r} among these {len(self.rows):,}."
+            f"{did_you_mean(name, [row.name for row in self.rows])}\nAll names: `scores.names`."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the table as plain data."""
+        return {
+            "sentence": self.sentence,
+            "confidence": self.confidence,
+            "notes": list(self.notes),
+            "components": [row.to_dict() for row in self.rows],
+        }
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Return one row a component as a pandas table.
+
+        Raises:
+            MissingExtraError: If pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise MissingExtraError(
+                "to_frame() needs pandas, which is not installed.\n"
+                "Install it: pip install 'headwater[pandas]'. Without it: intervals.rows."
+            ) from None
+        return pandas.DataFrame([row.to_dict() for row in self.rows])
+
+    def __repr__(self) -> str:
+        lines = [self.sentence, f"{'component':<16}{'score':>10}{'low':>10}{'high':>10}"]
+        lines += [
+            f"{row.name:<16}{effect(row.score):>10}{_end(row.low):>10}{_end(row.high):>10}"
+            f"  {row.how}"
+            for row in self.rows[:SHOWN_ROWS]
+        ]
+        if len(self.rows) > SHOWN_ROWS:
+            lines.append(f"... {len(self.rows) - SHOWN_ROWS:,} more in .rows")
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
+
+def _end(value: float | None) -> str:
+    return "?" if value is None else effect(value)

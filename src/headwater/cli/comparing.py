@@ -1,0 +1,86 @@
+"""`headwater compare`: several estimators on one task, side by side."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from headwater.cli.options import (
+    AsJson,
+    BatchSize,
+    Components,
+    Device,
+    Dtype,
+    Layers,
+    MetricName,
+    ModelName,
+    Out,
+    Over,
+    Pairs,
+    Positions,
+    Progress,
+    ReferenceName,
+    Seed,
+    TaskName,
+    Top,
+)
+
+
+def compare(
+    model: ModelName,
+    task: TaskName,
+    components: Components = "heads,mlps",
+    estimators: Annotated[
+        str,
+        typer.Option(
+            "--estimators",
+            "-e",
+            help="Comma-separated; options after colons: gradient,ig:path=inputs:steps=10,exact.",
+        ),
+    ] = "gradient,atp-star,ig,exact",
+    reference: ReferenceName = "corrupted",
+    over: Over = None,
+    metric: MetricName = None,
+    layers: Layers = None,
+    positions: Positions = None,
+    pairs: Pairs = None,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Components to check exactly; default all.")
+    ] = None,
+    top: Top = 10,
+    out: Out = None,
+    batch_size: BatchSize = 32,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Seed = 0,
+    progress: Progress = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold several estimators against the same exact effects, and say which to use here."""
+    import headwater as hw
+    from headwater.cli import choices, show
+
+    found = hw.compare(
+        hw.load(model, device=device, dtype=dtype),
+        choices.task(task, metric, pairs),
+        choices.components(components, layers, positions),
+        choices.estimators(estimators),
+        reference=choices.reference(reference, over, seed),
+        sample=sample,
+        top=top,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+    )
+    page = None
+    if out is not None:
+        found.save(out)
+        page = found.page(out / "page.html")
+    if as_json:
+        typer.echo(json.dumps(found.to_dict()))
+        return
+    show.comparison(found)
+    if page is not None:
+        typer.echo(f"\nThe page: {page}")

@@ -1,0 +1,110 @@
+"""The estimator that picks one: by what is scored, by the reference, and by what it may cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from headwater.errors import UnknownOptionError
+from headwater.estimators.atp_star import AtPStar
+from headwater.estimators.estimator import Estimate, Estimator
+from headwater.estimators.exact import Exact
+from headwater.estimators.gradient import Gradient
+from headwater.estimators.integrated import IntegratedGradients
+from headwater.gates import ATTENTION, INPUT_PATH, Family, GatedFunction
+
+INSIDE_SOFTMAX = ("query", "key")
+"""Kinds that act through a softmax: the input path does not repair them."""
+POINTS = (8, 4)
+"""Points on a family's path, the better choice first."""
+INPUT_POINTS = 10
+"""Points on the path of the layer-0 input."""
+
+
+@dataclass(frozen=True)
+class Auto(Estimator):
+    """Pick the most accurate estimator that fits a budget, kind by kind, and say which and why.
+
+    In this order, as measured on trained models (median relative error over seven behaviors in
+    `benchmarks/accuracy.md`): `Exact` where it costs no more than the best estimate or fits;
+    `IntegratedGradients(path="family")`; for all but queries and keys, with the corrupted prompts
+    as reference, `IntegratedGradients(path="inputs")`; `AtPStar(grad_drop=False)` for queries and
+    keys; `Gradient`.
+    """
+
+    budget: float = 60.0
+    """Most passes a pair, in forwards, beyond the reference's run; a backward counts as two."""
+
+    name: ClassVar[str] = "auto"
+    estimand: ClassVar[str] = "each component alone, by intervention"
+
+    def __post_init__(self) -> None:
+        if not self.budget >= 4:
+            raise UnknownOptionError(
+                f"budget={self.budget}: the cheapest estimate takes 4 passes a pair.\n"
+                "Type budget=60, or hw.Gradient()."
+            )
+
+    def scores(self, function: GatedFunction) -> Float[Tensor, "batch component"]:
+        """Return scores, [batch, component]."""
+        return self.estimate(function).scores
+
+    def estimate(self, function: GatedFunction) -> Estimate:
+        """Return scores by the picked estimators, and in `notes` what was picked and why."""
+        by_kind: dict[str, list[Family]] = {}
+        for family in function.families:
+            by_kind.setdefault(family.kind, []).append(family)
+        scores = function.gates()[0].zero_()
+        notes: list[str] = []
+        # what is left is split evenly among the kinds that are still to come
+        left = self.budget
+        for done, (kind, families) in enumerate(by_kind.items()):
+            picked, cost, why = _pick(function, kind, families, left / (len(by_kind) - done))
+            left -= cost
+            part = function if len(by_kind) == 1 else function.only(families)
+            found = picked.estimate(part)
+            columns = [column for family in families for column in family.columns]
+            scores[:, columns] = found.scores.to(scores)
+            notes += [f"{_plural(kind)} scored by {picked}: {why}.", *found.notes]
+        return Estimate(scores, notes=tuple(notes))
+
+    def forwards(self, shares: Sequence[float]) -> float:
+        """At most the budget."""
+        return min(self.budget, 1.0 + sum(shares))
+
+
+def _pick(
+    function: GatedFunction, kind: str, families: Sequence[Family], budget: float
+) -> tuple[Estimator, float, str]:
+    """Return the best estimator of one kind within a budget, its cost, and the reason."""
+    exact = 1.0 + sum(len(family.columns) * family.share for family in families)
+    each = sum(family.share for family in families)
+    if exact <= budget or exact <= _along_families(each, POINTS[-1]):
+        return Exact(), exact, f"exact effects cost {exact:.3g} forwards a pair"
+    dear = f"exact effects would cost {exact:,.0f} forwards a pair"
+    for points in POINTS:
+        cost = _along_families(each, points)
+        if cost <= budget:
+            return IntegratedGradients(steps=points), cost, dear
+    dearer = f"{dear}, integrating family by family {_along_families(each, POINTS[-1]):.0f}"
+    if kind not in INSIDE_SOFTMAX and INPUT_PATH in function.capabilities:
+        cost = 1.0 + 3 * INPUT_POINTS
+        if cost <= budget:
+            path = IntegratedGradients(path="inputs", rule="midpoint", steps=INPUT_POINTS)
+            return path, cost, dearer
+    if kind in INSIDE_SOFTMAX and ATTENTION in function.capabilities:
+        return AtPStar(grad_drop=False), 4.0, f"{dearer}; audit these"
+    return Gradient(), 4.0, f"{dearer}; a ranking at best, audit these"
+
+
+def _along_families(share: float, points: int) -> float:
+    """What integrating along the families' paths costs, in forwards."""
+    return 1.0 + share * (1 + 3 * points)
+
+
+def _plural(kind: str) -> str:
+    return {"query": "queries"}.get(kind, f"{kind}s")

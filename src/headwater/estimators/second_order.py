@@ -1,0 +1,158 @@
+"""Second order at one point: what one gate does alone, with its own curvature."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from headwater.errors import MissingCapabilityError, UnknownOptionError
+from headwater.estimators.draws import generator
+from headwater.estimators.estimator import Estimate, Estimator
+from headwater.gates import End, GatedFunction
+
+Product = Callable[[Float[Tensor, "batch component"]], Float[Tensor, "batch component"]]
+"""The Hessian in gate space times a vector, for each example."""
+
+_UNDERIVED = ("derivative for", "twice", "once_differentiable", "double backward")
+"""What torch writes where a step has no second derivative."""
+
+
+@dataclass(frozen=True)
+class SecondOrder(Estimator):
+    """Correct the gradient by the gate's own curvature: `df/dm_i - H_ii / 2`.
+
+    That is the Taylor series of the leave-one-out effect `f(1) - f(1 - e_i)` to second order, so
+    exact where f is quadratic in each gate. The diagonal of the Hessian in gate space comes from
+    Hutchinson's estimator, the mean of `r * (H r)` over random signs r: unbiased, with variance
+    `sum_{j != i} H_ij^2` a probe, which is itself a measure of how much i interacts with the rest.
+    The scores carry the standard error that this leaves.
+
+    Works where the metric is stationary (KL to the clean run), where it is the leading term. Does
+    not repair deep saturation, where every derivative vanishes. Costs one forward-backward, and
+    for each probe about two backwards through a graph that holds both; attention runs by plain
+    matrix products meanwhile, because fused kernels have no second derivative.
+
+    Source: Hutchinson, "A stochastic estimator of the trace" (1990); Bekas, Kokiopoulou and Saad,
+    "An estimator for the diagonal of a matrix" (2007).
+    """
+
+    probes: int | Literal["exact"] = 16
+    """Random sign vectors, at least 2. `"exact"` takes one product a component instead, and so
+    does any number of probes that is not below the number of components: the error is then 0."""
+    seed: int = 0
+    """Seed of the signs; every pair draws its own, whatever the batch size."""
+    at: End = "clean"
+    """`"clean"`: leave one out. `"corrupted"`: add one in, `df/dm_i + H_ii / 2` with every gate
+    closed; needs `reference=hw.Corrupted()`."""
+
+    name: ClassVar[str] = "second-order"
+    estimand: ClassVar[str] = "each component alone, by intervention"
+
+    def __post_init__(self) -> None:
+        if self.probes == "exact":
+            return
+        if isinstance(self.probes, str):
+            raise UnknownOptionError(
+                f'probes={self.probes!r} is unknown. Write a number such as 16, or "exact".'
+            )
+        if self.probes < 2:
+            raise UnknownOptionError(
+                f"probes={self.probes}: the spread of at least 2 probes gives the standard error.\n"
+                'Type probes=16, or probes="exact" for one product a component.'
+            )
+
+    @property
+    def end(self) -> End:
+        """The end at which the derivatives are taken, and the audit's intervention too."""
+        return self.at
+
+    def scores(self, function: GatedFunction) -> Float[Tensor, "batch component"]:
+        """Return `df/dm_i -+ H_ii / 2`, [batch, component]."""
+        return self.estimate(function).scores
+
+    def estimate(self, function: GatedFunction) -> Estimate:
+        """Return the scores, and their standard errors if the diagonal was sampled.
+
+        Raises:
+            MissingCapabilityError: If a step of the function has no second derivative.
+        """
+        function = function.at(self.at)
+        with _twice_differentiable():
+            m = function.gates().requires_grad_()
+            with torch.enable_grad():
+                (slopes,) = torch.autograd.grad(function(m).sum(), m, create_graph=True)
+            gradient = slopes[0]
+
+            def product(vector: Tensor) -> Tensor:
+                if not gradient.requires_grad:  # linear: the slope does not depend on the gates
+                    return torch.zeros_like(vector)
+                # back through the gradient's graph, and through the forward's below it
+                function.cost.backwards += 2 * function.batch
+                (found,) = torch.autograd.grad(
+                    gradient, m, vector, retain_graph=True, materialize_grads=True
+                )
+                return found[0]
+
+            if self._takes_exact(len(function.names)):
+                diagonal, errors = _exact_diagonal(product, gradient), None
+            else:
+                diagonal, errors = self._sampled_diagonal(product, gradient, function.pairs)
+        half = diagonal / 2 if self.at == "corrupted" else -diagonal / 2
+        return Estimate(gradient.detach() + half, None if errors is None else errors / 2)
+
+    def forwards(self, shares: Sequence[float]) -> float:
+        """One run, differentiated twice; at the corrupted end one more for the clean values."""
+        return 1.0 + (self.at == "corrupted")
+
+    def _takes_exact(self, components: int) -> bool:
+        return self.probes == "exact" or self.probes >= components
+
+    def _sampled_diagonal(
+        self, product: Product, gradient: Tensor, pairs: Sequence[int]
+    ) -> tuple[Float[Tensor, "batch component"], Float[Tensor, "batch component"]]:
+        """Return the mean of `r * (H r)` over the probes and the standard error of that mean."""
+        assert isinstance(self.probes, int)
+        generators = [generator(self.seed, pair) for pair in pairs]
+        mean = torch.zeros_like(gradient)
+        squares = torch.zeros_like(mean)
+        for count in range(1, self.probes + 1):
+            rows = [torch.randint(2, mean.shape[1:], generator=one) for one in generators]
+            signs = torch.stack(rows).to(mean) * 2 - 1
+            found = signs * product(signs)
+            # Welford's update: no cancellation, and no probe is kept
+            difference = found - mean
+            mean += difference / count
+            squares += difference * (found - mean)
+        return mean, (squares / (self.probes - 1) / self.probes).sqrt()
+
+
+def _exact_diagonal(product: Product, gradient: Tensor) -> Float[Tensor, "batch component"]:
+    diagonal = torch.zeros_like(gradient)
+    for column in range(diagonal.shape[1]):
+        unit = torch.zeros_like(diagonal)
+        unit[:, column] = 1.0
+        diagonal[:, column] = product(unit)[:, column]
+    return diagonal
+
+
+@contextmanager
+def _twice_differentiable() -> Iterator[None]:
+    """Run attention by plain matrix products, and say what to do where that does not suffice."""
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in _UNDERIVED):
+            raise
+        raise MissingCapabilityError(
+            "hw.SecondOrder() differentiates twice, and a step of this function has no second "
+            f"derivative: {str(error).splitlines()[0]}\n"
+            'Load the model with attn_implementation="sdpa" or "eager" and without fused kernels, '
+            "or use hw.Trapezoid(), which takes two first derivatives (of another estimand), or "
+            "hw.Exact()."
+        ) from error
