@@ -150,7 +150,7 @@ def test_shapley_of_a_model_equals_all_orders_one_run_at_a_time():
 
     truth = by_all_orders(lambda m: three(m).detach(), 3)
     small = hw.GatedFunction(three, ["a", "b", "c"], dtype=torch.float64)
-    found = attribute(small, estimator=hw.Shapley(permutations=400))
+    found = attribute(small, estimator=hw.Shapley(permutations=40))
     assert found.parts.errors is not None
     assert bool(((found.scores[0] - truth).abs() < 4 * found.parts.errors[0] + 1e-12).all())
     assert float(truth.abs().max()) > 1e-3  # else nothing was tested

@@ -163,9 +163,7 @@ def test_corruption_changes_one_place_of_a_prompt(name):
     for pair in shipped(name):
         different = [
             place
-            for place, (one, other) in enumerate(
-                zip(pair["clean"], pair["corrupted"], strict=True)
-            )
+            for place, (one, other) in enumerate(zip(pair["clean"], pair["corrupted"], strict=True))
             if one != other
         ]
 
@@ -242,8 +240,7 @@ def test_more_pairs_than_were_cut_are_refused(count):
         hw.task("bracket", count=count)
 
     assert str(caught.value) == (
-        f"task 'bracket' has 200 distinct pairs; count is {count}.\n"
-        "Choose a count from 1 to 200."
+        f"task 'bracket' has 200 distinct pairs; count is {count}.\nChoose a count from 1 to 200."
     )
 
 
@@ -469,9 +466,7 @@ def test_windows_lie_in_one_file_and_begin_with_the_start_token():
     said = {bytes(row[1:].tolist()).decode() for row in drawn}
 
     assert set(drawn[:, 0].tolist()) == {256}
-    assert said == {
-        text[start : start + 5] for text in texts for start in range(len(text) - 4)
-    }
+    assert said == {text[start : start + 5] for text in texts for start in range(len(text) - 4)}
 
 
 def test_half_of_the_windows_begin_where_a_line_does():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,6 @@ from headwater.attribution.collected import Collected
 from headwater.attribution.manifest import Provenance, describe_model, planned
 from headwater.attribution.result import Attribution
 from headwater.attribution.scores import Scores
-from headwater.audits.adaptive import refuse_aim, tighten
 from headwater.components import Selection
 from headwater.errors import NonFiniteError
 from headwater.estimators import Estimator, Gradient
@@ -91,13 +91,12 @@ def attribute(
         3
     """
     estimator = Gradient() if estimator is None else estimator
-    if tolerance is not None:
-        refuse_aim(tolerance, confidence, budget)
+    aim = None if tolerance is None else _Aim(tolerance, confidence, budget, seed, progress)
     if isinstance(model, GatedFunction):
         refuse_arguments(estimator=estimator)
         result = _of_function(model, estimator, seed)
-        if tolerance is not None:
-            tighten(result, tolerance=tolerance, confidence=confidence, budget=budget, seed=seed)
+        if aim is not None:
+            aim.tighten(result)
         return result
     refuse_arguments(
         model=model, task=task, components=components, estimator=estimator, reference=reference
@@ -132,18 +131,35 @@ def attribute(
         owner=None if runner is model else runner,
         reference=reference,
     )
-    if tolerance is not None:
-        tighten(
-            result,
+    if aim is not None:
+        aim.tighten(result)
+    if out is not None:
+        result.save(out)
+    return result
+
+
+class _Aim:
+    """How short error bars are to be, and what may be spent on them."""
+
+    def __init__(
+        self,
+        tolerance: float,
+        confidence: float,
+        budget: int | None,
+        seed: int,
+        progress: bool | None,
+    ) -> None:
+        from headwater.audits import adaptive  # a peer on this floor that reads results
+
+        adaptive.refuse_aim(tolerance, confidence, budget)
+        self.tighten = partial(
+            adaptive.tighten,
             tolerance=tolerance,
             confidence=confidence,
             budget=budget,
             seed=seed,
             progress=progress,
         )
-    if out is not None:
-        result.save(out)
-    return result
 
 
 def _score(

@@ -33,13 +33,13 @@ from headwater.gates import Cost
 
 MANIFEST, SCORES, AUDIT, PAGE = "run.json", "scores.safetensors", "audit.json", "page.html"
 DIAGNOSIS, CURVES = "diagnosis.json", "curves.json"
-OF_SCORES = (AUDIT, PAGE, DIAGNOSIS, CURVES)
-"""Files that are about the scores beside them, and go when these change."""
 VERIFIED, LEDGER = "verify.json", "verify.safetensors"
+OF_SCORES = (AUDIT, PAGE, DIAGNOSIS, CURVES, VERIFIED, LEDGER)
+"""Files that are about the scores beside them, and go when these change."""
 OFF_VALUES = "off values at "
 """Before a site in the names of tensors."""
 
-_OURS = {SCORES, AUDIT, PAGE, VERIFIED, LEDGER}
+_OURS = {SCORES, *OF_SCORES}
 
 
 def claim(folder: Path, manifest: Manifest) -> None:
@@ -88,7 +88,7 @@ def write(folder: Path, manifest: Manifest, scores: Scores, audit: Audit | None)
     manifest = manifest.model_copy(update={"scores_hash": _hash(tensors)})
     same = (folder / MANIFEST).exists() and _still_holds(folder, manifest)
     if not same:
-        for stale in (MANIFEST, AUDIT, PAGE, VERIFIED, LEDGER):
+        for stale in (MANIFEST, *OF_SCORES):
             (folder / stale).unlink(missing_ok=True)
     write_atomically(folder / SCORES, lambda path: save_file(tensors, path))
     if audit is not None:

@@ -85,12 +85,15 @@ class SecondOrder(Estimator):
         with _twice_differentiable():
             m = function.gates().requires_grad_()
             with torch.enable_grad():
-                (slopes,) = torch.autograd.grad(function(m).sum(), m, create_graph=True)
+                value = function(m)
+                # asks for a gradient itself, so that steps which cannot be differentiated twice
+                # leave their mark in the graph
+                one = torch.ones_like(value).requires_grad_()
+                (slopes,) = torch.autograd.grad(value, m, one, create_graph=True)
             gradient = slopes[0]
+            _refuse_marked(gradient)
 
             def product(vector: Tensor) -> Tensor:
-                if not gradient.requires_grad:  # linear: the slope does not depend on the gates
-                    return torch.zeros_like(vector)
                 # back through the gradient's graph, and through the forward's below it
                 function.cost.backwards += 2 * function.batch
                 (found,) = torch.autograd.grad(
@@ -138,6 +141,23 @@ def _exact_diagonal(product: Product, gradient: Tensor) -> Float[Tensor, "batch 
         unit[:, column] = 1.0
         diagonal[:, column] = product(unit)[:, column]
     return diagonal
+
+
+def _refuse_marked(gradient: Tensor) -> None:
+    """Refuse a gradient through a step marked `@once_differentiable`.
+
+    Such a step is cut from the gates, so torch would never run into it: its curvature would
+    silently be 0.
+    """
+    waiting, seen = [gradient.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "Error":
+            raise RuntimeError("one is marked @once_differentiable")
+        waiting += [before for before, _ in node.next_functions]
 
 
 @contextmanager

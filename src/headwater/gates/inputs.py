@@ -104,7 +104,7 @@ class InputPath:
             return tap
 
         taps: dict[Site, Tap] = {site: keep(site) for site in self.clean}
-        taps[EMBED] = self._moved_input(torch.tensor([share]), kept=kept)
+        taps[EMBED] = self._moved_input(torch.tensor([share], dtype=torch.float64), kept=kept)
         with torch.no_grad():
             self._forward(taps, 1)
         return kept
@@ -127,7 +127,7 @@ class InputPath:
             site: self._noted(members, increments[site], rows) for site, members in gates.items()
         }
         tokens = taps.get(EMBED)
-        share = torch.tensor(list(shares))
+        share = torch.tensor(list(shares), dtype=torch.float64)
         taps[EMBED] = self._moved_input(share, own=own, then=tokens)
         with torch.enable_grad():
             value = self._forward(taps, points)

@@ -131,7 +131,8 @@ def compare(truth: Truth, estimators: Sequence[Estimator] | None = None) -> Comp
         estimators: Which; by default `every_estimator(truth)`.
     """
     asked = every_estimator(truth) if estimators is None else estimators
-    exact = {end: _exact(truth, end) for end in {estimator.end for estimator in asked}}
+    ends: set[End] = {estimator.end for estimator in asked}
+    exact = {end: _exact(truth, end) for end in ends}
     return Comparison(
         truth,
         tuple(_result(truth, estimator, exact[estimator.end]) for estimator in asked),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -64,7 +65,7 @@ def induction_model(match: float) -> Model:
     return wrap(module, _tokenizer())
 
 
-def _set_by_hand(module: GPT2LMHeadModel, match: float) -> None:
+def _set_by_hand(module: Any, match: float) -> None:
     eight = torch.eye(8, dtype=torch.float64)
     transformer = module.transformer
     transformer.wte.weight[:, _TOKEN] = eight
@@ -142,10 +143,10 @@ def _last_pattern(match: float) -> Tensor:
     return (query[0, -1] @ key[0].T).softmax(-1)
 
 
-def _into_layer_1(match: float, prompt: str) -> tuple[Tensor, nn.Module]:
-    module = induction_model(match).module
+def _into_layer_1(match: float, prompt: str) -> tuple[Tensor, Any]:
+    module: Any = induction_model(match).module
     kept: list[Tensor] = []
-    block = module.transformer.h[1]  # pyright: ignore[reportAttributeAccessIssue]
+    block = module.transformer.h[1]
     hook = block.register_forward_pre_hook(
         lambda _, args, kwargs: kept.append(args[0] if args else kwargs["hidden_states"]),
         with_kwargs=True,
@@ -165,8 +166,8 @@ def _edges(match: float) -> Tensor:
     corrupted, _ = _into_layer_1(match, "C G B D E F A")
     patched = clean.clone()
     patched[:, AFTER_FIRST, _BEFORE] = corrupted[:, AFTER_FIRST, _BEFORE]
-    module = induction_model(match).module
-    changed = block.attn.c_attn(patched).detach()  # pyright: ignore[reportAttributeAccessIssue]
+    module: Any = induction_model(match).module
+    changed = block.attn.c_attn(patched).detach()
 
     def difference(columns: slice | None) -> Tensor:
         def replace(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -175,7 +176,7 @@ def _edges(match: float) -> Tensor:
                 output[..., columns] = changed[..., columns]
             return output
 
-        with block.attn.c_attn.register_forward_hook(replace), torch.no_grad():  # pyright: ignore
+        with block.attn.c_attn.register_forward_hook(replace), torch.no_grad():
             logits = module(_ids("C A B D E F A")).logits[0, -1]
         return logits["ABCDEFG".index("B")] - logits["ABCDEFG".index("D")]
 

@@ -1,0 +1,258 @@
+"""What a survey found, in numbers and in one sentence."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headwater.audits.saturated_heads import HeadSaturation
+from headwater.audits.words import figure, name_list
+from headwater.errors import MissingExtraError, ResultError
+
+if TYPE_CHECKING:
+    import pandas
+
+COMES_UP = 0.05
+"""From this share of the total |exact effect| on, what an estimate does not see is worth a yes."""
+MOSTLY = 0.5
+"""A head is called saturated if more than this share of its rows is."""
+BLIND = 0.1
+"""An estimate does not see a component if it is below this share of the exact effect."""
+FILE = "survey.json"
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class MissedShare:
+    """How much of the effects an estimate does not see."""
+
+    estimator: str
+    kind: str
+    """`all`, or a kind of component: `head`, `query`, `key`."""
+    components: int
+    """Checked exactly."""
+    share: float | None
+    """Share of the total |exact effect| that is on components with |estimate| < 0.1 |exact|; both
+    averaged over prompts first. None if no effect is above zero."""
+    low: float | None
+    high: float | None
+    """Ends of the interval for all components; None where all were checked, or none can be given."""
+    by_prompt: float | None
+    """The same with every prompt counted by itself: sum over prompts and components."""
+
+
+@dataclass(frozen=True)
+class SurveyRow:
+    """One component that was checked exactly; means over prompts."""
+
+    name: str
+    kind: str
+    weight: float
+    """How many components it stands for."""
+    exact: float
+    estimates: Mapping[str, float]
+    """By estimator."""
+    saturated: float
+    """Share of its attention rows that are saturated on the corpus."""
+
+
+@dataclass(frozen=True, repr=False)
+class Survey:
+    """Does saturation come up in a model: rows of attention, and effects that slopes do not see."""
+
+    model: str
+    corpus: str
+    prompts: int
+    """Over which rows were counted."""
+    tokens: int
+    heads: tuple[HeadSaturation, ...]
+    tested: int
+    """Prompts on which exact effects were taken."""
+    metric: str
+    reference: str
+    components: int
+    """Heads, queries and keys in all."""
+    rows: tuple[SurveyRow, ...]
+    shares: tuple[MissedShare, ...]
+    noise_floor: float
+    seed: int
+    notes: tuple[str, ...] = ()
+    cost: str = ""
+
+    @property
+    def saturated(self) -> float:
+        """Share of all rows of all heads that are saturated."""
+        return sum(head.saturated for head in self.heads) / len(self.heads)
+
+    @property
+    def at_start(self) -> float:
+        """Share of the saturated rows that look at the first token."""
+        hits = sum(head.saturated for head in self.heads)
+        return sum(head.saturated * head.at_start for head in self.heads) / hits if hits else 0.0
+
+    def share(self, estimator: str = "gradient", kind: str = "all") -> MissedShare:
+        """Return how much one estimate does not see.
+
+        Raises:
+            ResultError: If there is no such estimator or kind.
+        """
+        for one in self.shares:
+            if (one.estimator, one.kind) == (estimator, kind):
+                return one
+        known = ", ".join(f"{one.estimator!r}/{one.kind!r}" for one in self.shares)
+        raise ResultError(f"no share of {estimator!r} for {kind!r}.\nThere are {known}.")
+
+    @property
+    def answer(self) -> str:
+        """`yes` `in part` `no`: by the share of effects that the gradient does not see."""
+        of_kind = [one for one in self.shares if one.estimator == "gradient"]
+        if (self.share().share or 0.0) >= COMES_UP:
+            return "yes"
+        return "in part" if any((one.share or 0.0) >= COMES_UP for one in of_kind) else "no"
+
+    @property
+    def sentence(self) -> str:
+        """The answer in words, with its numbers."""
+        start = {"yes": "Yes", "in part": "In part", "no": "No"}[self.answer]
+        whole, cured = self.share(), self.share("atp-star")
+        span = "" if whole.low is None or whole.high is None else (
+            f" [{_percent(whole.low)}, {_percent(whole.high)}]"
+        )  # fmt: skip
+        kinds = ", ".join(
+            f"{one.kind}s {_percent(one.share)}"
+            for one in self.shares
+            if one.estimator == "gradient" and one.kind != "all"
+        ).replace("querys", "queries")
+        worst = max(self.heads, key=lambda head: head.saturated)
+        return (
+            f"{start}: of the exact effects of heads, queries and keys in {self.model}, "
+            f"{_percent(whole.share)}{span} is on components of which a gradient sees less than a "
+            f"tenth ({kinds}); with the softmax of queries and keys computed (AtP*) "
+            f"{_percent(cured.share)}. {_percent(self.saturated)} of attention rows have p > 0.99, "
+            f"{_percent(self.at_start)} of these at the first token; most in {worst.name} "
+            f"({_percent(worst.saturated)})."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the survey as plain data; `from_dict` reads it back."""
+        data = asdict(self) | {"answer": self.answer, "sentence": self.sentence}
+        return data | {"saturated": self.saturated, "at_start": self.at_start}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Survey:
+        """Read a survey back from plain data.
+
+        Raises:
+            ResultError: If the data lack something or are no survey at all.
+        """
+        try:
+            kept = {key: data[key] for key in cls.__dataclass_fields__}
+            made = {
+                "heads": tuple(HeadSaturation(**one) for one in data["heads"]),
+                "rows": tuple(SurveyRow(**one) for one in data["rows"]),
+                "shares": tuple(MissedShare(**one) for one in data["shares"]),
+                "notes": tuple(data["notes"]),
+            }
+            return cls(**{**kept, **made})
+        except (KeyError, TypeError) as error:
+            raise ResultError(
+                f"these data are not a survey: {type(error).__name__}: {error}.\n"
+                "Survey again: hw.survey(model, prompts)."
+            ) from None
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `survey.json` into a folder, and return its path."""
+        path = Path(folder) / FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
+        return path
+
+    @staticmethod
+    def load(folder: str | Path) -> Survey:
+        """Read a survey back.
+
+        Raises:
+            ResultError: If the folder holds none.
+        """
+        path = Path(folder) / FILE
+        try:
+            return Survey.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, json.JSONDecodeError) as error:
+            raise ResultError(
+                f"{path} cannot be read: {error}.\nMake it: headwater survey --out {folder}"
+            ) from None
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Return one row a head as a pandas table.
+
+        Raises:
+            MissingExtraError: If pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise MissingExtraError(
+                "to_frame() needs pandas, which is not installed.\n"
+                "Install it: pip install 'headwater[pandas]'. Without it: survey.heads."
+            ) from None
+        return pandas.DataFrame([asdict(head) for head in self.heads])
+
+    def most_saturated(self) -> list[HeadSaturation]:
+        """Return the heads, the most saturated first."""
+        return sorted(self.heads, key=lambda head: -head.saturated)
+
+    def missed_rows(self, estimator: str = "gradient") -> list[SurveyRow]:
+        """Return the checked components that an estimate does not see, largest effect first."""
+        missed = [
+            row for row in self.rows if abs(row.estimates[estimator]) < BLIND * abs(row.exact)
+        ]
+        return sorted(missed, key=lambda row: -abs(row.exact))
+
+    def __repr__(self) -> str:
+        missed = self.missed_rows()
+        lines = [
+            f"Survey of {self.model} on {self.corpus}: {self.prompts:,} prompts, "
+            f"{self.tokens:,} tokens",
+            self.sentence,
+            "",
+            f"{'most saturated':<16}{'rows':>10}{'p > 0.99':>10}{'at start':>10}",
+        ]
+        lines += [
+            f"{head.name:<16}{head.rows:>10,}{_percent(head.saturated):>10}"
+            f"{_percent(head.at_start):>10}"
+            for head in self.most_saturated()[:_SHOWN]
+        ]
+        lines += [
+            "",
+            f"exact effects of {len(self.rows):,} of {self.components:,} components on "
+            f"{self.tested:,} prompts: {self.metric}, reference {self.reference}",
+            f"{'not seen':<16}{'exact':>10}{'gradient':>10}{'atp-star':>10}",
+        ]
+        lines += [
+            f"{row.name:<16}{row.exact:>+10.3g}{row.estimates['gradient']:>+10.2g}"
+            f"{row.estimates['atp-star']:>+10.2g}"
+            for row in missed[:_SHOWN]
+        ]
+        if not missed:
+            lines.append("none of the checked components")
+        elif len(missed) > _SHOWN:
+            lines.append(f"... {len(missed) - _SHOWN:,} more in survey.missed_rows()")
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join([*lines, f"cost: {self.cost}"])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
+    @property
+    def saturated_heads(self) -> str:
+        """The heads that are saturated in most of their rows, by name."""
+        names = [head.name for head in self.most_saturated() if head.saturated > MOSTLY]
+        return name_list(names) if names else "none"
+
+
+def _percent(share: float | None) -> str:
+    return "unknown" if share is None else f"{figure(100 * share).removesuffix('.00')} %"
