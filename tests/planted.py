@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 import headwater as hw
+from headwater.audits.report import Audit, AuditRow
+from headwater.audits.words import Counts
 
 
 def planted(
@@ -51,3 +53,16 @@ def population(
     exact = estimate + draw.normal(0, error, 200)
     exact[list(hidden)] = size
     return estimate, exact
+
+
+def checked(scores: hw.Attribution, exact: np.ndarray, columns: Sequence[int]) -> Audit:
+    """An audit that knows these components, made without its figures and their bootstraps."""
+    mean, effect = scores.mean().tolist(), np.atleast_2d(exact).mean(0)
+    rows = tuple(
+        AuditRow(scores.names[c], "top", 1.0, mean[c], float(effect[c]), mean[c] - float(effect[c]))
+        for c in columns
+    )
+    counts = Counts(len(mean), len(rows), {"top": len(rows)}, True, len(rows), 0, None, False)
+    audit = Audit("", "", (), counts, rows, (), (), 0, 0.95)
+    scores.checked = audit.of(scores)
+    return audit.of(scores, weakly=False)

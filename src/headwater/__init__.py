@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from headwater.attribution import Attribution as Attribution
     from headwater.attribution import attribute as attribute
+    from headwater.attribution.curve import Curve as Curve
     from headwater.attribution.interaction import Interaction as Interaction
     from headwater.attribution.interaction import interaction as interaction
     from headwater.audits import Audit as Audit
     from headwater.audits.comparison import Comparison as Comparison
     from headwater.audits.comparison import compare as compare
+    from headwater.audits.diagnosis import Diagnosis as Diagnosis
     from headwater.audits.run import audit as audit
+    from headwater.audits.survey import survey as survey
+    from headwater.audits.survey_result import Survey as Survey
     from headwater.audits.verify import verify as verify
     from headwater.components import attentions as attentions
     from headwater.components import channels as channels
@@ -69,10 +73,14 @@ if TYPE_CHECKING:
 
 _HOME = {
     "attribution": "Attribution attribute",
+    "attribution.curve": "Curve",
     "attribution.interaction": "Interaction interaction",
     "audits": "Audit",
     "audits.comparison": "Comparison compare",
+    "audits.diagnosis": "Diagnosis",
     "audits.run": "audit",
+    "audits.survey": "survey",
+    "audits.survey_result": "Survey",
     "audits.verify": "verify",
     "components": "attentions channels conv heads keys mixers mlps neurons nodes queries residual "
     "ssm ssm_heads tokens values",

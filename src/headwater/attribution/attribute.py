@@ -192,6 +192,8 @@ def _score(
             for batch, function in gated:
                 estimator.check(function)
                 function = function.at(estimator.end)
+                if estimator.uses_slopes:
+                    collected.note(function.doubt)
                 collected.add(batch, function, fitted.estimate(function))
     cost.listener, cost.seconds = None, time.perf_counter() - started
     scores = replace(

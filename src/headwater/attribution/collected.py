@@ -45,6 +45,11 @@ class Collected:
         self._sizes += function.relative_sizes().sum(0).to(self._sizes) / count
         self._tokens |= _shown_tokens(self.gated.model, batch)
 
+    def note(self, sentence: str) -> None:
+        """Keep a sentence that a reader must know; nothing if it is empty or known already."""
+        if sentence:
+            self._notes[sentence] = None
+
     def scores(self) -> Scores:
         """Return the numbers of all batches."""
         return Scores(

@@ -116,12 +116,11 @@ class Curve:
         """
         plain = ("name", "metric", "rest")
         try:
-            tensors = {
-                key: torch.tensor(value, dtype=torch.float64)
+            read: dict[str, Any] = {
+                key: value if key in plain else torch.tensor(value, dtype=torch.float64)
                 for key, value in data.items()
-                if key not in plain
             }
-            return cls(**{key: data[key] for key in plain}, **tensors)
+            return cls(**read)
         except (KeyError, TypeError, ValueError) as error:
             raise ResultError(
                 f"these data are not a curve: {type(error).__name__}: {error}.\n"

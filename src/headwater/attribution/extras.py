@@ -1,4 +1,4 @@
-"""What can be added to a result later: its diagnosis and response curves, kept beside its scores."""
+"""What can be added to a result later: its diagnosis and response curves."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from headwater import page as pages
 from headwater.attribution import folders
+from headwater.attribution.bootstrap import Bootstrap, bootstrap, table_resamples
 from headwater.attribution.curve import Curve
 from headwater.attribution.extras import Extras, say_flags
 from headwater.attribution.manifest import Manifest, Provenance, planned, saved_task
@@ -69,6 +70,7 @@ class Attribution:
         self.checked = None if checked is None else checked.of(self)
         self.extras = Extras() if extras is None else extras
         self._manifest = manifest
+        self._bootstraps: dict[tuple[float, ...], Bootstrap] = {}
         # The user's model is kept weakly, so that a saved result does not hold gigabytes; a copy
         # made for this run (another dtype or device) belongs to the result.
         self._model = None if model is None else weakref.ref(model)
@@ -144,6 +146,45 @@ class Attribution:
         strength = self.mean().abs()
         order = strength.argsort(descending=True, stable=True)[:count]
         return rows_of(self, order.tolist())
+
+    def bootstrap(
+        self, resamples: int = 1000, seed: int = 0, confidence: float = 0.95, top: int = 10
+    ) -> Bootstrap:
+        """Resample the pairs: standard errors, rank intervals, and how stable the top is.
+
+        Args:
+            resamples: How many; the same seed draws the same ones.
+            seed: Of the resamples.
+            confidence: Of the intervals.
+            top: How many of the strongest are the top.
+
+        Raises:
+            ResultError: If there is one pair only, or an option is out of range.
+        """
+        options = (resamples, seed, confidence, top)
+        if options not in self._bootstraps:
+            self._bootstraps[options] = bootstrap(
+                self.scores,
+                self.names,
+                magnitudes=self.parts.magnitudes,
+                resamples=resamples,
+                seed=seed,
+                confidence=confidence,
+                top=top,
+            )
+        return self._bootstraps[options]
+
+    def resampled(self) -> Bootstrap | None:
+        """Return the bootstrap that tables show; None where there is one pair only."""
+        pairs, count = self.scores.shape
+        return None if pairs < 2 else self.bootstrap(table_resamples(count))
+
+    def stability(self) -> str:
+        """Return in words how stable the strongest components are over resampled pairs."""
+        resampled = self.resampled()
+        if resampled is None:
+            return "one pair: no standard errors and no rank intervals"
+        return resampled.sentence
 
     def warnings(self) -> list[str]:
         """Return what to know before believing the scores, in sentences; often none."""
@@ -231,13 +272,18 @@ class Attribution:
                 if self.parts.corrupted is None
                 else f", corrupted {self.parts.corrupted.mean():+.4g}"
             ),
-            f"{'component':<16}{'score':>10}{'exact':>10}{'size':>8}",
+            f"{'component':<16}{'score':>10}{'se':>8}{'ranks':>9}{'exact':>10}{'size':>8}",
         ]
         for row in self.top(10):
             exact = "" if row.exact is None else f"{row.exact:+.4g}"
             size = "" if row.size is None else f"{row.size:.3g}"
             flags = f"  {', '.join(row.flags)}" if row.flags else ""
-            lines.append(f"{row.name:<16}{row.score:>+10.4g}{exact:>10}{size:>8}{flags}")
+            se = "-" if row.se is None else f"{row.se:.2g}"
+            lines.append(
+                f"{row.name:<16}{row.score:>+10.4g}{se:>8}{row.ranks or '-':>9}{exact:>10}"
+                f"{size:>8}{flags}"
+            )
+        lines.append(self.stability())
         lines.append(
             self.checked.sentence
             if self.checked is not None
@@ -278,6 +324,7 @@ class Attribution:
             "warnings": self.warnings(),
             "circuit": None if self.trained_circuit is None else self.trained_circuit.to_dict(),
             "components": [row.to_dict() for row in self.rows()],
+            "stability": self.stability(),
             "audit": None if self.checked is None else self.checked.to_dict(),
             "diagnosis": None if self.diagnosis is None else self.diagnosis.to_dict(),
             "curves": [curve.to_dict() for curve in self.extras.curves.values()],

@@ -40,6 +40,10 @@ class Row:
     stratum: str | None
     """Which part of the audit's sample it was drawn for."""
     flags: tuple[str, ...] = ()
+    se: float | None = None
+    """Standard error of the score over resampled pairs; None for one pair."""
+    ranks: str | None = None
+    """Interval of the rank by |score| over resampled pairs, as in `1-3`; None for one pair."""
     error: float | None = None
     """Standard error of the score, from estimators that draw at random."""
 
@@ -59,6 +63,7 @@ def rows_of(result: Attribution, columns: Sequence[int] | None) -> list[Row]:
     checked = result.checked
     audited = {} if checked is None else {row.name: row for row in checked.rows + checked.also}
     scale, more = _scale(result), flags_by_name(result)
+    resampled = result.resampled()
     is_exact = result.provenance.estimator["name"] == "exact"
     rows = []
     for column in columns:
@@ -85,6 +90,8 @@ def rows_of(result: Attribution, columns: Sequence[int] | None) -> list[Row]:
                 exact=exact,
                 stratum=None if found is None else found.stratum,
                 flags=flags,
+                se=None if resampled is None else float(resampled.se[column]),
+                ranks=None if resampled is None else resampled.ranks(column),
                 error=None if errors is None else errors[column],
             )
         )

@@ -24,6 +24,8 @@ def page_data(result: Attribution) -> dict[str, Any]:
         headline = [audit.sentence, audit.verdict, *headline]
     elif flags := flag_words(result):
         headline.append(f"Flags: {flags}.")
+    stability = result.stability()
+    headline.append(f"{stability[0].upper()}{stability[1:]}.")
     headline.append(f"Cost: {result.cost}.")
     metric = result.task.metric if result.task is not None else None
     return {

@@ -380,9 +380,7 @@ def _counts(case: _Case, noise_floor: float | None, has_intervals: bool) -> Coun
     )
 
 
-def _signs(
-    estimate: Float[Tensor, "pair index"], exact: Float[Tensor, "pair index"]
-) -> np.ndarray:
+def _signs(estimate: Float[Tensor, "pair index"], exact: Float[Tensor, "pair index"]) -> np.ndarray:
     """Return the signs of the means, 1 for zero, of estimates and of exact effects."""
     means = torch.stack([estimate, exact.to(estimate)]).double().mean(1)
     return _numbers(torch.where(means < 0, -1.0, 1.0))

@@ -25,6 +25,7 @@ from headwater.estimators import Estimator, Exact
 from headwater.gates import End, GatedFunction
 from headwater.metrics import Metric
 from headwater.models import Model
+from headwater.page.comparison import ComparedPoint, ComparisonData, write_comparison
 from headwater.prompts import Task
 from headwater.references import Reference
 
@@ -81,17 +82,17 @@ class Comparison:
     """The scores of each estimator, audited."""
 
     def __repr__(self) -> str:
-        names = ("r", "rho", "slope", "rel err", "signs", f"recall@{self.top}", "gap")
         width = max(14, *(len(row.name) for row in self.rows)) + 2
         lines = [
             f"Comparison of {len(self.rows)} estimators: {self.title}",
-            f"{'estimator':<{width}}{'F':>7}{'B':>6}" + "".join(f"{name:>10}" for name in names),
+            f"{'estimator':<{width}}{'F':>7}{'B':>6}"
+            + "".join(f"{name:>9}" for name in self.headings()),
         ]
         for row in self.rows:
             cells = [cell(row.figures[name]) for name in COLUMNS]
             lines.append(
                 f"{row.name:<{width}}{row.forwards:>7.3g}{row.backwards:>6.3g}"
-                + "".join(f"{one:>10}" for one in cells)
+                + "".join(f"{one:>9}" for one in cells)
             )
         lines.append(self.checked_words())
         return "\n".join([*lines, *self.advice])
@@ -139,7 +140,35 @@ class Comparison:
 
     def page(self, path: str | Path) -> Path:
         """Write the table and one scatter of all estimates as a self-contained HTML file."""
-        raise NotImplementedError
+        return write_comparison(self._page_data(), path)
+
+    def _page_data(self) -> ComparisonData:
+        return {
+            "title": self.title,
+            "advice": self.advice,
+            "columns": ("forwards", "backwards", *self.headings()),
+            "caption": self.checked_words(),
+            "estimators": [
+                {
+                    "name": row.name,
+                    "cells": (
+                        f"{row.forwards:.3g}",
+                        f"{row.backwards:.3g}",
+                        *(cell(row.figures[name]) for name in COLUMNS),
+                    ),
+                    "estimand": row.estimand,
+                    "verdict": row.verdict,
+                    "points": _points(self.runs[row.name]),
+                }
+                for row in self.rows
+            ],
+        }
+
+    def headings(self) -> tuple[str, ...]:
+        """Return the names of the figures, as tables show them."""
+        short = {"recall": f"top {self.top}", "relative error": "rel err"}
+        short |= {"sign agreement": "signs", "completeness gap": "gap"}
+        return tuple(short.get(name, name) for name in COLUMNS)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write each estimator's run into a folder of its own, and `comparison.json` beside them.
@@ -152,6 +181,16 @@ class Comparison:
             scores.save(folder / name.replace(":", "-"), overwrite=overwrite)
         write_text(folder / "comparison.json", _json(self.to_dict()))
         return folder
+
+
+def _points(scores: Attribution) -> list[ComparedPoint]:
+    """Return the checked components of a run, for its plot."""
+    assert scores.checked is not None
+    kinds = {row.name: row.kind for row in scores.rows()}
+    return [
+        {"name": row.name, "kind": kinds[row.name], "estimate": row.estimate, "exact": row.exact}
+        for row in scores.checked.rows
+    ]
 
 
 def cell(value: float | None) -> str:

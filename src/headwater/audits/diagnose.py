@@ -115,9 +115,7 @@ def gated_again(
     assert scores.task is not None
     reference = scores.reference or reference_from_dict(scores.provenance.reference)
     with model.frozen():
-        yield GatedTask(
-            model, scores.task, selection, reference, batch_size=batch_size, cost=cost
-        )
+        yield GatedTask(model, scores.task, selection, reference, batch_size=batch_size, cost=cost)
 
 
 def _of_function(

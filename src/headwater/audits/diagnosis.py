@@ -69,7 +69,7 @@ class Finding:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Finding:
         """Read the numbers back."""
-        read = {key: math.inf if one == "inf" else one for key, one in data.items()}
+        read: dict[str, Any] = {key: math.inf if one == "inf" else one for key, one in data.items()}
         return cls(**{**read, "flags": tuple(read["flags"])})
 
 
@@ -93,7 +93,9 @@ def flags_of(found: Finding, whole: float, floor: float | None, jump_tolerance: 
     index, kept = found.cancellation, found.uncancelled
     if index is not None and kept is not None and index >= CANCELS and kept > least:
         shown = "infinite" if index == math.inf else figure(index)
-        flags.append(f"{CANCELLATION} (index {shown}: {effect(kept).lstrip('+')} with a layer held)")
+        flags.append(
+            f"{CANCELLATION} (index {shown}: {effect(kept).lstrip('+')} with a layer held)"
+        )
     if found.jump is not None and found.jump > max(jump_tolerance, floor or 0.0):
         flags.append(f"{ROUTING} ({figure(found.jump)} near gate {figure(found.jump_at or 0.0)})")
     if floor is not None and 0 < abs(found.score) <= floor:

@@ -66,8 +66,7 @@ def find_jumps(
     rest = function.value()
     closed = function.moved([Move((column,), 1.0) for column in columns])
     searches = [
-        _Search(column, {0.0: rest, 1.0: end})
-        for column, end in zip(columns, closed, strict=True)
+        _Search(column, {0.0: rest, 1.0: end}) for column, end in zip(columns, closed, strict=True)
     ]
     _measure(function, [(search, Panel()) for search in searches], _WHOLE)
     while going := [search for search in searches if search.is_open(tolerance)]:

@@ -148,9 +148,7 @@ def _count(model: Model, batch: Batch, counted: Counted) -> None:
         for layer in range(len(counted.saturated))
     }
     # no logits are wanted: the unembedding runs at one position
-    model.forward(
-        batch.clean, mask=batch.mask, position_ids=batch.position_ids, taps=taps, read=1
-    )
+    model.forward(batch.clean, mask=batch.mask, position_ids=batch.position_ids, taps=taps, read=1)
     counted.prompts += len(batch)
     counted.tokens += int(batch.mask.sum())
     counted.rows += int(real.sum())
@@ -178,18 +176,18 @@ def lines_of(path: Path) -> Iterator[tuple[str, str]]:
         PromptError: If it holds no prompt.
     """
     if not path.is_file():
-        raise PairFileError(
-            f"no file {str(path)!r}.\nName a text file with one prompt a line."
-        )
+        raise PairFileError(f"no file {str(path)!r}.\nName a text file with one prompt a line.")
     empty = True
     with path.open(encoding="utf-8") as stream:
         try:
             for number, line in enumerate(stream, start=1):
-                if text := line.strip("\r\n"):
-                    if not text.isspace():
-                        empty = False
-                        yield f"{path.name}, line {number}", text
+                text = line.strip("\r\n")
+                if text and not text.isspace():
+                    empty = False
+                    yield f"{path.name}, line {number}", text
         except UnicodeDecodeError as error:
-            raise PairFileError(f"{path} is not UTF-8: {error.reason}.\nSave it as UTF-8.") from None
+            raise PairFileError(
+                f"{path} is not UTF-8: {error.reason}.\nSave it as UTF-8."
+            ) from None
     if empty:
         raise PromptError(f"{path} holds no prompt.\nWrite one prompt a line.")

@@ -15,14 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from headwater.attribution.attribute import attribute
 from headwater.attribution.result import Attribution
 from headwater.audits.intervals import intervals
-from headwater.audits.saturated_heads import Counted, count_saturated, lines_of
 from headwater.audits.sampling import AuditSample
+from headwater.audits.saturated_heads import Counted, count_saturated, lines_of
+from headwater.audits.saturation import SATURATED
 from headwater.audits.survey_result import BLIND, MissedShare, Survey, SurveyRow
 from headwater.components import heads, keys, parse_component, queries
 from headwater.errors import PromptError, UnknownOptionError
@@ -94,8 +95,11 @@ def survey(
         counted = count_saturated(
             model, read(), max_tokens=max_tokens, batch_size=batch_size, advance=advance
         )
-    usable = _fitting(model, read(), max_tokens)
-    chosen, off, notes = _chosen(model, usable, task, metric, reference, tested, seed)
+    if task is None:
+        pool = _pool(model, read(), max_tokens, max(AVERAGED, tested), seed)
+        chosen, off, notes = _of_text(pool, metric, reference, tested)
+    else:
+        chosen, off, notes = *_of_pairs(task, metric, reference, tested, seed), []
     if counted.cut:
         notes.append(f"{counted.cut:,} prompts were cut to {max_tokens} tokens and not tested.")
     options = {"reference": off, "batch_size": batch_size, "seed": seed, "progress": progress}
@@ -104,8 +108,9 @@ def survey(
     fixed = attribute(model, chosen, components, AtPStar(grad_drop=False), **options)
     size = len(plain.names) if sample is None else sample
     plain.audit(sample=size, seed=seed, progress=progress)
-    seconds = time.perf_counter() - started
-    return _made(model, name, counted, plain, fixed, size, seed, notes, f"{seconds:.2f} s")
+    certain = _output_saturated(model, chosen, batch_size)
+    seconds = f"{time.perf_counter() - started:.2f} s"
+    return _made(model, name, counted, plain, fixed, certain, size, seed, notes, seconds)
 
 
 Read = Callable[[], Iterator[tuple[str, str]]]
@@ -129,65 +134,85 @@ def _corpus(prompts: Iterable[str] | str | Path | Task) -> tuple[str, Read]:
     return name, lambda: ((f"prompt {number}", text) for number, text in enumerate(texts))
 
 
-def _fitting(
-    model: Model, prompts: Iterable[tuple[str, str]], max_tokens: int
-) -> Iterator[tuple[str, int]]:
-    """Yield prompts of at least two and at most `max_tokens` tokens, with their number of tokens."""
-    for _, text in prompts:
-        count = len(Encoder(model.tokenizer).prompt(text))
-        if 2 <= count <= max_tokens:
-            yield text, count
+def _of_pairs(
+    task: Task, metric: object, reference: Reference | None, tested: int, seed: int
+) -> tuple[Task, Reference]:
+    """Return the pairs on which effects are taken, and their reference."""
+    task = task if metric is None else task.with_metric(metric)
+    task = task.sample(min(tested, len(task)), seed)
+    if reference is None:
+        reference = Corrupted() if task.has_corrupted else PositionalMean(over="clean")
+    return task, reference
 
 
-def _chosen(
-    model: Model,
-    usable: Iterator[tuple[str, int]],
-    task: Task | None,
-    metric: object,
-    reference: Reference | None,
-    tested: int,
-    seed: int,
+def _of_text(
+    pool: Sequence[tuple[str, int]], metric: object, reference: Reference | None, tested: int
 ) -> tuple[Task, Reference, list[str]]:
-    """Return the task on which effects are taken, its reference, and what to know about them."""
-    if task is not None:
-        task = task if metric is None else task.with_metric(metric)
-        task = task.sample(min(tested, len(task)), seed)
-        if reference is None:
-            reference = Corrupted() if task.has_corrupted else PositionalMean(over="clean")
-        return task, reference, []
-    pool = _reservoir(usable, max(AVERAGED, tested), seed)
-    if not pool:
-        raise PromptError(
-            "no prompt has at least 2 tokens and at most max_tokens, so none can be tested.\n"
-            "Raise max_tokens=, or split long lines."
-        )
-    texts = [text for text, _ in pool[:tested]]
-    chosen = Task([Pair(text) for text in texts], metric or "cross-entropy", name="corpus")
+    """Return prompts of the corpus as a task, its reference, and what to know about that."""
+    texts = [text for text, _ in pool]
+    chosen = Task([Pair(text) for text in texts[:tested]], metric or "cross-entropy", name="corpus")
     if reference is not None:
         return chosen, reference, []
-    lengths = sorted((count for _, count in pool), reverse=True)
-    alone = max(0, lengths[0] - (lengths[1] if len(lengths) > 1 else 0))
+    longest, second, *_ = [*sorted((count for _, count in pool), reverse=True), 0]
     notes = []
-    if alone and any(count == lengths[0] for _, count in pool[:tested]):
+    if longest > second and any(count == longest for _, count in pool[:tested]):
         notes.append(
-            f"the last {alone} tokens of the longest prompt stand where no other prompt reaches: "
-            "the mean there is its own value, and closing a gate does nothing."
+            f"the last {longest - second} tokens of the longest prompt stand where no other prompt "
+            "reaches: the mean there is its own value, and closing a gate does nothing."
         )
-    return chosen, PositionalMean(over=[text for text, _ in pool]), notes
+    return chosen, PositionalMean(over=texts), notes
 
 
-def _reservoir(
-    items: Iterator[tuple[str, int]], count: int, seed: int
+def _pool(
+    model: Model, prompts: Iterator[tuple[str, str]], max_tokens: int, count: int, seed: int
 ) -> list[tuple[str, int]]:
-    """Return up to `count` of the items, drawn at random without holding the others."""
+    """Return up to `count` prompts of the corpus that can be tested, with their tokens.
+
+    Drawn at random without holding the others.
+
+    Raises:
+        PromptError: If none of those drawn has between 2 and `max_tokens` tokens.
+    """
     draw, kept = random.Random(seed), []
-    for number, item in enumerate(items):
+    for number, (_, text) in enumerate(prompts):
         if number < count:
-            kept.append(item)
+            kept.append(text)
         elif (place := draw.randrange(number + 1)) < count:
-            kept[place] = item
+            kept[place] = text
     draw.shuffle(kept)
-    return kept
+    encoder = Encoder(model.tokenizer)
+    encoder.prime(kept, special=True)
+    counts = [len(encoder.prompt(text)) for text in kept]
+    fitting = [(text, n) for text, n in zip(kept, counts, strict=True) if 2 <= n <= max_tokens]
+    if not fitting:
+        raise PromptError(
+            f"none of {len(kept):,} prompts drawn has between 2 and {max_tokens} tokens, so no "
+            "effect can be taken.\nRaise max_tokens=, or split long lines."
+        )
+    return fitting
+
+
+@torch.no_grad()
+def _output_saturated(model: Model, task: Task, batch_size: int) -> float:
+    """Return the share of predictions that the metric reads whose largest p is above 0.99."""
+    batches = task.batches(
+        model.tokenizer,
+        batch_size=batch_size,
+        device=model.device,
+        pad=model.anatomy().pads,
+        align=False,
+    )
+    certain = read = 0
+    with model.frozen():
+        for batch in batches:
+            logits = model.forward(
+                batch.clean, mask=batch.mask, position_ids=batch.position_ids, read=batch.read
+            )
+            real = batch.mask[:, batch.read_columns()]
+            largest = logits.float().softmax(-1).amax(-1)
+            certain += int(((largest > SATURATED) & real.to(largest.device)).sum())
+            read += int(real.sum())
+    return certain / max(read, 1)
 
 
 def _made(
@@ -196,6 +221,7 @@ def _made(
     counted: Counted,
     plain: Attribution,
     fixed: Attribution,
+    certain: float,
     size: int,
     seed: int,
     notes: Sequence[str],
@@ -214,6 +240,8 @@ def _made(
     weight = np.array([row.weight for row in audit.rows])
     # the very sample that the audit drew
     drawn = AuditSample.draw(plain.mean().double().cpu().numpy(), sample=size, seed=seed)
+    adapter = model.anatomy()
+    repeats = (adapter.n_heads or 1) // (adapter.n_kv_heads or 1)
     by_name = {head.name: head.saturated for head in counted.heads()}
     rows = tuple(
         SurveyRow(
@@ -222,7 +250,7 @@ def _made(
             weight=row.weight,
             exact=row.exact,
             estimates={name: float(one[:, c].mean()) for name, one in estimates.items()},
-            saturated=_own_saturation(row.name, by_name),
+            saturated=_own_saturation(row.name, by_name, repeats),
         )
         for row, kind, c in zip(audit.rows, kinds.tolist(), columns, strict=True)
     )
@@ -243,8 +271,10 @@ def _made(
         metric=task.metric.name,
         reference=str(plain.provenance.reference["name"]),
         components=len(plain.names),
+        heads_per_key=repeats,
         rows=rows,
         shares=tuple(shares),
+        output_saturated=certain,
         noise_floor=audit.counts.noise_floor or 0.0,
         seed=seed,
         notes=tuple(notes),
@@ -252,15 +282,13 @@ def _made(
     )
 
 
-def _own_saturation(name: str, by_head: dict[str, float]) -> float:
+def _own_saturation(name: str, by_head: dict[str, float], repeats: int) -> float:
     """Return a head's share of saturated rows; of a shared key the mean over its heads."""
     component = parse_component(name)
-    if ".kv" not in name:
-        return by_head[f"a{component.layer}.h{component.index}"]
-    own = [share for head, share in by_head.items() if head.startswith(f"a{component.layer}.")]
-    served = len(own) // _kv_heads(name, by_head)
-    first = (component.index or 0) * served
-    return sum(own[first : first + served]) / served
+    index = component.index or 0
+    served = range(index * repeats, (index + 1) * repeats) if component.kind == "key" else [index]
+    own = [by_head[f"a{component.layer}.h{head}"] for head in served]
+    return sum(own) / len(own)
 
 
 def _share(
@@ -280,9 +308,8 @@ def _share(
     span = None
     if kind == "all":
         span = intervals({"share": missed_share}, drawn, mean, effect, seed=seed)["share"]
-    every = missed_share(
-        weight[of_kind], values[:, columns][:, of_kind], exact[:, of_kind], pooled=True
-    )
+    each = np.broadcast_to(weight, exact.shape)
+    every = missed_share(*(part[:, of_kind].ravel() for part in (each, values[:, columns], exact)))
     low, high = (None, None) if span is None else (max(0.0, span[0]), min(1.0, span[1]))
     return MissedShare(
         estimator,
@@ -299,8 +326,6 @@ def missed_share(
     weight: Float[np.ndarray, "*#batch component"],
     estimate: Float[np.ndarray, "*#batch component"],
     exact: Float[np.ndarray, "*#batch component"],
-    *,
-    pooled: bool = False,
 ) -> Float[np.ndarray, "*batch"] | float:
     """Return the share of sum |exact| on components with |estimate| < 0.1 |exact|.
 
@@ -308,18 +333,15 @@ def missed_share(
         weight: How many components each stands for.
         estimate: Estimates.
         exact: Exact effects.
-        pooled: Sum over the leading axes, too.
     """
     size = np.abs(exact) * weight
     blind = size * (np.abs(estimate) < BLIND * np.abs(exact))
-    axes = None if pooled else -1
-    total = size.sum(axes)
-    missed = blind.sum(axes)
-    return np.divide(missed, total, out=np.full_like(np.asarray(total), np.nan), where=total > 0)
+    total = np.asarray(size.sum(-1))
+    return np.divide(blind.sum(-1), total, out=np.full_like(total, np.nan), where=total > 0)
 
 
-def _known(share: object) -> float | None:
-    value = float(np.asarray(share))
+def _known(share: np.ndarray | float) -> float | None:
+    value = float(share)
     return None if np.isnan(value) else value
 
 

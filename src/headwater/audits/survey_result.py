@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headwater.audits.saturated_heads import HeadSaturation
-from headwater.audits.words import figure, name_list
+from headwater.audits.words import figure
 from headwater.errors import MissingExtraError, ResultError
 
 if TYPE_CHECKING:
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 COMES_UP = 0.05
 """From this share of the total |exact effect| on, what an estimate does not see is worth a yes."""
-MOSTLY = 0.5
-"""A head is called saturated if more than this share of its rows is."""
 BLIND = 0.1
 """An estimate does not see a component if it is below this share of the exact effect."""
+THROUGH_OUTPUT = ("prob", "prob-diff", "logprob", "cross-entropy", "kl")
+"""Metrics that read probabilities, and so have the output softmax between them and the logits."""
+PLURAL = {"head": "heads", "query": "queries", "key": "keys"}
 FILE = "survey.json"
 _SHOWN = 8
 
@@ -40,7 +41,7 @@ class MissedShare:
     averaged over prompts first. None if no effect is above zero."""
     low: float | None
     high: float | None
-    """Ends of the interval for all components; None where all were checked, or none can be given."""
+    """Ends of the interval for all components; None where all were checked, or it is unknown."""
     by_prompt: float | None
     """The same with every prompt counted by itself: sum over prompts and components."""
 
@@ -76,8 +77,12 @@ class Survey:
     reference: str
     components: int
     """Heads, queries and keys in all."""
+    heads_per_key: int
+    """Heads that share one key."""
     rows: tuple[SurveyRow, ...]
     shares: tuple[MissedShare, ...]
+    output_saturated: float
+    """Share of the predictions that the metric reads, on the tested prompts, with p > 0.99."""
     noise_floor: float
     seed: int
     notes: tuple[str, ...] = ()
@@ -116,26 +121,40 @@ class Survey:
 
     @property
     def sentence(self) -> str:
-        """The answer in words, with its numbers."""
+        """The answer in words, with its numbers and the likely reason."""
         start = {"yes": "Yes", "in part": "In part", "no": "No"}[self.answer]
-        whole, cured = self.share(), self.share("atp-star")
-        span = "" if whole.low is None or whole.high is None else (
-            f" [{_percent(whole.low)}, {_percent(whole.high)}]"
-        )  # fmt: skip
+        whole = self.share()
+        span = ""
+        if whole.low is not None and whole.high is not None:
+            span = f" [{_percent(whole.low)}, {_percent(whole.high)}]"
         kinds = ", ".join(
-            f"{one.kind}s {_percent(one.share)}"
+            f"{PLURAL[one.kind]} {_percent(one.share)}"
             for one in self.shares
             if one.estimator == "gradient" and one.kind != "all"
-        ).replace("querys", "queries")
+        )
         worst = max(self.heads, key=lambda head: head.saturated)
         return (
-            f"{start}: of the exact effects of heads, queries and keys in {self.model}, "
-            f"{_percent(whole.share)}{span} is on components of which a gradient sees less than a "
-            f"tenth ({kinds}); with the softmax of queries and keys computed (AtP*) "
-            f"{_percent(cured.share)}. {_percent(self.saturated)} of attention rows have p > 0.99, "
-            f"{_percent(self.at_start)} of these at the first token; most in {worst.name} "
-            f"({_percent(worst.saturated)})."
+            f"Does a gradient miss effects in {self.model} here? {start}: components of which it "
+            f"sees less than a tenth hold {_percent(whole.share)}{span} of the total |exact effect|"
+            f" of heads, queries and keys ({kinds}). {self.reason} "
+            f"{_percent(self.saturated)} of attention rows have p > 0.99, {_percent(self.at_start)}"
+            f" of these at the first token; most in {worst.name} ({_percent(worst.saturated)})."
         )
+
+    @property
+    def reason(self) -> str:
+        """What computing the attention softmax changes, and how saturated the output softmax is."""
+        missed, left = self.share().share or 0.0, self.share("atp-star").share or 0.0
+        said = f"With the softmax of queries and keys computed (AtP*) it is {_percent(left)}"
+        if missed >= COMES_UP:
+            cured = left < missed / 2
+            said += f": saturated attention is {'most' if cured else 'not most'} of the reason"
+        if self.metric in THROUGH_OUTPUT:
+            said += (
+                f"; {self.metric} reads the output softmax, which has p > 0.99 in "
+                f"{_percent(self.output_saturated)} of the predictions it reads"
+            )
+        return f"{said}."
 
     def to_dict(self) -> dict[str, Any]:
         """Return the survey as plain data; `from_dict` reads it back."""
@@ -229,7 +248,8 @@ class Survey:
         lines += [
             "",
             f"exact effects of {len(self.rows):,} of {self.components:,} components on "
-            f"{self.tested:,} prompts: {self.metric}, reference {self.reference}",
+            f"{self.tested:,} prompts: {self.metric}, reference {self.reference}; every prompt "
+            f"counted by itself, {_percent(self.share().by_prompt)} is not seen",
             f"{'not seen':<16}{'exact':>10}{'gradient':>10}{'atp-star':>10}",
         ]
         lines += [
@@ -248,10 +268,12 @@ class Survey:
         return f"<pre>{html.escape(repr(self))}</pre>"
 
     @property
-    def saturated_heads(self) -> str:
-        """The heads that are saturated in most of their rows, by name."""
-        names = [head.name for head in self.most_saturated() if head.saturated > MOSTLY]
-        return name_list(names) if names else "none"
+    def shared_keys(self) -> dict[str, str]:
+        """The name of the key that each head reads, of those that were checked."""
+        keys = [row.name for row in self.rows if row.kind == "key"]
+        grouped = any(".kv" in name for name in keys)
+        short, by = ("kv", self.heads_per_key) if grouped else ("h", 1)
+        return {h.name: f"a{h.layer}.{short}{h.head // by}<k>" for h in self.heads}
 
 
 def _percent(share: float | None) -> str:

@@ -32,6 +32,7 @@ from headwater.cli.options import (
     Top,
 )
 from headwater.cli.verify import verify
+from headwater.cli.survey import survey
 from headwater.cli.zoo import zoo
 from headwater.errors import HeadwaterError
 
@@ -116,6 +117,13 @@ def audit(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Where the model is, if it has moved.")
     ] = None,
+    diagnose: Annotated[
+        bool, typer.Option("--diagnose", help="Flag saturation, cancellation, jumps and rounding.")
+    ] = False,
+    curves: Annotated[
+        int,
+        typer.Option(min=0, help="Response curves of this many of the strongest, for the page."),
+    ] = 0,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Default: as in the run.")] = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -215,6 +223,7 @@ def demo(
 
 
 app.command()(compare)
+app.command()(survey)
 app.command()(zoo)
 
 

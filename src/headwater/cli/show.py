@@ -32,7 +32,7 @@ def attribution(scores: Attribution) -> None:
         highlight=False,
     )
     console.print(_strongest(scores))
-    console.print()
+    console.print(f"\n{scores.stability()}", highlight=False, markup=False)
     if scores.checked is not None:
         console.print(escape(scores.checked.sentence), highlight=False)
         console.print(f"[bold]{escape(scores.checked.verdict)}[/]", highlight=False)
@@ -51,7 +51,7 @@ def _strongest(scores: Attribution) -> Table:
     title = "components" if count <= 10 else f"strongest 10 of {count:,} components"
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(title, no_wrap=True)
-    for heading in ("score", "exact", "size"):
+    for heading in ("score", "se", "ranks", "exact", "size"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("sign", no_wrap=True)
     table.add_column("", style="yellow")
@@ -59,6 +59,8 @@ def _strongest(scores: Attribution) -> Table:
         table.add_row(
             escape(row.name),
             f"{row.score:+.3f}",
+            "-" if row.se is None else f"{row.se:.3f}",
+            row.ranks or "-",
             "" if row.exact is None else f"{row.exact:+.3f}",
             "" if row.size is None else f"{row.size:.2f}",
             "supports" if row.score > 0 else "opposes" if row.score < 0 else "none",
@@ -73,9 +75,7 @@ def comparison(found: Comparison) -> None:
     console.print(f"[bold]{escape(found.title)}[/]\n")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("estimator", overflow="fold")
-    short = {"relative error": "rel err", "sign agreement": "signs", "completeness gap": "gap"}
-    short["recall"] = f"top {found.top}"
-    for heading in ("F", "B", *(short.get(name, name) for name in COLUMNS)):
+    for heading in ("F", "B", *found.headings()):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in found.rows:
         figures = (cell(row.figures[name]) for name in COLUMNS)

@@ -24,7 +24,7 @@ def zoo(
 
     from headwater.zoo.truths import TRUTHS, truth
     from headwater.zoo.truths.overview import comparisons, overview
-    from headwater.zoo.truths.rendering import rendered
+    from headwater.zoo.truths.rendering import WIDTH, rendered
 
     found = comparisons(list(TRUTHS.values())) if name is None else [truth(name).compare()]
     if as_json:
@@ -32,6 +32,7 @@ def zoo(
         typer.echo(json.dumps(plain if name is None else plain[0]))
     else:
         console = Console(highlight=False)
+        console.width = max(console.width, WIDTH)
         console.print(overview(found) if name is None else rendered(found[0]))
     if not all(comparison.agrees for comparison in found):
         raise typer.Exit(1)

@@ -19,7 +19,7 @@ from torch import Tensor
 from headwater.estimators.quadrature import Panel, Rule
 from headwater.gates import GatedFunction, Move
 
-SHORTEST = 2.0**-10
+SHORTEST = 2.0**-16
 """A piece of this length that still has a gap holds a jump."""
 MOST_PANELS = 128
 """Pieces of one path; beyond them the integral is given up, and it says so."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from jaxtyping import Float
@@ -25,6 +25,10 @@ INPUT_POINTS = 10
 """Points on the path of the layer-0 input."""
 
 
+DOUBTED = 5.0
+"""Where slopes are doubtful, exact effects may cost this many times the budget."""
+
+
 @dataclass(frozen=True)
 class Auto(Estimator):
     """Pick the most accurate estimator that fits a budget, kind by kind, and say which and why.
@@ -36,7 +40,7 @@ class Auto(Estimator):
     keys; `Gradient`.
     """
 
-    budget: float = 60.0
+    budget: float = 100.0
     """Most passes a pair, in forwards, beyond the reference's run; a backward counts as two."""
 
     name: ClassVar[str] = "auto"
@@ -46,7 +50,7 @@ class Auto(Estimator):
         if not self.budget >= 4:
             raise UnknownOptionError(
                 f"budget={self.budget}: the cheapest estimate takes 4 passes a pair.\n"
-                "Type budget=60, or hw.Gradient()."
+                "Type budget=100, or hw.Gradient()."
             )
 
     def scores(self, function: GatedFunction) -> Float[Tensor, "batch component"]:
@@ -69,8 +73,15 @@ class Auto(Estimator):
             found = picked.estimate(part)
             columns = [column for family in families for column in family.columns]
             scores[:, columns] = found.scores.to(scores)
-            notes += [f"{_plural(kind)} scored by {picked}: {why}.", *found.notes]
-        return Estimate(scores, notes=tuple(notes))
+            notes += [f"{_plural(kind)} scored by {_described(picked)}: {why}.", *found.notes]
+            if picked.uses_slopes and function.doubt:
+                notes.append(function.doubt)
+        return Estimate(scores, notes=tuple(dict.fromkeys(notes)))
+
+    @property
+    def uses_slopes(self) -> bool:
+        """It says so itself, of the kinds that it scores by slopes."""
+        return False
 
     def forwards(self, shares: Sequence[float]) -> float:
         """At most the budget."""
@@ -83,6 +94,8 @@ def _pick(
     """Return the best estimator of one kind within a budget, its cost, and the reason."""
     exact = 1.0 + sum(len(family.columns) * family.share for family in families)
     each = sum(family.share for family in families)
+    if function.doubt and exact <= DOUBTED * budget:
+        return Exact(), exact, f"slopes say little here; exact effects cost {exact:.3g} forwards"
     if exact <= budget or exact <= _along_families(each, POINTS[-1]):
         return Exact(), exact, f"exact effects cost {exact:.3g} forwards a pair"
     dear = f"exact effects would cost {exact:,.0f} forwards a pair"
@@ -104,6 +117,17 @@ def _pick(
 def _along_families(share: float, points: int) -> float:
     """What integrating along the families' paths costs, in forwards."""
     return 1.0 + share * (1 + 3 * points)
+
+
+def _described(picked: Estimator) -> str:
+    """Return an estimator as it is written, with the options that are not its defaults."""
+    usual = type(picked)()
+    options = ", ".join(
+        f"{field.name}={getattr(picked, field.name)!r}"
+        for field in fields(picked)
+        if getattr(picked, field.name) != getattr(usual, field.name)
+    )
+    return f"hw.{type(picked).__name__}({options})"
 
 
 def _plural(kind: str) -> str:

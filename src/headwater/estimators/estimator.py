@@ -76,6 +76,11 @@ class Estimator(ABC):
         return Estimate(self.scores(function))
 
     @property
+    def uses_slopes(self) -> bool:
+        """Whether scores are made of the metric's slopes, and doubtful where slopes are."""
+        return True
+
+    @property
     def magnitudes(self) -> bool:
         """Whether a score is the size of an effect, with a sign attached.
 

@@ -33,6 +33,11 @@ class Exact(Estimator):
         """The end at which the gates are moved."""
         return self.at
 
+    @property
+    def uses_slopes(self) -> bool:
+        """Interventions only."""
+        return False
+
     def scores(self, function: GatedFunction) -> Float[Tensor, "batch component"]:
         """Return exact effects, [batch, component]."""
         return function.at(self.at).effects(range(len(function.names))).T

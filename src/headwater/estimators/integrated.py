@@ -122,6 +122,11 @@ class IntegratedGradients(Estimator):
         """The layer-0 input, for `path="inputs"`."""
         return frozenset({INPUT_PATH}) if self.path == "inputs" else frozenset()
 
+    @property
+    def uses_slopes(self) -> bool:
+        """A component's own path is checked against its exact effect."""
+        return self.path != "component"
+
     def scores(self, function: GatedFunction) -> Float[Tensor, "batch component"]:
         """Return the integrals, [batch, component]."""
         return self.estimate(function).scores

@@ -155,7 +155,7 @@ def _refuse_marked(gradient: Tensor) -> None:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if node.name() == "Error":
+        if node.name().rpartition("::")[2] == "Error":
             raise RuntimeError("one is marked @once_differentiable")
         waiting += [before for before, _ in node.next_functions]
 

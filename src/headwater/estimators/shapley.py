@@ -59,6 +59,11 @@ class Shapley(Estimator):
                 f"Type permutations={self.permutations + 1}, or antithetic=False."
             )
 
+    @property
+    def uses_slopes(self) -> bool:
+        """Interventions only."""
+        return False
+
     def scores(self, function: GatedFunction) -> Float[Tensor, "batch component"]:
         """Return the mean effect over the orders, [batch, component]."""
         return self.estimate(function).scores

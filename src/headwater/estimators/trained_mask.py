@@ -56,9 +56,10 @@ class TrainedMask(Estimator):
     """`"hard-concrete"`: random gates that close for good. `"sigmoid"`: no noise; gates stay
     partly open."""
     price: float | None = None
-    """What keeping every component costs, in units of the loss; keeping one of n costs `price / n`,
-    and a component is worth it if closing it raises the loss by more. 0.1 if no sparsity is given
-    either."""
+    """What keeping every component costs, in units of the loss; one of n costs `price / n`. A
+    component is kept if closing it raises the loss by more than that; with hard-concrete gates
+    also one that raises it a few times less, because noise that half-closes an open gate costs as
+    well. 0.1 if no sparsity is given either."""
     sparsity: float | None = None
     """Share of the components to close, between 0 and 1, instead of a price: exactly that many are
     closed in the circuit. The target is raised from 0 over the first half of the steps."""

@@ -133,6 +133,8 @@ class GatedFunction:
     stationary: frozenset[str] = frozenset()
     """Ends at which the gradient is exactly zero by construction (KL to the clean run at clean)."""
     cost: Cost = field(default_factory=Cost)
+    doubt: str = ""
+    """Why slopes say little about effects here, in a sentence; empty where there is no reason."""
 
     def __post_init__(self) -> None:
         if self.end not in ("clean", "corrupted"):
@@ -160,6 +162,7 @@ class GatedFunction:
             end,
             self.stationary,
             self.cost,
+            self.doubt,
         )
 
     def only(self, families: Sequence[Family]) -> GatedFunction:
@@ -184,6 +187,7 @@ class GatedFunction:
             self.end,
             self.stationary,
             self.cost,
+            self.doubt,
         )
 
     def gates(self, settings: int = 1) -> Float[Tensor, "setting batch component"]:

@@ -70,6 +70,7 @@ class ModelGates(GatedFunction):
         end: Which prompt runs: clean, with gates lowered towards `off`, or corrupted, with
             gates raised towards the clean values.
         tokens: Most tokens in one stacked run; bounds memory.
+        doubt: Why slopes say little about effects here; empty where there is no reason.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class ModelGates(GatedFunction):
         end: End = "clean",
         tokens: int = 4096,
         cost: Cost | None = None,
+        doubt: str = "",
     ) -> None:
         self.model, self.metric, self.table, self.off = model, metric, table, off
         self.rows, self.corrupted_run, self.tokens = batch, corrupted_run, tokens
@@ -99,6 +101,7 @@ class ModelGates(GatedFunction):
             end=end,
             stationary=frozenset({"clean"}) if isinstance(metric, kl) else frozenset(),
             cost=Cost() if cost is None else cost,
+            doubt=doubt,
         )
         self.sizes = Sizes(model.anatomy(), table, batch)
         self._base: BaseRun | None = None
@@ -133,6 +136,7 @@ class ModelGates(GatedFunction):
             end=self.end,
             tokens=self.tokens,
             cost=self.cost,
+            doubt=self.doubt,
         )
 
     @property
@@ -166,6 +170,7 @@ class ModelGates(GatedFunction):
             end=end,
             tokens=self.tokens,
             cost=self.cost,
+            doubt=self.doubt,
         )
 
     @property

@@ -90,6 +90,7 @@ class GatedTask:
                         corrupted_run=self.reference.corrupted_run,
                         tokens=tokens,
                         cost=self.cost,
+                        doubt=self.reference.doubt(self.model.anatomy()),
                     ),
                 )
 

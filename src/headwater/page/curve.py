@@ -217,7 +217,9 @@ def _key() -> str:
 
     return (
         sample(f'<path d="M0 5H24" class="response" stroke="{BLUE}" stroke-width="2.5"/>', "f(m)")
-        + sample(f'<path d="M0 5H24" class="tangent" stroke="{ORANGE}" stroke-width="2"/>', "tangent")
+        + sample(
+            f'<path d="M0 5H24" class="tangent" stroke="{ORANGE}" stroke-width="2"/>', "tangent"
+        )
         + sample(
             '<path d="M0 5H24" class="chord" stroke="currentColor" stroke-width="1.5" '
             'stroke-dasharray="5 4"/>',

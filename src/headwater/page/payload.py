@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-TEXT_COLUMNS = ("name", "kind", "stratum")
+TEXT_COLUMNS = ("name", "kind", "stratum", "ranks")
 WHOLE_COLUMNS = ("layer", "index", "position")
-NUMBER_COLUMNS = ("score", "spread", "size", "exact")
+NUMBER_COLUMNS = ("score", "spread", "se", "size", "exact")
 
 # `<` and `&` could end or confuse the script element, U+2028/9 end a line in older JavaScript,
 # and a lone surrogate has no UTF-8 form at all.

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from headwater.architectures.adapter import Adapter
 from headwater.errors import MissingFieldError
 from headwater.models import Model
 from headwater.prompts import Batch, Task
@@ -87,6 +88,10 @@ class Reference(ABC):
     ) -> Off:
         """Return the off values as a function of a batch."""
 
+    def doubt(self, adapter: Adapter) -> str:
+        """Return why slopes say little about effects with this reference; mostly nothing."""
+        return ""
+
     def to_dict(self) -> dict[str, object]:
         """Return name and fields as plain data, for manifests."""
         return {"name": self.name}
@@ -118,6 +123,16 @@ class Zero(Reference):
     """
 
     name: ClassVar[str] = "zero"
+
+    def doubt(self, adapter: Adapter) -> str:
+        """Return that the norm's scale changes with what is set to zero, in pre-norm models."""
+        if adapter.family.post_norm:
+            return ""
+        return (
+            "reference zero in a pre-norm model: what is set to zero changes the scale that the "
+            "next norm divides by, so slopes say little about effects. Use hw.Exact(), or "
+            "reference=hw.Corrupted()."
+        )
 
     def prepare(
         self, model: Model, task: Task, batches: Sequence[Batch], sites: Sequence[Site]

@@ -152,7 +152,7 @@ GATED_FUNCTIONS_BIASES = Truth(
 
 FIRST, SECOND = 0.8, 0.6
 COSINE = math.cos(math.radians(72))
-_FEATURES = tuple(f"feature {k}" for k in range(5))
+_FEATURES = tuple(f"w{k}" for k in range(5))
 
 
 def _pentagon() -> Tensor:
@@ -222,7 +222,7 @@ SUPERPOSITION = Truth(
     ),
     names=_FEATURES,
     build=pentagon,
-    examples=(f"v = {FIRST:g}", f"v = {FIRST:g}, w = {SECOND:g}"),
+    examples=(f"v {FIRST:g}", f"v {FIRST:g}, w {SECOND:g}"),
     expected=closed_forms(
         exact=_of_features(lambda w: FIRST + w * COSINE - COSINE, lambda w: w * COSINE),
         gradient=_of_features(lambda w: 2 * FIRST + w * COSINE, lambda w: w * COSINE),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MOST_NAMES = 3
 """Components named in one row; the others are counted."""
 WIDTH = 100
+"""Columns of text; narrower, the tables lose digits."""
 
 
 def as_text(comparison: Comparison) -> str:
@@ -52,10 +53,10 @@ def _scores(comparison: Comparison) -> Table:
     table.add_column("estimator", no_wrap=True)
     if several:
         table.add_column("example", no_wrap=True)
-    table.add_column("component", no_wrap=True)
+    table.add_column("component")
     for heading in ("score", "exact", "ratio"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("")
+    table.add_column("", min_width=21)
     for lines, rows in _blocks(comparison):
         # estimators stand beside their rows; the longer of the two columns goes on alone
         for index in range(max(len(lines), len(rows))):

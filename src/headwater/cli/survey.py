@@ -1,0 +1,137 @@
+"""`headwater survey`: does saturation come up in a model, on a text or on pairs?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from headwater.cli.options import (
+    AsJson,
+    BatchSize,
+    Device,
+    Dtype,
+    MetricName,
+    ModelName,
+    Out,
+    Over,
+    Progress,
+    Seed,
+)
+from headwater.errors import PromptError
+
+if TYPE_CHECKING:
+    from headwater.audits.survey_result import Survey
+
+
+def survey(
+    model: ModelName,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="A text file, one prompt a line.")
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            "--pairs",
+            "-t",
+            help="Pairs on which effects are taken: an embedded task, or a .jsonl, .json or .csv "
+            "file. Without --file its clean prompts are the corpus, too.",
+        ),
+    ] = None,
+    metric: MetricName = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            "--reference",
+            "-r",
+            help="corrupted, mean, positional-mean, resample, zero; default corrupted for pairs, "
+            "positional-mean over the corpus for text.",
+        ),
+    ] = None,
+    over: Over = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="Components checked exactly.")] = 128,
+    tested: Annotated[int, typer.Option(min=1, help="Prompts on which effects are taken.")] = 32,
+    max_tokens: Annotated[
+        int, typer.Option(min=2, help="Longer prompts are counted up to here.")
+    ] = 512,
+    out: Out = None,
+    batch_size: BatchSize = 16,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Seed = 0,
+    progress: Progress = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say how often attention saturates, and how much of the effects a gradient misses for it."""
+    import headwater as hw
+    from headwater.cli import choices
+
+    if file is None and task is None:
+        raise PromptError(
+            "there is nothing to survey.\nType --file corpus.txt (one prompt a line) or --task ioi."
+        )
+    pairs = None if task is None else choices.task(task, metric, None)
+    prompts = file if file is not None else pairs
+    assert prompts is not None
+    found = hw.survey(
+        hw.load(model, device=device, dtype=dtype),
+        prompts,
+        task=pairs,
+        metric=metric,
+        reference=None if reference is None else choices.reference(reference, over, seed),
+        sample=sample,
+        tested=tested,
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+    )
+    path = None if out is None else found.save(out)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict()))
+        return
+    show(found)
+    if path is not None:
+        typer.echo(f"\nsaved in {path}")
+
+
+def show(found: Survey) -> None:
+    """Show the answer, the most saturated heads, and the components that are not seen."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(soft_wrap=True)
+    console.print(
+        f"[bold]{escape(found.model)} on {escape(found.corpus)}[/]: {found.prompts:,} prompts, "
+        f"{found.tokens:,} tokens\n",
+        highlight=False,
+    )
+    console.print(f"[bold]{escape(found.sentence)}[/]\n", highlight=False)
+    checked = {row.name: row for row in found.rows}
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("most saturated", no_wrap=True)
+    for heading in ("p > 0.99", "at start", "q exact", "q gradient", "k exact", "k gradient"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    shared = found.shared_keys
+    for head in found.most_saturated()[:12]:
+        query = checked.get(f"{head.name}<q>")
+        key = checked.get(shared.get(head.name, ""))
+        numbers = [
+            "" if row is None else f"{value:+.3g}"
+            for row in (query, key)
+            for value in ((0, 0) if row is None else (row.exact, row.estimates["gradient"]))
+        ]
+        table.add_row(escape(head.name), f"{head.saturated:.1%}", f"{head.at_start:.0%}", *numbers)
+    console.print(table)
+    console.print(
+        f"\nexact effects of {len(found.rows):,} of {found.components:,} components on "
+        f"{found.tested:,} prompts: {escape(found.metric)}, reference {escape(found.reference)}",
+        highlight=False,
+    )
+    for note in found.notes:
+        console.print(f"note: {escape(note)}", highlight=False, style="yellow")
+    console.print(f"cost: {escape(found.cost)}", highlight=False, style="dim")
