@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import subject
 from benchmarks.measure import cpu_seconds, interleaved, peak_mebibytes
-from benchmarks.works import Works
+from benchmarks.works import IG_POINTS, Works
 
 
 def rows() -> list[tuple[str, str, str]]:
@@ -22,6 +22,15 @@ def rows() -> list[tuple[str, str, str]]:
         {"forward": works.forward, "bare": works.bare, "gradient": works.gradient,
          "gradient_heads": works.gradient_heads}
     )  # fmt: skip
+    stars = interleaved(
+        {"forward": works.forward, "both": works.forward_backward,
+         "gradient": works.gradient_attention, "star": works.star, "drop": works.star_drop,
+         "inputs": works.along_inputs},
+        repeats=3,
+    )  # fmt: skip
+    layers = works.model.anatomy().n_layers
+    backward = stars["both"] - stars["forward"]
+    dropping = 2 * stars["forward"] + (1 + layers / 2) * backward
     exact = cpu_seconds(works.exact, repeats=2)
     forward = cpu_seconds(works.forward)
     bare, ours = peak_mebibytes("bare"), peak_mebibytes("gradient")
@@ -33,6 +42,12 @@ def rows() -> list[tuple[str, str, str]]:
          f"{times['gradient_heads'] / times['bare']:.2f} x", ""),
         (f"exact, {heads} heads, over {heads} bare forwards",
          f"{exact / (heads * forward):.2f} x", "0.42 x"),
+        ("AtP* without GradDrop over gradient; queries, keys, heads, MLPs",
+         f"{stars['star'] / stars['gradient']:.2f} x", "1.5 x"),
+        (f"AtP* with GradDrop over 2 forwards + {1 + layers / 2:.0f} backwards",
+         f"{stars['drop'] / dropping:.2f} x", "1.2 x"),
+        (f"integrated gradients along the inputs, {IG_POINTS} points, over {IG_POINTS} "
+         "forward-backwards", f"{stars['inputs'] / (IG_POINTS * stars['both']):.2f} x", "1.1 x"),
         ("peak memory, gradient over forward + forward-backward (whole process)",
          f"{ours['peak'] / bare['peak']:.2f} x", "1.20 x"),
         ("the same, beyond the loaded model",

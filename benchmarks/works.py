@@ -4,6 +4,9 @@ import torch
 
 import headwater as hw
 
+IG_POINTS = 16
+"""Points on the path of integrated gradients."""
+
 
 class Works:
     """Bare Hugging Face passes, and headwater's runs over the same prompts."""
@@ -45,3 +48,26 @@ class Works:
     def exact(self) -> hw.Attribution:
         """Exact effects of all heads."""
         return hw.attribute(self.model, self.task, hw.heads(), hw.Exact(), progress=False)
+
+    def attention(self, estimator: hw.Estimator) -> hw.Attribution:
+        """Scores of all queries, keys, heads and MLPs."""
+        chosen = hw.queries() + hw.keys() + hw.heads() + hw.mlps()
+        return hw.attribute(self.model, self.task, chosen, estimator, progress=False)
+
+    def gradient_attention(self) -> hw.Attribution:
+        """Their gradient scores."""
+        return self.attention(hw.Gradient())
+
+    def star(self) -> hw.Attribution:
+        """AtP* with the query and key fix, without GradDrop."""
+        return self.attention(hw.AtPStar(grad_drop=False))
+
+    def star_drop(self) -> hw.Attribution:
+        """AtP* with GradDrop over all layers."""
+        return self.attention(hw.AtPStar())
+
+    def along_inputs(self) -> hw.Attribution:
+        """Integrated gradients of heads and MLPs along the input's path."""
+        path = hw.IntegratedGradients(path="inputs", rule="midpoint", steps=IG_POINTS)
+        chosen = hw.heads() + hw.mlps()
+        return hw.attribute(self.model, self.task, chosen, path, progress=False)

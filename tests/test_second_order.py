@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -151,7 +153,8 @@ def test_curvature_equals_second_differences_in_float64(family):
 def test_it_goes_through_the_models_own_fused_attention_and_leaves_it_switched_on():
     two = task(5, 5)
     single = model("Llama", torch.float32)
-    assert single.module.config._attn_implementation == "sdpa"
+    config: Any = single.module.config
+    assert config._attn_implementation == "sdpa"
     before = torch.backends.cuda.flash_sdp_enabled()
     found = hw.SecondOrder("exact").scores(gated(single, two, hw.heads()))
     assert torch.backends.cuda.flash_sdp_enabled() is before
@@ -218,7 +221,7 @@ def test_other_failures_of_the_function_stay_what_they_are():
     def broken(m: Tensor) -> Tensor:
         raise RuntimeError("out of paper")
 
-    with pytest.raises(RuntimeError, match="^out of paper$"):
+    with pytest.raises(RuntimeError, match=r"^out of paper$"):
         attribute(function(broken, 2), estimator=hw.SecondOrder())
 
 

@@ -85,6 +85,7 @@ def test_reversed_orders_make_pairwise_interactions_exact():
     assert_close(found.scores[0], (a + a.T).sum(1) / 2)
     assert_close(found.parts.errors, torch.zeros(1, 6, dtype=torch.float64))
     plain = attribute(f, estimator=hw.Shapley(permutations=4, antithetic=False))
+    assert plain.parts.errors is not None
     assert bool((plain.parts.errors > 1e-3).all())
 
 
@@ -173,6 +174,8 @@ def test_nested_components_cannot_be_closed_together():
 def test_standard_errors_are_saved_with_the_scores(tmp_path):
     found = attribute(model("GPT-2"), task(5, 5), hw.heads(), hw.Shapley(permutations=4))
     back = hw.Attribution.load(found.save(tmp_path / "run"))
+    assert back.parts.errors is not None
+    assert found.parts.errors is not None
     assert torch.equal(back.parts.errors, found.parts.errors)
     assert back.rows()[0].error == found.rows()[0].error
 
@@ -275,7 +278,7 @@ def test_components_that_are_not_two_are_refused():
         hw.interaction(f)
     with pytest.raises(UnknownComponentError, match="no component 'g7' here"):
         hw.interaction(f, a="g0", b="g7")
-    with pytest.raises(NestedComponentsError, match="a0.h1 lies inside a0"):
+    with pytest.raises(NestedComponentsError, match=r"a0\.h1 lies inside a0"):
         hw.interaction(model("GPT-2"), task(5), "a0", "a0.h1")
 
 

@@ -201,12 +201,14 @@ def test_one_mask_is_learned_for_all_batches():
     assert alone.circuit.kept == ("b",)
 
 
-def test_a_short_batch_weighs_as_its_pairs_do():
+@pytest.mark.parametrize("kind", list(GATES))
+def test_a_short_batch_weighs_as_its_pairs_do(kind):
     # a matters on the only pair of one batch, b on all seven pairs of the other. Over pairs closing
-    # a costs 3^2 / 8, b 1.5^2 * 7 / 8, which is more; over batches a would cost 9 / 2, b 2.25 / 2
+    # a costs 3^2 / 8, b 2^2 * 7 / 8, which is more; over batches a would cost 9 / 2, b 4 / 2
     few = hw.GatedFunction(lambda m: 3.0 * m[..., 0], "ab", batch=1, dtype=torch.float64)
-    many = hw.GatedFunction(lambda m: 1.5 * m[..., 1], "ab", batch=7, dtype=torch.float64)
-    assert hw.TrainedMask(sparsity=0.5).fitted([few, many]).circuit.kept == ("b",)
+    many = hw.GatedFunction(lambda m: 2.0 * m[..., 1], "ab", batch=7, dtype=torch.float64)
+    fitted = hw.TrainedMask(gates=kind, sparsity=0.5).fitted([few, many])
+    assert fitted.circuit.kept == ("b",)
 
 
 def test_batches_that_are_too_many_to_hold_are_made_again(monkeypatch):
@@ -240,7 +242,7 @@ def test_progress_says_loss_and_sparsity(caplog, monkeypatch):
 OPTIONS = [{"price": 0.05}, {"sparsity": 0.5}, {"gates": "sigmoid", "sparsity": 0.5}]
 
 
-class Interrupted(Exception):
+class StoppedError(Exception):
     """Stands for whatever ends a process."""
 
 
@@ -252,7 +254,7 @@ def failing(after: int) -> hw.GatedFunction:
         nonlocal calls
         calls += 1
         if calls > after:
-            raise Interrupted
+            raise StoppedError
         return linear(m)
 
     return function(fn)
@@ -264,7 +266,7 @@ def test_an_interrupted_training_continues_with_exactly_the_same_numbers(tmp_pat
     whole = hw.TrainedMask(**options).fitted([function(linear)])
     kept = hw.TrainedMask(**options, checkpoints=tmp_path)
     for calls in (47, 90):  # two calls for the ends; steps between two checkpoints are lost
-        with pytest.raises(Interrupted):
+        with pytest.raises(StoppedError):
             kept.fitted([failing(calls)])
     resumed = kept.fitted([function(linear)])
     assert torch.equal(resumed.mask, whole.mask)
@@ -293,10 +295,10 @@ def test_the_batches_go_on_where_they_were(tmp_path):
             def stopping(self, state, stop=stop, write=write):
                 write(self, state)
                 if state["numbers"][1] == stop:
-                    raise Interrupted
+                    raise StoppedError
 
             patch.setattr(mask_training.Checkpoints, "write", stopping)
-            with pytest.raises(Interrupted):
+            with pytest.raises(StoppedError):
                 hw.TrainedMask(steps=60, patience=None, checkpoints=tmp_path).fitted(three)
     resumed = hw.TrainedMask(steps=60, patience=None, checkpoints=tmp_path).fitted(three)
     assert torch.equal(resumed.mask, whole.mask)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from headwater.audits.words import figure
@@ -239,7 +239,7 @@ class _Places:
 
     def interval(
         self, values: np.ndarray
-    ) -> tuple[Float[np.ndarray, " component"], Float[np.ndarray, " component"]]:
+    ) -> tuple[Real[np.ndarray, " component"], Real[np.ndarray, " component"]]:
         """Return the ends of the middle part of each column of [resample, component]."""
         ordered = np.sort(np.ascontiguousarray(values.T), axis=1)
         return ordered[:, self.low], ordered[:, self.high]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from headwater.audits.run import estimator_of, refuse_other_model, refuse_other_numbers
 from headwater.components import ComponentTable, Selection
@@ -62,9 +63,9 @@ class Interventions:
         self.draws = draws
 
     @cached_property
-    def functions(self) -> list[Batch]:
-        """The gated functions, kept with their resting runs."""
-        return list(self._batches())
+    def functions(self) -> list[tuple[Sequence[int], GatedFunction, Tensor]]:
+        """The pairs and gated function of each batch, and the metric with all its gates at rest."""
+        return [(rows, function, function.value()) for rows, function in self._batches()]
 
     @torch.no_grad()
     def closed(
@@ -91,8 +92,8 @@ class Interventions:
         with progress_bar(title, total, show=self.progress) as advance:
             self.cost.listener = advance
             try:
-                for rows, function in self.functions:
-                    change = function.value() - function.moved(moves)
+                for rows, function, resting in self.functions:
+                    change = resting - function.moved(moves)
                     change = change if self.end == "clean" else -change
                     lost[list(rows)] += change.T.double().cpu().numpy() / self.draws
             finally:

@@ -31,8 +31,8 @@ from headwater.cli.options import (
     TaskName,
     Top,
 )
-from headwater.cli.verify import verify
 from headwater.cli.survey import survey
+from headwater.cli.verify import verify
 from headwater.cli.zoo import zoo
 from headwater.errors import HeadwaterError
 
@@ -146,6 +146,10 @@ def audit(
         dtype=dtype,
         progress=progress,
     )
+    if diagnose:
+        scores.diagnose(model=loaded, batch_size=batch_size, progress=progress)
+    if curves:
+        scores.add_curves(curves, model=loaded, batch_size=batch_size, progress=progress)
     scores.save_audit(run)
     _print(scores, as_json, show.attribution)
 

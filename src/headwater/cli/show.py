@@ -64,7 +64,8 @@ def _strongest(scores: Attribution) -> Table:
             "" if row.exact is None else f"{row.exact:+.3f}",
             "" if row.size is None else f"{row.size:.2f}",
             "supports" if row.score > 0 else "opposes" if row.score < 0 else "none",
-            escape(", ".join(row.flags)),
+            # names only: the numbers of a flag stand in the page and in `scores.rows()`
+            escape(", ".join(flag.partition(" (")[0] for flag in row.flags)),
         )
     return table
 

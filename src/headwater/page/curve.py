@@ -38,8 +38,8 @@ class _Frame:
         return f"{self.x(gate):.1f},{self.y(value):.1f}"
 
     def ticks(self) -> list[float]:
-        """Return about five round values inside the picture."""
-        rough = (self.high - self.low) / 4
+        """Return three to seven round values inside the picture."""
+        rough = (self.high - self.low) / 7
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(power * digit for digit in (1, 2, 5, 10) if power * digit >= rough)
         first, last = math.ceil(self.low / step), math.floor(self.high / step)
@@ -84,12 +84,12 @@ def caption(data: Mapping[str, Any]) -> str:
 def figure(data: Mapping[str, Any], mark: str = "") -> str:
     """Return one curve with its title, readings and key as a `<figure>`."""
     pairs = f"{data['pairs']:,} pairs" if data["pairs"] > 1 else "1 pair"
-    band = ", shaded: where the middle 80 % of the pairs lie" if data["pairs"] > 1 else ""
+    band = "; shaded: where the middle 80 % of the pairs lie" if data["pairs"] > 1 else ""
     return (
         f'<figure class="curve" data-curve="{escape(data["name"])}">'
         f"<h3><code>{escape(data['name'])}</code> {escape(data['metric'])} by its gate</h3>"
-        f"{svg(data, mark)}<figcaption>Mean over {pairs}{band}. {escape(caption(data))}. "
-        f"{_key()}</figcaption></figure>"
+        f"{svg(data, mark)}<figcaption>{_key(data)}<br>Mean over {pairs}{band}.</figcaption>"
+        "</figure>"
     )
 
 
@@ -124,7 +124,7 @@ def _axes(frame: _Frame, metric: str) -> list[str]:
         y = frame.y(value)
         parts += [
             f'<path class="grid" d="M{LEFT} {y:.1f}H{right}" stroke="{GRAY}"/>',
-            _text(LEFT - 7, y + 4, number(value), "end"),
+            _text(LEFT - 7, y + 4, f"{value:.12g}".replace("-", "\u2212"), "end"),
         ]
     middle = (TOP + bottom) / 2
     parts += [
@@ -208,26 +208,34 @@ def _between(data: Mapping[str, Any], gate: float) -> float:
     return values[left] + share * (values[right] - values[left])
 
 
-def _key() -> str:
-    def sample(shape: str, name: str) -> str:
+def _key(data: Mapping[str, Any]) -> str:
+    """Return what each line is and reads."""
+
+    def item(shape: str, text: str) -> str:
         return (
             '<span class="item"><svg viewBox="0 0 24 10" width="24" height="10" '
-            f'aria-hidden="true" fill="none">{shape}</svg> {name}</span> '
+            f'aria-hidden="true" fill="none">{shape}</svg> {escape(text)}</span> '
         )
 
-    return (
-        sample(f'<path d="M0 5H24" class="response" stroke="{BLUE}" stroke-width="2.5"/>', "f(m)")
-        + sample(
-            f'<path d="M0 5H24" class="tangent" stroke="{ORANGE}" stroke-width="2"/>', "tangent"
-        )
-        + sample(
-            '<path d="M0 5H24" class="chord" stroke="currentColor" stroke-width="1.5" '
-            'stroke-dasharray="5 4"/>',
-            "chord",
-        )
-        + sample(
-            '<g class="node" stroke="currentColor"><path d="M2 9L22 1"/><circle cx="12" cy="5" '
-            'r="2.5" fill="currentColor"/></g>',
-            "slopes taken",
-        )
+    steps = len(data["nodes"])
+    return "".join(
+        [
+            item(
+                f'<path d="M0 5H24" class="response" stroke="{BLUE}" stroke-width="2.5"/>', "f(m)"
+            ),
+            item(
+                f'<path d="M0 5H24" class="tangent" stroke="{ORANGE}" stroke-width="2"/>',
+                f"tangent at gate {data['rest']:g} (AtP) {number(data['tangent'])}",
+            ),
+            item(
+                '<path d="M0 5H24" class="chord" stroke="currentColor" stroke-width="1.5" '
+                'stroke-dasharray="5 4"/>',
+                f"chord (exact) {number(data['chord'])}",
+            ),
+            item(
+                '<g class="node" stroke="currentColor"><path d="M2 9L22 1"/><circle cx="12" cy="5" '
+                'r="2.5" fill="currentColor"/></g>',
+                f"{steps} slopes taken (IG) {number(data['integral'])}",
+            ),
+        ]
     )

@@ -39,9 +39,11 @@ def table(data: Mapping[str, Any], count: int) -> str:
     sizes = [abs(row["score"]) for row in rows if finite(row.get("score"))]
     longest = max(sizes, default=0.0) or 1.0
     audited = any(row.get("exact") is not None for row in data["components"])
-    body = "".join(line(row, longest, audited=audited) for row in rows)
+    resampled = any(row.get("se") is not None for row in data["components"])
+    body = "".join(line(row, longest, audited=audited, resampled=resampled) for row in rows)
     exact = cell("th", "right", "exact") if audited else ""
-    head = cell("th", "left", "component") + cell("th", "right", "score") + exact
+    spread = cell("th", "right", "se") + cell("th", "right", "ranks") if resampled else ""
+    head = cell("th", "left", "component") + cell("th", "right", "score") + spread + exact
     _, scored = static.shown(data)
     return (
         "<table style='border-collapse:collapse;font-variant-numeric:tabular-nums'>"
@@ -50,7 +52,9 @@ def table(data: Mapping[str, Any], count: int) -> str:
     )
 
 
-def line(row: Mapping[str, Any], longest: float, *, audited: bool) -> str:
+def line(
+    row: Mapping[str, Any], longest: float, *, audited: bool, resampled: bool = False
+) -> str:
     """Return one component's row; the bar is blue where it supports, orange where it opposes."""
     score = row.get("score")
     width = round(100 * abs(score) / longest) if score is not None and finite(score) else 0
@@ -58,6 +62,8 @@ def line(row: Mapping[str, Any], longest: float, *, audited: bool) -> str:
     cells = [
         cell("td", "left", f"<code>{static.escape(row['name'])}</code>"),
         cell("td", "right", static.number(score)),
+        cell("td", "right", static.number(row.get("se"))) if resampled else "",
+        cell("td", "right", static.escape(row.get("ranks") or static.ABSENT)) if resampled else "",
         cell("td", "right", static.number(row.get("exact"))) if audited else "",
         cell("td", "left", f"<div style='height:.7em;width:{width}px;background:{color}'></div>"),
     ]

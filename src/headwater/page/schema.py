@@ -23,6 +23,10 @@ class ComponentRow(TypedDict, total=False):
     """The estimate, averaged over prompt pairs."""
     spread: float | None
     """Standard deviation of the score over prompt pairs."""
+    se: float | None
+    """Standard error of the score over resampled prompt pairs."""
+    ranks: str | None
+    """Interval of the rank by |score| over resampled prompt pairs: `1-3`."""
     size: float | None
     """How far the gate moves the activation, relative to the residual."""
     exact: float | None

@@ -11,6 +11,8 @@ from typing import Any
 from headwater.page.payload import count_non_finite
 
 # Characters HTML cannot hold: controls other than tab and newline, and lone surrogates.
+ABSENT = "\u2013"
+
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
@@ -168,6 +170,8 @@ def strongest(data: Mapping[str, Any], count: int) -> tuple[str, str]:
     body = "".join(
         f'<tr><td>{escape(row["name"])}</td><td class="number">{number(row.get("score"))}</td>'
         f'<td class="number">{number(row.get("spread"))}</td>'
+        f'<td class="number">{number(row.get("se"))}</td>'
+        f'<td class="number">{escape(row.get("ranks") or ABSENT)}</td>'
         f'<td class="number">{number(row.get("exact"))}</td>'
         f"<td>{escape('; '.join(row.get('flags') or []))}</td></tr>"
         for row in rows

@@ -1,0 +1,101 @@
+"""The estimator that picks one: what it picks and says, and that scores are the picked ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import headwater as hw
+from headwater.errors import UnknownOptionError
+from tiny_tasks import gated, model, task
+
+
+def notes(components, *, budget: float, reference=None) -> list[str]:
+    found = hw.Auto(budget=budget).estimate(
+        gated(model("Llama"), task(6, 6), components, reference)
+    )
+    return list(found.notes)
+
+
+def test_exact_effects_are_taken_where_they_fit():
+    components = hw.heads() + hw.mlps()
+    picked = hw.attribute(model("Llama"), task(6, 6), components, hw.Auto())
+    exact = hw.attribute(model("Llama"), task(6, 6), components, hw.Exact())
+    assert_close(picked.scores, exact.scores, rtol=1e-9, atol=1e-12)
+    assert picked.parts.notes[0].startswith("heads scored by hw.Exact(): exact effects cost 7 ")
+
+
+def test_many_components_are_integrated_family_by_family():
+    # 80 neurons in two layers: 1 + 40 + 20 forwards exactly, 1 + 1.5 * 13 along the families
+    assert notes(hw.neurons(), budget=30) == [
+        "neurons scored by hw.IntegratedGradients(steps=4): exact effects would cost 61 forwards "
+        "a pair."
+    ]
+
+
+def test_all_but_queries_and_keys_may_go_along_the_inputs():
+    (said,) = notes(hw.neurons(positions="each"), budget=40.0)
+    assert said.startswith("neurons scored by hw.IntegratedGradients()")
+    dear = notes(hw.neurons() + hw.queries(positions="each"), budget=40.0)
+    assert dear[0].startswith("neurons scored by hw.Gradient()")
+
+
+def test_queries_that_are_too_many_get_the_query_fix():
+    said = notes(hw.queries(positions="each"), budget=5)
+    assert said[0].startswith("queries scored by hw.AtPStar(grad_drop=False)")
+
+
+def test_kinds_are_scored_apart_and_put_together():
+    components = hw.neurons() + hw.queries() + hw.mlps()
+    runner, pairs = model("Llama"), task(6, 6)
+    together = hw.attribute(runner, pairs, components, hw.Auto(budget=75))
+    for part, estimator in (
+        (hw.neurons(), hw.IntegratedGradients(steps=4)),
+        (hw.queries(), hw.Exact()),
+        (hw.mlps(), hw.Exact()),
+    ):
+        alone = hw.attribute(runner, pairs, part, estimator)
+        columns = [together.names.index(name) for name in alone.names]
+        assert_close(together.scores[:, columns], alone.scores, rtol=1e-9, atol=1e-12)
+
+
+def test_a_zero_reference_in_a_pre_norm_model_is_doubted_wherever_slopes_are_used():
+    (exact,) = notes(hw.neurons(), budget=13, reference=hw.Zero())
+    assert exact.startswith("neurons scored by hw.Exact(): slopes say little here")
+    dear = notes(hw.neurons(), budget=12, reference=hw.Zero())
+    assert any(note.startswith("reference zero in a pre-norm model") for note in dear)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "warned"),
+    [
+        (hw.Gradient(), True),
+        (hw.AtPStar(), True),
+        (hw.IntegratedGradients(), True),
+        (hw.Exact(), False),
+    ],
+)
+def test_the_warning_comes_with_slopes_only(estimator, warned):
+    scores = hw.attribute(model("Llama"), task(6, 6), hw.heads(), estimator, reference=hw.Zero())
+    said = any("reference zero in a pre-norm model" in text for text in scores.warnings())
+    assert said == warned
+
+
+def test_a_post_norm_model_and_other_references_are_not_warned_of():
+    for family, reference in (("OLMo 2", hw.Zero()), ("Llama", hw.Corrupted())):
+        scores = hw.attribute(
+            model(family), task(6, 6), hw.heads(), hw.Gradient(), reference=reference
+        )
+        assert not any("pre-norm" in text for text in scores.warnings())
+
+
+def test_a_closed_form_is_scored_too():
+    f = hw.GatedFunction(lambda m: m[..., 0] * m[..., 1], ["a", "b"], dtype=torch.float64)
+    scores = hw.attribute(f, estimator=hw.Auto())
+    assert scores.scores[0].tolist() == [1.0, 1.0]
+
+
+def test_a_budget_too_small_for_anything_is_refused():
+    with pytest.raises(UnknownOptionError, match="the cheapest estimate takes 4 passes"):
+        hw.Auto(budget=3)
