@@ -9,6 +9,7 @@ import torch
 
 import headwater as hw
 from headwater.audits.report import Audit, AuditRow
+from headwater.audits.sampling import AuditSample, Stratum
 from headwater.audits.words import Counts
 
 
@@ -57,12 +58,18 @@ def population(
 
 def checked(scores: hw.Attribution, exact: np.ndarray, columns: Sequence[int]) -> Audit:
     """An audit that knows these components, made without its figures and their bootstraps."""
-    mean, effect = scores.mean().tolist(), np.atleast_2d(exact).mean(0)
+    chosen = AuditSample(len(scores.names), (Stratum("top", tuple(columns), tuple(columns)),))
+    return sampled(scores, exact, chosen)
+
+
+def sampled(scores: hw.Attribution, exact: np.ndarray, sample: AuditSample) -> Audit:
+    """An audit of a sample, made without its figures and their bootstraps."""
+    mean, effect = scores.mean().tolist(), np.atleast_2d(exact).mean(0).tolist()
     rows = tuple(
-        AuditRow(scores.names[c], "top", 1.0, mean[c], float(effect[c]), mean[c] - float(effect[c]))
-        for c in columns
+        AuditRow(scores.names[c], stratum, weight, mean[c], effect[c], mean[c] - effect[c])
+        for c, stratum, weight in zip(sample.indices, sample.labels, sample.weights, strict=True)
     )
-    counts = Counts(len(mean), len(rows), {"top": len(rows)}, True, len(rows), 0, None, False)
+    counts = Counts(len(mean), len(rows), {}, True, 0, 0, None, False)
     audit = Audit("", "", (), counts, rows, (), (), 0, 0.95)
     scores.checked = audit.of(scores)
     return audit.of(scores, weakly=False)

@@ -828,3 +828,12 @@ def test_an_unknown_reference_is_answered_with_the_closest():
     assert str(refused.value) == (
         f"no reference 'means'. Closest: 'mean'. References: {', '.join(REFERENCES)}."
     )
+
+
+def test_the_curve_of_a_result_is_averaged_over_its_draws():
+    given, reference = task(5, 5, 5, 4, 4, 4), hw.Resample(draws=2)
+    scores = attribute(model("GPT-2"), given, hw.mlps(), hw.Exact(), reference=reference)
+    curve = scores.curve("m1", points=3, batch_size=2)
+    # from open to closed the metric loses the exact effect
+    ends = curve.values[:, list(curve.gates.tolist()).index(1.0)] - curve.values[:, 0]
+    assert_close(ends, scores["m1"], rtol=0, atol=1e-11)

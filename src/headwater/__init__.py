@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from headwater.attribution import Attribution as Attribution
     from headwater.attribution import attribute as attribute
+    from headwater.attribution.bootstrap import Bootstrap as Bootstrap
     from headwater.attribution.curve import Curve as Curve
     from headwater.attribution.interaction import Interaction as Interaction
     from headwater.attribution.interaction import interaction as interaction
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "attribution": "Attribution attribute",
+    "attribution.bootstrap": "Bootstrap",
     "attribution.curve": "Curve",
     "attribution.interaction": "Interaction interaction",
     "audits": "Audit",

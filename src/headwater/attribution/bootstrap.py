@@ -173,7 +173,8 @@ def bootstrap(
     }
     for columns in _chunks(count, max(1, CHUNK // max(resamples, pairs))):
         again = sample.scores(sample.drawn, columns)
-        result["se"][columns] = again.std(0, ddof=1)
+        # from the first on, so that equal numbers have no spread at all
+        result["se"][columns] = (again - again[0]).std(0, ddof=1, dtype=np.float64)
         result["low"][columns], result["high"][columns] = place.interval(again)
     alive = int((scores != 0).any(0).sum())
     strongest = min(top, alive)
@@ -234,7 +235,8 @@ class _Places:
     """Where an interval ends among sorted resamples: outward to whole ones, so ranks stay whole."""
 
     def __init__(self, resamples: int, confidence: float) -> None:
-        self.low = int(np.floor((1 - confidence) / 2 * resamples))
+        # the tiny addition: (1 - 0.9) / 2 * 40 is 1.9999999999999996
+        self.low = int((1 - confidence) / 2 * resamples + 1e-9)
         self.high = resamples - 1 - self.low
 
     def interval(

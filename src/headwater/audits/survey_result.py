@@ -146,7 +146,7 @@ class Survey:
         """What computing the attention softmax changes, and how saturated the output softmax is."""
         missed, left = self.share().share or 0.0, self.share("atp-star").share or 0.0
         said = f"With the softmax of queries and keys computed (AtP*) it is {_percent(left)}"
-        if missed >= COMES_UP:
+        if self.answer != "no":
             cured = left < missed / 2
             said += f": saturated attention is {'most' if cured else 'not most'} of the reason"
         if self.metric in THROUGH_OUTPUT:

@@ -75,8 +75,8 @@ class TrainedMask(Estimator):
     seed: int = 0
     """Seed of the noise."""
     checkpoints: str | Path | None = None
-    """Folder to keep the state in, beside that of the run and not inside it; the same call continues
-    there with exactly the numbers of an uninterrupted run."""
+    """Folder to keep the state in, beside that of the run and not inside it. The same call
+    continues there with exactly the numbers of an uninterrupted run."""
 
     name: ClassVar[str] = "trained-mask"
     estimand: ClassVar[str] = (

@@ -52,9 +52,7 @@ def table(data: Mapping[str, Any], count: int) -> str:
     )
 
 
-def line(
-    row: Mapping[str, Any], longest: float, *, audited: bool, resampled: bool = False
-) -> str:
+def line(row: Mapping[str, Any], longest: float, *, audited: bool, resampled: bool = False) -> str:
     """Return one component's row; the bar is blue where it supports, orange where it opposes."""
     score = row.get("score")
     width = round(100 * abs(score) / longest) if score is not None and finite(score) else 0

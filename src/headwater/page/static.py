@@ -10,9 +10,8 @@ from typing import Any
 
 from headwater.page.payload import count_non_finite
 
-# Characters HTML cannot hold: controls other than tab and newline, and lone surrogates.
 ABSENT = "\u2013"
-
+# Characters HTML cannot hold: controls other than tab and newline, and lone surrogates.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
@@ -21,7 +20,7 @@ def escape(value: object) -> str:
     return html.escape(UNPRINTABLE.sub("\ufffd", str(value)), quote=True)
 
 
-def number(value: float | int | None, absent: str = "\u2013") -> str:
+def number(value: float | int | None, absent: str = ABSENT) -> str:
     """Return `value` with three digits and a true minus sign; `absent` for None, else `n/a`."""
     if value is None:
         return absent

@@ -12,7 +12,7 @@ const COLUMNS = [
   { key: 'score', title: 'score', numeric: true, first: -1, bar: true },
   { key: 'spread', title: 'spread', about: 'standard deviation over prompt pairs', numeric: true, first: -1 },
   { key: 'se', title: 'se', about: 'standard error over resampled pairs', numeric: true, first: -1 },
-  { key: 'ranks', title: 'ranks', about: 'rank interval over resampled pairs', numeric: true, first: 1 },
+  { key: 'ranks', title: 'ranks', about: 'rank interval over resampled pairs', first: 1 },
   { key: 'exact', title: 'exact', numeric: true, first: -1 },
   { key: 'error', title: 'est. \u2212 exact', numeric: true, first: -1 },
   { key: 'size', title: 'size', about: 'size of the change made at the component, relative to the residual', numeric: true, first: -1 },
