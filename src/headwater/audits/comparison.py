@@ -16,6 +16,7 @@ from headwater.attribution import attribute
 from headwater.attribution.folders import write_text
 from headwater.audits.advice import advice
 from headwater.audits.compare import audit_scores
+from headwater.audits.estimands import about_estimand
 from headwater.audits.interventions import interventions
 from headwater.audits.report import Audit
 from headwater.audits.words import figure
@@ -265,7 +266,7 @@ def compare(
     for name, estimator in named.items():
         scores = runs[name]
         count = len(scores.names)
-        scores.checked = audit_scores(
+        checked = audit_scores(
             scores.names,
             scores.scores,
             truth.of(estimator.end, scores),
@@ -276,6 +277,7 @@ def compare(
             magnitudes=estimator.magnitudes,
             gaps=scores.gaps(),
         )
+        scores.checked = about_estimand(checked, estimator)
     rows = tuple(_row(name, named[name], scores) for name, scores in runs.items())
     first = next(iter(runs.values()))
     components_in_all = len(first.names)

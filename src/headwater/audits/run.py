@@ -14,6 +14,7 @@ from torch import Tensor
 from headwater.attribution.flags import flag_words
 from headwater.audits.compare import audit_scores
 from headwater.audits.diagnosis import noted
+from headwater.audits.estimands import about_estimand
 from headwater.audits.report import Audit
 from headwater.components import Selection
 from headwater.errors import ModelGoneError, ResultError
@@ -86,7 +87,7 @@ def audit(
     if scores.provenance.estimator["name"] == "exact":
         checked = _repeated(checked)
     else:
-        checked = _with_estimand(checked, estimator_of(scores))
+        checked = about_estimand(checked, estimator_of(scores))
     checked = noted(checked, flag_words(scores))
     scores.checked = checked.of(scores)
     return checked.of(scores, weakly=False)
@@ -102,17 +103,6 @@ def estimator_of(scores: Attribution) -> Estimator:
             f"compare them with is not known.\nKnown: {', '.join(ESTIMATORS)}."
         )
     return ESTIMATORS[name](**options)
-
-
-def _with_estimand(checked: Audit, estimator: Estimator) -> Audit:
-    """Say so where exact effects of single components are not what the scores estimate."""
-    if estimator.estimand.startswith("each component alone"):
-        return checked
-    return replace(
-        checked,
-        sentence=f"{checked.sentence} The estimand of these scores is another ("
-        f"{estimator.estimand}); they are compared here with closing each component alone.",
-    )
 
 
 def _repeated(checked: Audit) -> Audit:

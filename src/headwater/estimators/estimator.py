@@ -81,6 +81,11 @@ class Estimator(ABC):
         return True
 
     @property
+    def are_effects(self) -> bool:
+        """Whether scores are effects in units of the metric, which have a size to compare."""
+        return True
+
+    @property
     def magnitudes(self) -> bool:
         """Whether a score is the size of an effect, with a sign attached.
 

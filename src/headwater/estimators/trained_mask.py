@@ -123,6 +123,16 @@ class TrainedMask(Estimator):
         return DEFAULT_PRICE if self.price is None else self.price
 
     @property
+    def are_effects(self) -> bool:
+        """Scores are chances of being kept."""
+        return False
+
+    @property
+    def uses_slopes(self) -> bool:
+        """It looks at the metric along the whole mask, not at one end."""
+        return False
+
+    @property
     def magnitudes(self) -> bool:
         """True: a probability is the size of something, with a sign attached."""
         return True

@@ -27,7 +27,6 @@ SCRIPTS = (
     "plot.js",
     "strip.js",
     "scatter.js",
-    "curves.js",
     "table.js",
     "prompts.js",
     "start.js",
@@ -49,7 +48,8 @@ def render(data: Mapping[str, Any]) -> str:
         ResultError: If a key that every page needs is missing.
     """
     check(data)
-    style, script = asset("page.css"), bundle()
+    curves = data.get("curves") or []
+    style, script = sheet(curves=bool(curves)), bundle(curves=bool(curves))
     rows, sentence = static.strongest(data, 20)
     audited = static.is_audited(data)
     parts = {
@@ -66,7 +66,7 @@ def render(data: Mapping[str, Any]) -> str:
         "strongest_caption": sentence,
         "plain_pairs": static.plain_pairs(data.get("pairs") or [], 20),
         "statistics": static.statistics(data),
-        "curves": curve.figures(data.get("curves") or []),
+        "curves": curve.figures(curves),
         "provenance": static.provenance(data),
         "data": payload(data),
         "script": script,
@@ -81,7 +81,7 @@ def write_curve(data: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
         data: `CurveData` in `headwater.page.schema` lists the keys.
         path: Where to write; its folder is made if it is not there.
     """
-    style = asset("page.css")
+    style = sheet(curves=True)
     parts = {
         "style_hash": digest(style),
         "style": style,
@@ -137,9 +137,16 @@ def squeeze(text: str) -> str:
 
 
 @cache
-def bundle() -> str:
+def sheet(*, curves: bool) -> str:
+    """Return the page's style; that of response curves only where there are some."""
+    return "\n".join([asset("page.css"), *([asset("curves.css")] if curves else [])])
+
+
+@cache
+def bundle(*, curves: bool) -> str:
     """Return the page's script: every part inside one function, so no name is global."""
-    return "(() => {\n'use strict';\n" + "\n".join(map(asset, SCRIPTS)) + "\n})();\n"
+    parts = ["curves.js", *SCRIPTS] if curves else SCRIPTS
+    return "(() => {\n'use strict';\n" + "\n".join(map(asset, parts)) + "\n})();\n"
 
 
 def digest(text: str) -> str:

@@ -1,11 +1,7 @@
 // Response curves: drawn in the page already; the chosen component's is the one that shows.
 
-const curves = new Map([...document.querySelectorAll('[data-curve]')].map((figure) => [figure.dataset.curve, figure]));
-const hasCurve = (component) => curves.has(component.name);
-
 /** Show the chosen component's curve, or the strongest one's; bring it into view when chosen. */
 function startCurves() {
-  if (!curves.size) return;
   let shown = curves.keys().next().value;
   const show = () => curves.forEach((figure, name) => { figure.hidden = name !== shown; });
   show();

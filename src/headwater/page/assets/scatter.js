@@ -6,6 +6,8 @@ const SHAPES = {
   tail: 'M0 -6L5.6 4.4L-5.6 4.4Z',
 };
 const shape = (component) => SHAPES[component.stratum] ?? SHAPES.top;
+const curves = new Map([...document.querySelectorAll('[data-curve]')].map((figure) => [figure.dataset.curve, figure]));
+const hasCurve = (component) => curves.has(component.name);
 
 function startScatter() {
   const figure = document.getElementById('scatter');

@@ -11,7 +11,7 @@ if (strip) maps.append(strip);
 if (plan.outside > 0) maps.append(html('p', { class: 'caption', text: `${thousands(plan.outside)} components have no place in these figures; the table has them.` }));
 maps.hidden = !maps.children.length;
 startScatter();
-startCurves();
+if (curves.size) startCurves();
 startTable();
 startPrompts();
 for (const button of document.querySelectorAll('[data-pick]')) {
