@@ -278,13 +278,16 @@ def test_a_bracket_site_ends_before_the_closing_bracket_of_what_is_open():
     (found,) = sites("bracket", "x = y[(), 10:20]\n")
 
     assert found.clean.endswith("\nx = y[(), 10:20")
-    assert found.corrupted in (
-        found.clean.replace("y[", "y("),
-        found.clean.replace("y[", "y{"),
-    )
-    assert found.answer == "]"
-    assert found.wrong == ({"(": ")", "{": "}"}[found.corrupted[-len("(), 10:20") - 1]],)
+    assert found.corrupted == found.clean.replace("y[", "y(")
+    assert (found.answer, found.wrong) == ("]", (")",))
     assert found.origin == "made/up.py, line 2"
+
+
+def test_a_round_bracket_becomes_a_square_one_and_a_curly_one_a_round_one():
+    call, mapping = sites("bracket", "x = f(10)\ny = {1: 2}\n")
+
+    assert (call.corrupted[-len("f(10") :], call.wrong) == ("f[10", ("]",))
+    assert (mapping.corrupted[-len("{1: 2") :], mapping.wrong) == ("(1: 2", (")",))
 
 
 def test_brackets_in_strings_and_comments_are_no_sites():

@@ -87,8 +87,8 @@ _HOME = {
     "components": "attentions channels conv heads keys mixers mlps neurons nodes queries residual "
     "ssm ssm_heads tokens values",
     "errors": "HeadwaterError",
-    "estimators": "AtPStar Auto Estimator Exact Gradient IntegratedGradients SecondOrder Shapley TrainedCircuit "
-    "TrainedMask Trapezoid",
+    "estimators": "AtPStar Auto Estimator Exact Gradient IntegratedGradients SecondOrder Shapley "
+    "TrainedCircuit TrainedMask Trapezoid",
     "gates": "GatedFunction",
     "metrics": "cross_entropy kl logit_diff logprob metric prob prob_diff",
     "models": "Model load wrap",

@@ -47,8 +47,8 @@ def output_warning(result: Attribution) -> str:
         return ""
     return (
         f"{OUTPUT}: the answer has p > {SATURATED} in {100 * share:.0f} % of pairs, where the "
-        f"slope of {result.task.metric.name} is nearly 0 whatever a component does. Use hw.logit_diff() "
-        "or hw.Exact()."
+        f"slope of {result.task.metric.name} is nearly 0 whatever a component does. Use "
+        "hw.logit_diff() or hw.Exact()."
     )
 
 

@@ -14,13 +14,12 @@ from torch import Tensor
 from headwater import page as pages
 from headwater.attribution import folders
 from headwater.attribution.bootstrap import Bootstrap, bootstrap, table_resamples
-from headwater.attribution.curve import Curve
-from headwater.attribution.extras import Extras, say_flags
+from headwater.attribution.extras import Extras
+from headwater.attribution.later import Later
 from headwater.attribution.manifest import Manifest, Provenance, planned, saved_task
 from headwater.attribution.rows import Row, rows_of, warnings_of
 from headwater.attribution.scores import Scores
 from headwater.audits import Audit
-from headwater.audits.diagnosis import Diagnosis
 from headwater.errors import (
     MissingExtraError,
     ModelGoneError,
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     import pandas
 
 
-class Attribution:
+class Attribution(Later):
     """One score a pair and component. Positive: the component supports the behavior.
 
     Attributes:
@@ -195,52 +194,6 @@ class Attribution:
         from headwater.audits.run import audit  # a peer on this floor that reads results
 
         return audit(self, sample=sample, **options)
-
-    @property
-    def diagnosis(self) -> Diagnosis | None:
-        """The last diagnosis, if there was one."""
-        return self.extras.diagnosis
-
-    def diagnose(self, **options: Any) -> Diagnosis:
-        """Look for what makes first-order scores wrong; see `headwater.audits.diagnose.diagnose`.
-
-        Its flags then stand in the rows, the page and the audit's sentence.
-        """
-        from headwater.audits.diagnose import diagnose  # as above
-
-        self.extras.diagnosis = found = diagnose(self, **options)
-        say_flags(self)
-        return found
-
-    def curve(self, name: str, points: int = 33, steps: int = 8, **options: Any) -> Curve:
-        """Return what the metric does while one component's gate goes from closed to open.
-
-        Args:
-            name: A scored component.
-            points: Gate values at which the metric is taken.
-            steps: Quadrature points at which slopes are taken.
-            options: `model`, `batch_size`, `progress` as in `hw.audit`.
-
-        Raises:
-            UnknownComponentError: If no component of that name was scored.
-            ModelGoneError: If the model is gone and none was given.
-        """
-        from headwater.attribution.curves import curves_of
-
-        return curves_of(self, [name], points=points, steps=steps, **options)[0]
-
-    def add_curves(self, count: int = 8, **options: Any) -> list[Curve]:
-        """Make the response curves of the strongest components; they go into folder and page.
-
-        Strongest by the score, or by the exact effect where an audit found a stronger one.
-        """
-        from headwater.attribution.curves import curves_of
-        from headwater.audits.diagnose import strongest
-
-        names = [self.names[column] for column in strongest(self, count)]
-        made = curves_of(self, names, **options)
-        self.extras.curves |= {curve.name: curve for curve in made}
-        return made
 
     # --- looking at it ---------------------------------------------------------------------
 

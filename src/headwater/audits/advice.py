@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from headwater.audits import words
+from headwater.audits.diagnosis import Diagnosis
 from headwater.audits.report import AuditRow
 
 if TYPE_CHECKING:
@@ -16,12 +17,17 @@ MISSED = 0.1
 """A score below this share of the exact effect has missed it."""
 WORTH_NAMING = 0.1
 """Components with at least this share of the largest effect are named."""
+NAMED = 3
+"""Flagged components whose flags are spelled out."""
 FIRST_ORDER = ("gradient", "trapezoid")
 """Estimators that see one or two points of the path."""
 
 
 def advice(
-    rows: Sequence[ComparedEstimator], runs: Mapping[str, Attribution], components: int
+    rows: Sequence[ComparedEstimator],
+    runs: Mapping[str, Attribution],
+    components: int,
+    diagnosis: Diagnosis | None = None,
 ) -> tuple[str, ...]:
     """Return what to use, then why the others fall short.
 
@@ -29,6 +35,7 @@ def advice(
         rows: The compared estimators.
         runs: Their audited scores, by name.
         components: How many were scored.
+        diagnosis: Of the gradient, if that was compared.
 
     Returns:
         Sentences, the recommendation first.
@@ -36,16 +43,29 @@ def advice(
     exact = next((row for row in rows if row.name.partition(":")[0] == "exact"), None)
     estimates = sorted((row for row in rows if row is not exact), key=lambda row: row.passes)
     said = [_recommended(estimates, exact)] if estimates else []
+    flags = {}
+    if diagnosis is not None:
+        flags = {found.name: found.flags for found in diagnosis.findings}
+        said.append(_not_seen(diagnosis))
     for row in estimates:
         checked = runs[row.name].checked
         assert checked is not None
-        said += _why(row, checked.rows)
+        said += _why(row, checked.rows, flags)
     if exact is not None and estimates:
         said.append(
             f"Exact effects of all {components:,} components cost {_cost(exact)}; they need no "
             "audit."
         )
     return tuple(said)
+
+
+def _not_seen(diagnosis: Diagnosis) -> str:
+    if any(found.flags for found in diagnosis.findings):
+        return f"What a gradient cannot see here: {diagnosis.sentence}."
+    return (
+        "No saturated attention, cancellation or routing jump was found: what a gradient gets "
+        "wrong here is curvature."
+    )
 
 
 def _recommended(estimates: Sequence[ComparedEstimator], exact: ComparedEstimator | None) -> str:
@@ -69,7 +89,10 @@ def _recommended(estimates: Sequence[ComparedEstimator], exact: ComparedEstimato
     if ranked is not None:
         slope = ranked.figures["slope"]
         size = "" if slope is None else f" ({words.size_words(slope)})"
-        return f"Use {ranked.name} here for the ranking, not for sizes{size}; for sizes use hw.Exact()."
+        return (
+            f"Use {ranked.name} here for the ranking, not for sizes{size}; "
+            "for sizes use hw.Exact()."
+        )
     return "Use hw.Exact() here: no estimate that was compared ranks these components well."
 
 
@@ -84,8 +107,10 @@ def _is_ranked(row: ComparedEstimator) -> bool:
     return r is not None and r >= words.GOOD_CORRELATION and enough
 
 
-def _why(row: ComparedEstimator, checked: Sequence[AuditRow]) -> list[str]:
-    """Return what an estimator missed, with the reason where its kind shows it."""
+def _why(
+    row: ComparedEstimator, checked: Sequence[AuditRow], flags: Mapping[str, tuple[str, ...]]
+) -> list[str]:
+    """Return what an estimator missed, with the reason where a diagnosis or its kind shows it."""
     largest = max((abs(one.exact) for one in checked), default=0.0)
     total = sum(abs(one.exact) for one in checked)
     missed = [
@@ -99,25 +124,30 @@ def _why(row: ComparedEstimator, checked: Sequence[AuditRow]) -> list[str]:
         names = words.name_list([one.name for one in missed])
         said.append(
             f"{row.name} misses {names} (score below a tenth of the effect), {share:.0f} % of all "
-            f"|exact|: {_reason(row, missed)}."
+            f"|exact|: {_reason(row, missed, flags)}."
         )
     if row.note:
         said.append(f"{row.name}: {row.note}")
     return said
 
 
-def _reason(row: ComparedEstimator, missed: Sequence[AuditRow]) -> str:
-    inside = [one for one in missed if "<q>" in one.name or "<k>" in one.name]
+def _reason(
+    row: ComparedEstimator, missed: Sequence[AuditRow], flags: Mapping[str, tuple[str, ...]]
+) -> str:
     if row.name.partition(":")[0] not in FIRST_ORDER:
         return "confirm these with hw.Exact()"
-    if len(inside) == len(missed):
+    found = [f"{one.name}: {', '.join(flags[one.name])}" for one in missed if flags.get(one.name)]
+    if found:
+        more = f"; and {len(found) - NAMED} more flagged" if len(found) > NAMED else ""
+        return "; ".join(found[:NAMED]) + more
+    if all("<q>" in one.name or "<k>" in one.name for one in missed):
         return (
             "queries and keys act through a softmax, which has no slope where it is saturated; "
             "hw.AtPStar() computes its rows again"
         )
     return (
-        "there is no slope to see at the clean end (a saturated softmax or activation, or paths "
-        "that cancel); integrate along the path, hw.IntegratedGradients()"
+        "there is little slope to see at the clean end; integrate along the path, "
+        "hw.IntegratedGradients()"
     )
 
 

@@ -16,13 +16,15 @@ from headwater.attribution import attribute
 from headwater.attribution.folders import write_text
 from headwater.audits.advice import advice
 from headwater.audits.compare import audit_scores
+from headwater.audits.diagnose import diagnose
+from headwater.audits.diagnosis import Diagnosis
 from headwater.audits.estimands import about_estimand
 from headwater.audits.interventions import interventions
 from headwater.audits.report import Audit
 from headwater.audits.words import figure
 from headwater.components import Selection
 from headwater.errors import MissingExtraError, ResultError
-from headwater.estimators import Estimator, Exact
+from headwater.estimators import Estimator, Exact, Gradient
 from headwater.gates import End, GatedFunction
 from headwater.metrics import Metric
 from headwater.models import Model
@@ -285,12 +287,22 @@ def compare(
     return Comparison(
         title=f"{first.subject()}, reference {first.provenance.reference['name']}",
         rows=rows,
-        advice=advice(rows, runs, components_in_all),
+        advice=advice(rows, runs, components_in_all, _diagnosis(named, runs, model)),
         checked=checked,
         components=components_in_all,
         top=min(top, components_in_all),
         runs=runs,
     )
+
+
+def _diagnosis(
+    named: Mapping[str, Estimator],
+    runs: Mapping[str, Attribution],
+    model: Model | GatedFunction,
+) -> Diagnosis | None:
+    """Return what a diagnosis finds, if a gradient was compared."""
+    first = next((name for name, one in named.items() if one == Gradient()), None)
+    return None if first is None else diagnose(runs[first], model=model, progress=False)
 
 
 class _Truth:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from headwater.attribution.attribute import attribute
 from headwater.attribution.result import Attribution
 from headwater.audits.intervals import intervals
+from headwater.audits.report import Audit
 from headwater.audits.sampling import AuditSample
 from headwater.audits.saturated_heads import Counted, count_saturated, lines_of
 from headwater.audits.saturation import SATURATED
@@ -227,46 +228,30 @@ def _made(
     notes: Sequence[str],
     seconds: str,
 ) -> Survey:
-    audit = plain.checked
+    audit, task, heads = plain.checked, plain.task, counted.heads()
     assert audit is not None
-    assert audit.pair_effects is not None
-    columns = [plain.names.index(row.name) for row in audit.rows]
-    exact = audit.pair_effects.double().numpy()
+    assert task is not None
     estimates = {
-        scores.provenance.estimator["name"]: scores.scores.double().cpu().numpy()
+        str(scores.provenance.estimator["name"]): scores.scores.double().cpu().numpy()
         for scores in (plain, fixed)
     }
-    kinds = np.array([parse_component(row.name).kind for row in audit.rows])
-    weight = np.array([row.weight for row in audit.rows])
-    # the very sample that the audit drew
-    drawn = AuditSample.draw(plain.mean().double().cpu().numpy(), sample=size, seed=seed)
     adapter = model.anatomy()
     repeats = (adapter.n_heads or 1) // (adapter.n_kv_heads or 1)
-    by_name = {head.name: head.saturated for head in counted.heads()}
-    rows = tuple(
-        SurveyRow(
-            name=row.name,
-            kind=kind,
-            weight=row.weight,
-            exact=row.exact,
-            estimates={name: float(one[:, c].mean()) for name, one in estimates.items()},
-            saturated=_own_saturation(row.name, by_name, repeats),
-        )
-        for row, kind, c in zip(audit.rows, kinds.tolist(), columns, strict=True)
-    )
+    by_name = {head.name: head.saturated for head in heads}
+    # the very sample that the audit drew
+    drawn = AuditSample.draw(plain.mean().double().cpu().numpy(), sample=size, seed=seed)
+    rows = _rows(audit, plain.names, estimates, by_name, repeats)
     shares = [
-        _share(name, kind, values, exact, columns, weight, kinds, drawn, seed)
+        _share(name, kind, values, audit, drawn, seed)
         for name, values in estimates.items()
         for kind in ("all", *KINDS)
     ]
-    task = plain.task
-    assert task is not None
     return Survey(
         model=model.name,
         corpus=corpus,
         prompts=counted.prompts,
         tokens=counted.tokens,
-        heads=counted.heads(),
+        heads=heads,
         tested=len(task),
         metric=task.metric.name,
         reference=str(plain.provenance.reference["name"]),
@@ -282,7 +267,31 @@ def _made(
     )
 
 
-def _own_saturation(name: str, by_head: dict[str, float], repeats: int) -> float:
+def _rows(
+    audit: Audit,
+    names: Sequence[str],
+    estimates: Mapping[str, Float[np.ndarray, "pair component"]],
+    by_head: Mapping[str, float],
+    repeats: int,
+) -> tuple[SurveyRow, ...]:
+    column = {name: place for place, name in enumerate(names)}
+    return tuple(
+        SurveyRow(
+            name=row.name,
+            kind=parse_component(row.name).kind,
+            weight=row.weight,
+            exact=row.exact,
+            estimates={
+                name: float(values[:, column[row.name]].mean())
+                for name, values in estimates.items()
+            },
+            saturated=_own_saturation(row.name, by_head, repeats),
+        )
+        for row in audit.rows
+    )
+
+
+def _own_saturation(name: str, by_head: Mapping[str, float], repeats: int) -> float:
     """Return a head's share of saturated rows; of a shared key the mean over its heads."""
     component = parse_component(name)
     index = component.index or 0
@@ -295,30 +304,29 @@ def _share(
     estimator: str,
     kind: str,
     values: Float[np.ndarray, "pair component"],
-    exact: Float[np.ndarray, "pair index"],
-    columns: Sequence[int],
-    weight: Float[np.ndarray, " index"],
-    kinds: np.ndarray,
+    audit: Audit,
     drawn: AuditSample,
     seed: int,
 ) -> MissedShare:
-    of_kind = np.ones(len(kinds), dtype=bool) if kind == "all" else kinds == kind
-    mean, effect = values.mean(0), exact.mean(0)
-    share = missed_share(weight[of_kind], mean[columns][of_kind], effect[of_kind])
+    assert audit.pair_effects is not None
+    exact, checked = audit.pair_effects.double().numpy(), values[:, list(drawn.indices)]
+    weight = np.array([row.weight for row in audit.rows])
+    wanted = [kind in ("all", parse_component(row.name).kind) for row in audit.rows]
+    parts = [part[..., wanted] for part in (weight, checked, exact)]
+    share = missed_share(parts[0], parts[1].mean(0), parts[2].mean(0))
+    each = [np.broadcast_to(part, parts[2].shape).ravel() for part in parts]
     span = None
     if kind == "all":
-        span = intervals({"share": missed_share}, drawn, mean, effect, seed=seed)["share"]
-    each = np.broadcast_to(weight, exact.shape)
-    every = missed_share(*(part[:, of_kind].ravel() for part in (each, values[:, columns], exact)))
-    low, high = (None, None) if span is None else (max(0.0, span[0]), min(1.0, span[1]))
+        measures = {"share": missed_share}
+        span = intervals(measures, drawn, values.mean(0), exact.mean(0), seed=seed)["share"]
     return MissedShare(
         estimator,
         kind,
-        components=int(of_kind.sum()),
+        components=sum(wanted),
         share=_known(share),
-        low=None if low is None else min(low, float(share)),
-        high=None if high is None else max(high, float(share)),
-        by_prompt=_known(every),
+        low=None if span is None else max(0.0, min(span[0], float(share))),
+        high=None if span is None else min(1.0, max(span[1], float(share))),
+        by_prompt=_known(missed_share(*each)),
     )
 
 

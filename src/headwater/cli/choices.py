@@ -86,20 +86,33 @@ def _value(word: str, option: Field[Any], text: str) -> Any:
     return text
 
 
-def reference(word: str, over: str | None, seed: int) -> Reference:
-    """Return the reference of a dashed name."""
+def reference(word: str, over: str | None, seed: int, draws: int = 1) -> Reference:
+    """Return the reference of a dashed name.
+
+    Args:
+        word: The name.
+        over: For means: `corrupted`, `clean`, or a file of prompts.
+        seed: For resampling.
+        draws: For resampling: donors a pair.
+    """
     kind = _known(word, REFERENCES, "reference")
     if over is not None and not issubclass(kind, Mean):
         raise UnknownOptionError(
             f"--over goes with --reference mean or positional-mean, not with {word!r}."
         )
-    if over is not None and over not in ("corrupted", "clean"):
-        raise UnknownOptionError(
-            f"--over {over!r} is unknown.{did_you_mean(over, ('corrupted', 'clean'))}"
-        )
+    if draws != 1 and not issubclass(kind, Resample):
+        raise UnknownOptionError(f"--draws goes with --reference resample, not with {word!r}.")
     if issubclass(kind, Resample):
-        return kind(seed=seed)
-    return kind(over=over) if over is not None else kind()
+        return kind(seed=seed, draws=draws)
+    if over is None:
+        return kind()
+    if over not in ("corrupted", "clean") and not Path(over).is_file():
+        raise UnknownOptionError(
+            f"--over {over!r} is neither corrupted or clean nor a file."
+            f"{did_you_mean(over, ('corrupted', 'clean'))}\n"
+            "A file has one prompt a line: .txt, or .jsonl."
+        )
+    return kind(over=over if over in ("corrupted", "clean") else Path(over))
 
 
 def task(word: str, metric: str | None, pairs: int | None) -> Task:

@@ -48,7 +48,13 @@ ReferenceName = Annotated[
     str,
     typer.Option("--reference", "-r", help="corrupted, mean, positional-mean, resample, zero."),
 ]
-Over = Annotated[str | None, typer.Option(help="Prompts a mean is taken over: corrupted or clean.")]
+Over = Annotated[
+    str | None,
+    typer.Option(help="Prompts a mean is taken over: corrupted, clean, or a .txt or .jsonl file."),
+]
+Draws = Annotated[
+    int, typer.Option(min=1, help="Donors a pair, for --reference resample; scores get errors.")
+]
 MetricName = Annotated[
     str | None,
     typer.Option(help="logit-diff prob-diff prob logprob kl cross-entropy; default the task's."),

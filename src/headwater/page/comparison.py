@@ -49,7 +49,7 @@ class ComparisonData(TypedDict):
 
 def render_comparison(data: ComparisonData) -> str:
     """Return the page that shows a comparison, as the text of one HTML file."""
-    style = asset("page.css")
+    style = asset("page.css") + "\n" + asset("comparison.css")
     lead, *rest = data["advice"] or ("",)
     parts = {
         "style": style,

@@ -7,7 +7,6 @@ in which what decides it is replaced. Nothing is made up: clean prompts are verb
 
 from __future__ import annotations
 
-import hashlib
 import re
 import tokenize
 from collections import Counter
@@ -102,11 +101,6 @@ class PythonFile:
             origin = f"{self.path}, line {line}"
             yield Site(clean, corrupted, self.text[end], tuple(wrong), origin)
 
-    def chance(self, place: int) -> int:
-        """Return a number that depends on the file's path and on a place in it only."""
-        digest = hashlib.sha256(f"{self.path} {place}".encode()).digest()
-        return int.from_bytes(digest[:4], "big")
-
 
 Rule: TypeAlias = Callable[[PythonFile], Iterator[Site]]
 
@@ -129,7 +123,10 @@ class PythonBehavior:
 
 
 def bracket_sites(file: PythonFile) -> Iterator[Site]:
-    """Yield closing brackets; corrupted: what they close is a bracket of another type."""
+    """Yield closing brackets; corrupted: what they close is a bracket of another type.
+
+    A round bracket becomes a square one, any other a round one: the types that code has most of.
+    """
     waiting: list[PythonToken] = []
     for token in file.tokens:
         if token.kind != tokenize.OP:
@@ -138,8 +135,7 @@ def bracket_sites(file: PythonFile) -> Iterator[Site]:
             waiting.append(token)
         elif token.text in _CLOSING.values():
             opening = waiting.pop()
-            others = [one for one in _CLOSING if one != opening.text]
-            other = others[file.chance(token.start) % len(others)]
+            other = "[" if opening.text == "(" else "("
             if token.start - opening.end >= _CONTENT:
                 yield from file.site(token.start, {opening.start: other}, _CLOSING[other])
 
