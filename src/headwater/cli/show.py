@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from headwater.audits.comparison import Comparison
 
 
+SHOWN = 10
+"""Components in a printed table, the strongest ones."""
+
+
 def attribution(scores: Attribution) -> None:
     """Show the ten strongest components, the audit in words, and the cost."""
     console = Console(soft_wrap=True)
@@ -31,6 +35,9 @@ def attribution(scores: Attribution) -> None:
         f"mean over {len(parts.clean)} pair{'s' if len(parts.clean) > 1 else ''}\n",
         highlight=False,
     )
+    count = len(scores.names)
+    if count > SHOWN:
+        console.print(f"strongest {SHOWN} of {count:,} components", highlight=False)
     console.print(_strongest(scores))
     console.print(f"\n{scores.stability()}", highlight=False, markup=False)
     if scores.checked is not None:
@@ -46,11 +53,9 @@ def attribution(scores: Attribution) -> None:
 
 
 def _strongest(scores: Attribution) -> Table:
-    rows = scores.top(10)
-    count = len(scores.names)
-    title = "components" if count <= 10 else f"strongest 10 of {count:,} components"
+    rows = scores.top(SHOWN)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(title, no_wrap=True)
+    table.add_column("component", no_wrap=True)
     for heading in ("score", "se", "ranks", "exact", "size"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("sign", no_wrap=True)
