@@ -32,7 +32,7 @@ ESTIMATORS = {
     "gradient": hw.Gradient(),
     "AtP* without GradDrop": hw.AtPStar(grad_drop=False),
     "AtP*": hw.AtPStar(),
-    "trapezoid": hw.Trapezoid(),
+    "second order, 16 probes": hw.SecondOrder(),
     "IG inputs, 10 midpoints": hw.IntegratedGradients(path="inputs", rule="midpoint", steps=10),
     "IG family, 8 Gauss points": hw.IntegratedGradients(),
     "IG joint, 10 Gauss points": hw.IntegratedGradients(path="joint", steps=10),

@@ -7,7 +7,8 @@ import torch
 from torch.testing import assert_close
 
 import headwater as hw
-from headwater.errors import UnknownOptionError
+from headwater.errors import MissingCapabilityError, UnknownOptionError
+from headwater.gates import GatedTask
 from tiny_tasks import gated, model, task
 
 
@@ -26,19 +27,40 @@ def test_exact_effects_are_taken_where_they_fit():
     assert picked.parts.notes[0].startswith("heads scored by hw.Exact(): exact effects cost 7 ")
 
 
-def test_many_components_are_integrated_family_by_family():
-    # 80 neurons in two layers: 1 + 40 + 20 forwards exactly, 1 + 1.5 * 13 along the families
-    assert notes(hw.neurons(), budget=30) == [
-        "neurons scored by hw.IntegratedGradients(steps=4): exact effects would cost 61 forwards "
+def test_neurons_get_the_second_order():
+    # 80 neurons in two layers: 1 + 40 + 20 forwards exactly, 3 + 4 * 8 for 8 probes
+    assert notes(hw.neurons(), budget=40) == [
+        "neurons scored by hw.SecondOrder(probes=8): exact effects would cost 61 forwards a pair."
+    ]
+    (said,) = notes(hw.neurons(), budget=30)
+    assert said.startswith("neurons scored by hw.Gradient(): exact effects would cost 61")
+
+
+def test_many_queries_are_integrated_family_by_family():
+    # 6 positions, 4 heads, 2 layers: 1 + 24 + 12 forwards exactly, 1 + 1.5 * 13 along the families
+    assert notes(hw.queries(positions="each"), budget=30) == [
+        "queries scored by hw.IntegratedGradients(steps=4): exact effects would cost 37 forwards "
         "a pair."
     ]
 
 
-def test_all_but_queries_and_keys_may_go_along_the_inputs():
-    (said,) = notes(hw.neurons(positions="each"), budget=40.0)
-    assert said.startswith("neurons scored by hw.IntegratedGradients()")
-    dear = notes(hw.neurons() + hw.queries(positions="each"), budget=40.0)
-    assert dear[0].startswith("neurons scored by hw.Gradient()")
+def test_heads_may_go_along_the_inputs_where_families_are_too_dear():
+    runner = hw.load("tiny")
+    ((_, function),) = GatedTask(
+        runner, hw.task("ioi")[:2], hw.heads(positions="each"), hw.Corrupted()
+    )
+    (said,) = hw.Auto(budget=33).estimate(function).notes
+    assert said.startswith("heads scored by hw.IntegratedGradients(path='inputs'")
+
+
+def test_where_nothing_can_be_differentiated_twice_neurons_keep_their_gradient(monkeypatch):
+    def refuse(*_):
+        raise MissingCapabilityError("no second derivative")
+
+    monkeypatch.setattr(hw.SecondOrder, "estimate", refuse)
+    (said,) = notes(hw.neurons(), budget=40)
+    assert said.startswith("neurons scored by hw.Gradient()")
+    assert "hw.SecondOrder() cannot run here" in said
 
 
 def test_queries_that_are_too_many_get_the_query_fix():
@@ -49,9 +71,9 @@ def test_queries_that_are_too_many_get_the_query_fix():
 def test_kinds_are_scored_apart_and_put_together():
     components = hw.neurons() + hw.queries() + hw.mlps()
     runner, pairs = model("Llama"), task(6, 6)
-    together = hw.attribute(runner, pairs, components, hw.Auto(budget=75))
+    together = hw.attribute(runner, pairs, components, hw.Auto(budget=120))
     for part, estimator in (
-        (hw.neurons(), hw.IntegratedGradients(steps=4)),
+        (hw.neurons(), hw.SecondOrder(probes=8)),
         (hw.queries(), hw.Exact()),
         (hw.mlps(), hw.Exact()),
     ):

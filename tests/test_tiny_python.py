@@ -171,12 +171,12 @@ def test_corruption_changes_one_place_of_a_prompt(name):
         assert different[-1] - different[0] < 40
 
 
-def test_brackets_and_quotes_are_asked_for_in_each_of_their_types():
+def test_no_answer_outweighs_the_others_where_habit_could_answer():
     brackets = Counter(pair["answer"] for pair in shipped("bracket"))
     quotes = Counter(pair["answer"] for pair in shipped("quote"))
 
-    assert set(brackets) == {")", "]", "}"}
-    assert max(brackets.values()) <= 100
+    # The model hardly ever closes a curly bracket.
+    assert brackets == {")": 100, "]": 99, "}": 1}
     assert quotes == {"'": 100, '"': 100}
 
 

@@ -77,6 +77,14 @@ def attribute(
     audit: Annotated[
         int | None, typer.Option(min=1, help="Audit this many components right away.")
     ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Check exactly until every error bar is this short (half width)."),
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Of the error bars.")] = 0.9,
+    budget: Annotated[
+        int | None, typer.Option(min=1, help="Most exact runs for --tolerance.")
+    ] = None,
     out: Out = None,
     batch_size: BatchSize = 32,
     device: Device = None,
@@ -96,6 +104,9 @@ def attribute(
         choices.components(components, layers, positions),
         choices.estimator(estimator, at),
         reference=choices.reference(reference, over, seed, draws),
+        tolerance=tolerance,
+        confidence=confidence,
+        budget=budget,
         batch_size=batch_size,
         seed=seed,
         progress=progress,

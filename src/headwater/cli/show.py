@@ -43,6 +43,8 @@ def attribution(scores: Attribution) -> None:
     if scores.checked is not None:
         console.print(escape(scores.checked.sentence), highlight=False)
         console.print(f"[bold]{escape(scores.checked.verdict)}[/]", highlight=False)
+        if scores.checked.aim:
+            console.print(escape(scores.checked.aim), highlight=False)
         if scores.checked.cost:
             console.print(f"audit cost: {scores.checked.cost}", highlight=False, style="dim")
     elif scores.provenance.estimator["name"] != "exact":

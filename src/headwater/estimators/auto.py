@@ -9,16 +9,22 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from headwater.errors import UnknownOptionError
+from headwater.errors import MissingCapabilityError, UnknownOptionError
 from headwater.estimators.atp_star import AtPStar
 from headwater.estimators.estimator import Estimate, Estimator
 from headwater.estimators.exact import Exact
 from headwater.estimators.gradient import Gradient
 from headwater.estimators.integrated import IntegratedGradients
+from headwater.estimators.second_order import SecondOrder
 from headwater.gates import ATTENTION, INPUT_PATH, Family, GatedFunction
 
 INSIDE_SOFTMAX = ("query", "key")
 """Kinds that act through a softmax: the input path does not repair them."""
+SMALL = ("neuron", "channel")
+"""Kinds of which a layer holds hundreds: each changes little alone, so its effect is nearly a
+parabola in its gate, while closing all of a layer together is another world."""
+PROBES = (16, 8)
+"""Probes of the curvature, the better choice first."""
 POINTS = (8, 4)
 """Points on a family's path, the better choice first."""
 INPUT_POINTS = 10
@@ -34,10 +40,11 @@ class Auto(Estimator):
     """Pick the most accurate estimator that fits a budget, kind by kind, and say which and why.
 
     In this order, as measured on trained models (median relative error over seven behaviors in
-    `benchmarks/accuracy.md`): `Exact` where it costs no more than the best estimate or fits;
-    `IntegratedGradients(path="family")`; for all but queries and keys, with the corrupted prompts
-    as reference, `IntegratedGradients(path="inputs")`; `AtPStar(grad_drop=False)` for queries and
-    keys; `Gradient`.
+    `benchmarks/accuracy.md`): `Exact` where it costs no more than the best estimate or fits; for
+    neurons and channels `SecondOrder`, for other kinds `IntegratedGradients(path="family")`; for
+    all but queries and keys, with the corrupted prompts as reference,
+    `IntegratedGradients(path="inputs")`; `AtPStar(grad_drop=False)` for queries and keys;
+    `Gradient`.
     """
 
     budget: float = 100.0
@@ -70,7 +77,16 @@ class Auto(Estimator):
             picked, cost, why = _pick(function, kind, families, left / (len(by_kind) - done))
             left -= cost
             part = function if len(by_kind) == 1 else function.only(families)
-            found = picked.estimate(part)
+            try:
+                found = picked.estimate(part)
+            except MissingCapabilityError:  # a step that cannot be differentiated twice
+                if not isinstance(picked, SecondOrder):
+                    raise
+                picked, why = (
+                    Gradient(),
+                    f"{why}, and hw.SecondOrder() cannot run here; audit these",
+                )
+                found = picked.estimate(part)
             columns = [column for family in families for column in family.columns]
             scores[:, columns] = found.scores.to(scores)
             notes += [f"{_plural(kind)} scored by {_described(picked)}: {why}.", *found.notes]
@@ -99,6 +115,12 @@ def _pick(
     if exact <= budget or exact <= _along_families(each, POINTS[-1]):
         return Exact(), exact, f"exact effects cost {exact:.3g} forwards a pair"
     dear = f"exact effects would cost {exact:,.0f} forwards a pair"
+    if kind in SMALL:
+        for probes in PROBES:
+            cost = 3.0 + 4 * probes
+            if cost <= budget:
+                return SecondOrder(probes=probes), cost, dear
+        return Gradient(), 4.0, f"{dear}, second order {3 + 4 * PROBES[-1]}; audit these"
     for points in POINTS:
         cost = _along_families(each, points)
         if cost <= budget:

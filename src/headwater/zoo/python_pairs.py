@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain, zip_longest
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,13 +137,13 @@ def choose(right: Sequence[Site], train_text: str, *, balanced: bool) -> list[Si
     groups: dict[str, list[Site]] = {}
     for site in shuffled:
         groups.setdefault(site.answer if balanced else "", []).append(site)
-    chosen: list[Site] = []
-    for site in chain.from_iterable(zip_longest(*(groups[key] for key in sorted(groups)))):
-        if len(chosen) == PAIRS:
-            break
-        if site is not None and site.clean[-SEEN:] not in train_text:
-            chosen.append(site)
-    return chosen
+    unseen = (_unseen(groups[answer], train_text) for answer in sorted(groups))
+    in_turn = (site for turn in zip_longest(*unseen) for site in turn if site is not None)
+    return list(islice(in_turn, PAIRS))
+
+
+def _unseen(sites: Iterable[Site], train_text: str) -> Iterator[Site]:
+    return (site for site in sites if site.clean[-SEEN:] not in train_text)
 
 
 def _last_logits(
