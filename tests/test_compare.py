@@ -51,7 +51,7 @@ def test_exact_against_itself_is_perfect_and_no_effect_is_run_twice():
         return (m * torch.tensor([3.0, 2.0, 1.0])).sum(-1)
 
     g = hw.GatedFunction(f, ["a", "b", "c"])
-    hw.compare(g, estimators=[hw.Gradient(), hw.Exact()])
+    hw.compare(g, estimators=[hw.Gradient(), hw.Exact()], diagnosis=False)
     with_exact, calls = calls, 0
     hw.attribute(g, estimator=hw.Gradient())
     hw.attribute(g, estimator=hw.Exact())
@@ -67,11 +67,12 @@ def test_effects_are_shared_between_estimators():
         return (m * torch.tensor([3.0, 2.0, 1.0])).sum(-1)
 
     g = hw.GatedFunction(f, ["a", "b", "c"])
-    hw.compare(g, estimators=[hw.Gradient()])
+    hw.compare(g, estimators=[hw.Gradient()], diagnosis=False)
     one, calls = calls, 0
     hw.attribute(g, estimator=hw.Gradient())
     alone, calls = calls, 0
-    hw.compare(g, estimators={"first": hw.Gradient(), "second": hw.Gradient()})
+    both = {"first": hw.Gradient(), "second": hw.Gradient()}
+    hw.compare(g, estimators=both, diagnosis=False)
     assert calls == one + alone  # the second costs its scores, no exact runs
 
 
@@ -219,3 +220,14 @@ def test_frames_have_one_row_an_estimator():
     frame = comparison().to_frame()
     assert list(frame["name"]) == ["gradient", "atp-star", "ig", "exact"]
     assert "slope" in frame
+
+
+def test_a_diagnosis_says_what_a_gradient_cannot_see_and_can_be_left_out():
+    f = hw.GatedFunction(
+        lambda m: m[..., 0] + (m[..., 0] > 0.3).to(m.dtype), ["router"], dtype=torch.float64
+    )
+    estimators = [hw.Gradient(), hw.Exact()]
+    said = hw.compare(f, estimators=estimators).advice
+    assert any(text.startswith("What a gradient cannot see here: routing jump") for text in said)
+    silent = hw.compare(f, estimators=estimators, diagnosis=False).advice
+    assert not any("cannot see" in text for text in silent)

@@ -210,6 +210,7 @@ def compare(
     reference: Reference | None = None,
     metric: Metric | type[Metric] | Callable[..., Tensor] | str | None = None,
     sample: int | None = None,
+    diagnosis: bool = True,
     top: int = 10,
     confidence: float = 0.95,
     batch_size: int = 32,
@@ -230,6 +231,8 @@ def compare(
         sample: Components to check exactly, drawn for each estimator as its audit draws them; None
             checks all. No exact run is made twice, and with `hw.Exact()` among the estimators its
             scores are the exact effects.
+        diagnosis: Whether to look for what a gradient cannot see here, if it is compared: a
+            forward and backward, half a backward a layer, and a few runs for jumps.
         top: How many count as the strongest.
         confidence: Of the audits' intervals.
         batch_size: Most pairs in one forward.
@@ -287,7 +290,9 @@ def compare(
     return Comparison(
         title=f"{first.subject()}, reference {first.provenance.reference['name']}",
         rows=rows,
-        advice=advice(rows, runs, components_in_all, _diagnosis(named, runs, model)),
+        advice=advice(
+            rows, runs, components_in_all, _diagnosis(named, runs, model) if diagnosis else None
+        ),
         checked=checked,
         components=components_in_all,
         top=min(top, components_in_all),
