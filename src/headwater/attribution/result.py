@@ -21,13 +21,13 @@ from headwater.attribution.rows import Row, rows_of, warnings_of
 from headwater.attribution.scores import Scores
 from headwater.audits import Audit
 from headwater.errors import (
-    MissingExtraError,
     ModelGoneError,
     ResultError,
     UnknownComponentError,
     did_you_mean,
 )
 from headwater.estimators.trained_circuit import TrainedCircuit
+from headwater.frames import frame
 from headwater.gates import Cost, GatedFunction
 from headwater.metrics import Metric
 from headwater.models import Model
@@ -289,14 +289,7 @@ class Attribution(Later):
         Raises:
             MissingExtraError: If pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError:
-            raise MissingExtraError(
-                "to_frame() needs pandas, which is not installed.\n"
-                "Install it: pip install 'headwater[pandas]'. Without it: scores.rows()."
-            ) from None
-        return pandas.DataFrame([row.to_dict() for row in self.rows()])
+        return frame((row.to_dict() for row in self.rows()), "scores.rows()")
 
     # --- saving ----------------------------------------------------------------------------
 

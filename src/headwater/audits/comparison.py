@@ -23,8 +23,9 @@ from headwater.audits.interventions import interventions
 from headwater.audits.report import Audit
 from headwater.audits.words import figure
 from headwater.components import Selection
-from headwater.errors import MissingExtraError, ResultError
+from headwater.errors import ResultError
 from headwater.estimators import Estimator, Exact, Gradient
+from headwater.frames import frame
 from headwater.gates import End, GatedFunction
 from headwater.metrics import Metric
 from headwater.models import Model
@@ -127,18 +128,12 @@ class Comparison:
         Raises:
             MissingExtraError: If pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError:
-            raise MissingExtraError(
-                "to_frame() needs pandas, which is not installed.\n"
-                "Install it: pip install 'headwater[pandas]'. Without it: comparison.rows."
-            ) from None
-        return pandas.DataFrame(
-            [
+        return frame(
+            (
                 {key: v for key, v in row.to_dict().items() if key != "figures"} | dict(row.figures)
                 for row in self.rows
-            ]
+            ),
+            "comparison.rows",
         )
 
     def page(self, path: str | Path) -> Path:

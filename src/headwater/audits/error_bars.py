@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from headwater.audits.words import effect
-from headwater.errors import MissingExtraError, ResultError, did_you_mean
+from headwater.errors import ResultError, did_you_mean
+from headwater.frames import frame
 
 if TYPE_CHECKING:
     import pandas
@@ -101,14 +102,7 @@ class ErrorBars:
         Raises:
             MissingExtraError: If pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError:
-            raise MissingExtraError(
-                "to_frame() needs pandas, which is not installed.\n"
-                "Install it: pip install 'headwater[pandas]'. Without it: intervals.rows."
-            ) from None
-        return pandas.DataFrame([row.to_dict() for row in self.rows])
+        return frame((row.to_dict() for row in self.rows), "intervals.rows")
 
     def __repr__(self) -> str:
         lines = [self.sentence, f"{'component':<16}{'score':>10}{'low':>10}{'high':>10}"]

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headwater.audits.words import Counts, Statistic, effect, figure, name_list
-from headwater.errors import MissingExtraError, ModelGoneError, ResultError
+from headwater.errors import ModelGoneError, ResultError
 
 if TYPE_CHECKING:
     import pandas
@@ -230,15 +230,8 @@ class Audit:
         Raises:
             MissingExtraError: If pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError:
-            raise MissingExtraError(
-                "to_frame() needs pandas, which is not installed.\n"
-                "Install it: pip install 'headwater[pandas]'. Without it: audit.rows."
-            ) from None
-        table = [row.to_dict() | {"flags": ", ".join(row.flags)} for row in self.rows]
-        return pandas.DataFrame(table)
+        table = (row.to_dict() | {"flags": ", ".join(row.flags)} for row in self.rows)
+        return frame(table, "audit.rows")
 
     def __repr__(self) -> str:
         lines = [self.sentence, self.verdict, ""]

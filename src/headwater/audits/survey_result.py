@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from headwater.audits.saturated_heads import HeadSaturation
 from headwater.audits.words import figure
-from headwater.errors import MissingExtraError, ResultError
+from headwater.errors import ResultError
+from headwater.frames import frame
 
 if TYPE_CHECKING:
     import pandas
@@ -211,14 +212,7 @@ class Survey:
         Raises:
             MissingExtraError: If pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError:
-            raise MissingExtraError(
-                "to_frame() needs pandas, which is not installed.\n"
-                "Install it: pip install 'headwater[pandas]'. Without it: survey.heads."
-            ) from None
-        return pandas.DataFrame([asdict(head) for head in self.heads])
+        return frame((asdict(head) for head in self.heads), "survey.heads")
 
     def most_saturated(self) -> list[HeadSaturation]:
         """Return the heads, the most saturated first."""

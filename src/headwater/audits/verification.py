@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from headwater.audits.bound import assumption_words, quantity
 from headwater.audits.words import name_list
-from headwater.errors import MissingExtraError
+from headwater.frames import frame
 
 if TYPE_CHECKING:
     import pandas
@@ -183,14 +183,7 @@ class Verification:
         Raises:
             MissingExtraError: If pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError:
-            raise MissingExtraError(
-                "to_frame() needs pandas, which is not installed.\n"
-                "Install it: pip install 'headwater[pandas]'. Without it: verification.rows."
-            ) from None
-        return pandas.DataFrame([row.to_dict() for row in self.rows])
+        return frame((row.to_dict() for row in self.rows), "verification.rows")
 
     def __repr__(self) -> str:
         lines = [self.sentence, f"{'component':<16}{'score':>10}{'exact':>10}{'below':>10}"]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from headwater.page.document import asset, digest, put, write_text
+from headwater.page.document import asset, plain, put, write_text
 from headwater.page.static import escape, number
 
 WIDTH, HEIGHT = 380, 330
@@ -49,11 +49,8 @@ class ComparisonData(TypedDict):
 
 def render_comparison(data: ComparisonData) -> str:
     """Return the page that shows a comparison, as the text of one HTML file."""
-    style = asset("page.css") + "\n" + asset("comparison.css")
     lead, *rest = data["advice"] or ("",)
     parts = {
-        "style": style,
-        "style_hash": digest(style),
         "title": escape(data["title"]),
         "headline": "".join(
             [f'<p class="lead">{escape(lead)}</p>']
@@ -65,7 +62,9 @@ def render_comparison(data: ComparisonData) -> str:
         "plots": _plots(data["estimators"]),
         "kinds": _kinds(data["estimators"]),
     }
-    return put(asset("comparison.html"), parts)
+    style = asset("page.css") + "\n" + asset("comparison.css")
+    body = put(asset("comparison.html"), parts)
+    return plain(data["title"], "estimators compared", body, style)
 
 
 def write_comparison(data: ComparisonData, path: str | os.PathLike[str]) -> Path:

@@ -81,14 +81,27 @@ def write_curve(data: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
         data: `CurveData` in `headwater.page.schema` lists the keys.
         path: Where to write; its folder is made if it is not there.
     """
-    style = sheet(curves=True)
+    title = f"{data['name']}: response curve"
+    return write_text(plain(title, "response curve", curve.figure(data), sheet(curves=True)), path)
+
+
+def plain(title: str, kicker: str, body: str, style: str) -> str:
+    """Return a page without scripts, as the text of one HTML file.
+
+    Args:
+        title: What stands in the window's title.
+        kicker: What kind of page it is.
+        body: What it shows, as HTML.
+        style: Its style sheet.
+    """
     parts = {
         "style_hash": digest(style),
         "style": style,
-        "title": static.escape(f"{data['name']}: response curve"),
-        "figure": curve.figure(data),
+        "title": static.escape(title),
+        "kicker": static.escape(kicker),
+        "body": body,
     }
-    return write_text(put(asset("curve.html"), parts), path)
+    return put(asset("plain.html"), parts)
 
 
 def put(template: str, parts: Mapping[str, str]) -> str:
