@@ -142,8 +142,8 @@ def _reason(
         return "; ".join(found[:NAMED]) + more
     if all("<q>" in one.name or "<k>" in one.name for one in missed):
         return (
-            "queries and keys act through a softmax, which has no slope where it is saturated; "
-            "hw.AtPStar() computes its rows again"
+            "queries and keys act through a softmax, which bends and saturates; hw.AtPStar() "
+            "computes its rows again"
         )
     return (
         "there is little slope to see at the clean end; integrate along the path, "

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from headwater.audits.words import Counts, Statistic, effect, figure, name_list
 from headwater.errors import ModelGoneError, ResultError
+from headwater.frames import frame
 
 if TYPE_CHECKING:
     import pandas
