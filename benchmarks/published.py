@@ -12,7 +12,7 @@ from benchmarks.accuracy import TASKS
 from headwater.audits.comparison import COLUMNS, cell
 
 PAIRS = 32
-ESTIMATORS = [hw.Gradient(), hw.AtPStar(), hw.IntegratedGradients(), hw.Exact()]
+ESTIMATORS = [hw.Gradient(), hw.AtPStar(), hw.SecondOrder(), hw.IntegratedGradients(), hw.Exact()]
 PARTS = {
     "heads and MLPs": hw.heads() + hw.mlps(),
     "queries and keys": hw.queries() + hw.keys(),
@@ -55,7 +55,7 @@ def tables(name: str) -> tuple[list[str], list[hw.Comparison]]:
         lines += ["", f"### {task}"]
         for title, components in parts.items():
             pairs = hw.task(task)[:PAIRS]
-            one = hw.compare(model, pairs, components, ESTIMATORS, progress=False)
+            one = hw.compare(model, pairs, components, ESTIMATORS, diagnosis=False, progress=False)
             found.append(one)
             lines += ["", f"{title} ({one.components}):", "", *_table(one), "", one.advice[0]]
             print(name, task, title, flush=True)
