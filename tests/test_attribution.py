@@ -441,8 +441,8 @@ def test_a_result_that_outlived_its_model_says_how_to_go_on():
     with pytest.raises(ModelGoneError) as refused:
         _ = scores.model
     assert str(refused.value) == (
-        "these scores came from 'GPT2LMHeadModel', which is no longer loaded (results keep their "
-        "model by weak reference).\n"
+        "these scores came from 'GPT2LMHeadModel', which this result does not hold (it was read "
+        "from a folder, or the model is gone: results keep it by weak reference).\n"
         "Pass it: scores.audit(model=model), or hw.audit(scores, model=model)."
     )
 

@@ -303,8 +303,10 @@ def test_the_input_path_needs_corrupted_prompts():
             hw.IntegratedGradients(path="inputs"),
             reference=hw.Zero(),
         )
-    assert str(refused.value).endswith(
-        "It needs the corrupted prompts: write reference=hw.Corrupted()."
+    assert str(refused.value) == (
+        "IntegratedGradients moves the layer-0 input from the corrupted prompt's to the clean "
+        "one's, and this reference is not the corrupted prompts.\n"
+        "Write reference=hw.Corrupted()."
     )
 
 
@@ -329,11 +331,13 @@ def test_a_family_starts_at_its_layer():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"steps": 0}, "steps=0: integrating needs at least one point"),
+        ({"steps": 0}, "steps=0: integrating needs a whole number of points"),
         ({"path": "imputs"}, "path='imputs' is unknown. Closest: 'inputs'"),
         ({"rule": "simpson"}, "rule='simpson' is unknown"),
         ({"tolerance": 0.0}, "tolerance=0.0 is not above 0"),
         ({"tolerance": -1.0}, "tolerance=-1.0 is not above 0"),
+        ({"steps": 2.5}, "steps=2.5: integrating needs a whole number of points"),
+        ({"rule": "left", "tolerance": 0.1}, 'rule="left" with tolerance='),
         ({"path": "inputs", "tolerance": 0.1}, "tolerance= needs a sum to check"),
         ({"path": "joint", "increments": "path"}, 'increments="path" goes with path="inputs"'),
         ({"path": "inputs", "increments": "path"}, "Gauss points have no cells"),

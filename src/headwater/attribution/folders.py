@@ -211,6 +211,12 @@ def read_manifest(folder: Path) -> Manifest:
         RunFolderError: If the folder holds no run, or one this release cannot read.
     """
     path = folder / MANIFEST
+    if (folder / "comparison.json").is_file():
+        runs = sorted(one.parent.name for one in folder.glob(f"*/{MANIFEST}"))
+        raise RunFolderError(
+            f"{folder} holds a comparison, one run an estimator: {', '.join(runs)}.\n"
+            f"Name one of them: {folder / runs[0] if runs else folder / 'gradient'}."
+        )
     if not path.is_file():
         raise RunFolderError(
             f"no run in {folder}: it has no run.json.\n"

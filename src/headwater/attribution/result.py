@@ -105,8 +105,9 @@ class Attribution(Later):
         model = None if self._model is None else self._model()
         if model is None:
             raise ModelGoneError(
-                f"these scores came from {self.provenance.model.get('name')!r}, which is no longer "
-                "loaded (results keep their model by weak reference).\n"
+                f"these scores came from {self.provenance.model.get('name')!r}, which this result "
+                "does not hold (it was read from a folder, or the model is gone: results keep it "
+                "by weak reference).\n"
                 "Pass it: scores.audit(model=model), or hw.audit(scores, model=model)."
             )
         return model
@@ -213,7 +214,10 @@ class Attribution(Later):
     def title(self) -> str:
         """Return one line: task, model, estimator, reference."""
         said = self.provenance
-        return f"{self.subject()}: {said.estimator['name']}, reference {said.reference['name']}"
+        end = ", at the corrupted end" if said.estimator.get("at") == "corrupted" else ""
+        return (
+            f"{self.subject()}: {said.estimator['name']}, reference {said.reference['name']}{end}"
+        )
 
     def __repr__(self) -> str:
         pairs, count = self.scores.shape
@@ -246,6 +250,8 @@ class Attribution(Later):
         )
         if self.trained_circuit is not None:
             lines.append(f"the mask {self.trained_circuit}")
+        if self.checked is not None and self.checked.aim:
+            lines.append(f"{self.checked.aim} Each: scores.checked.intervals()")
         lines += [f"note: {warning}" for warning in self.warnings()]
         lines.append(f"cost: {self.cost}")
         return "\n".join(lines)

@@ -98,16 +98,32 @@ def rows_of(result: Attribution, columns: Sequence[int] | None) -> list[Row]:
     return rows
 
 
+_SEES_ALL = ("gradient", "exact", "atp-star", "ig")
+"""Estimators whose score of exactly 0 means that nothing gets through, not a sum that is 0."""
+
+
 def warnings_of(result: Attribution) -> list[str]:
     """Return what a reader should know before believing the scores, in sentences."""
     values, parts = result.parts.values, result.parts
     said = [*_about_metric(parts), *parts.notes]
+    if parts.magnitudes and parts.circuit is None:
+        said.append(
+            "these scores are magnitudes: the mean over pairs of |effect|, with the sign of the "
+            "mean; exact effects beside them are taken in the same way."
+        )
+    if parts.errors is not None:
+        errors = parts.mean_errors()
+        worst = int(errors.argmax())
+        said.append(
+            f"drawn at random: the largest standard error of a score is {float(errors[worst]):.2g} "
+            f"({_some(result, [worst])}), beside the spread over pairs; scores.to_frame() has all."
+        )
     if output := output_warning(result):
         said.append(output)
     if result.extras.diagnosis is not None:
         said += result.extras.diagnosis.notes
     dead = (values == 0).all(0).nonzero().flatten().tolist()
-    if dead:
+    if dead and result.task is not None and result.provenance.estimator["name"] in _SEES_ALL:
         said.append(
             f"{len(dead):,} of {values.shape[1]:,} components have a score of exactly 0 on every "
             f"pair ({_some(result, dead)}): nothing they do reaches a position the metric reads, "

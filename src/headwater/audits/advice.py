@@ -62,9 +62,10 @@ def advice(
 def _not_seen(diagnosis: Diagnosis) -> str:
     if any(found.flags for found in diagnosis.findings):
         return f"What a gradient cannot see here: {diagnosis.sentence}."
+    looked = f" (jumps in the {len(diagnosis.jumps_in):,} strongest)" if diagnosis.jumps_in else ""
     return (
-        "No saturated attention, cancellation or routing jump was found: what a gradient gets "
-        "wrong here is curvature."
+        "Looked for what a gradient cannot see, saturated attention, cancellation, routing "
+        f"jumps{looked}: none found."
     )
 
 
@@ -86,9 +87,14 @@ def _recommended(estimates: Sequence[ComparedEstimator], exact: ComparedEstimato
             f"Use {sized.name} here: the cheapest whose sizes are right (relative error "
             f"{words.figure(error)}), at {_cost(sized)}.{rest}"
         )
+    if exact is not None and ranked is not None and exact.passes <= ranked.passes:
+        return (
+            f"Use exact here: it costs no more ({_cost(exact)}) than {ranked.name}, the cheapest "
+            "estimate that ranks these components."
+        )
     if ranked is not None:
-        slope = ranked.figures["slope"]
-        size = "" if slope is None else f" ({words.size_words(slope)})"
+        error = ranked.figures["relative error"]
+        size = "" if error is None else f" (relative error {words.figure(error)})"
         return (
             f"Use {ranked.name} here for the ranking, not for sizes{size}; "
             "for sizes use hw.Exact()."
@@ -152,4 +158,7 @@ def _reason(
 
 
 def _cost(row: ComparedEstimator) -> str:
-    return f"{row.forwards:.3g} forwards and {row.backwards:.3g} backwards a pair"
+    passes = [f"{row.forwards:.3g} forward{'' if row.forwards == 1 else 's'}"]
+    if row.backwards:
+        passes.append(f"{row.backwards:.3g} backward{'' if row.backwards == 1 else 's'}")
+    return f"{' and '.join(passes)} a pair"

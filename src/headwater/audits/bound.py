@@ -182,7 +182,12 @@ def refuse_numbers(theta: float | None, confidence: float) -> None:
     Raises:
         ResultError: Saying what to type.
     """
-    if theta is not None and not (theta > 0 and np.isfinite(theta)):
+    if theta is not None and theta > 0 and not np.isfinite(theta):
+        raise ResultError(
+            f"theta={theta}: no effect is that large, so there is nothing to verify.\n"
+            "Type the smallest effect that matters to you, in units of the metric: theta=0.05."
+        )
+    if theta is not None and not theta > 0:
         raise ResultError(
             f"theta={theta} is not above 0: an effect of any size is at least that large.\n"
             "Type the smallest effect that matters to you, in units of the metric: theta=0.05."

@@ -107,8 +107,10 @@ class Comparison:
     def checked_words(self) -> str:
         """Return what the figures rest on."""
         return (
-            f"{self.checked:,} of {self.components:,} components checked exactly; F and B: "
-            "forwards and backwards a pair."
+            f"{self.checked:,} of {self.components:,} components checked exactly. F, B: forwards "
+            "and backwards a pair (in advice a backward counts as two forwards); signs: share with "
+            f"the right sign; top {self.top}: share of the {self.top} strongest found; gap: the "
+            "largest sum of scores minus its exact change, - where there is no sum to check."
         )
 
     def to_dict(self) -> dict[str, Any]:

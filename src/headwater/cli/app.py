@@ -35,7 +35,7 @@ from headwater.cli.options import (
 from headwater.cli.survey import survey
 from headwater.cli.verify import verify
 from headwater.cli.zoo import zoo
-from headwater.errors import HeadwaterError
+from headwater.errors import HeadwaterError, UnknownOptionError
 
 if TYPE_CHECKING:
     from headwater.attribution import Attribution
@@ -81,7 +81,9 @@ def attribute(
         float | None,
         typer.Option(help="Check exactly until every error bar is this short (half width)."),
     ] = None,
-    confidence: Annotated[float, typer.Option(help="Of the error bars.")] = 0.9,
+    confidence: Annotated[
+        float | None, typer.Option(help="Of the error bars; default 0.9.")
+    ] = None,
     budget: Annotated[
         int | None, typer.Option(min=1, help="Most exact runs for --tolerance.")
     ] = None,
@@ -97,6 +99,11 @@ def attribute(
     import headwater as hw
     from headwater.cli import choices, show
 
+    if tolerance is None and (confidence is not None or budget is not None):
+        raise UnknownOptionError(
+            "--confidence and --budget are of the error bars that --tolerance asks for.\n"
+            "Add for example --tolerance 0.1."
+        )
     loaded = hw.load(model, device=device, dtype=dtype)
     scores = hw.attribute(
         loaded,
@@ -105,7 +112,7 @@ def attribute(
         choices.estimator(estimator, at),
         reference=choices.reference(reference, over, seed, draws),
         tolerance=tolerance,
-        confidence=confidence,
+        confidence=0.9 if confidence is None else confidence,
         budget=budget,
         batch_size=batch_size,
         seed=seed,

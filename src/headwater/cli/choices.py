@@ -42,9 +42,17 @@ def estimator(words: str, at: str = "clean") -> Estimator:
     kind = _known(word, ESTIMATORS, "estimator")
     if at not in ("clean", "corrupted"):
         raise UnknownOptionError(
-            f"--at {at!r} is unknown.{did_you_mean(at, ('clean', 'corrupted'))}"
+            f"--at {at!r} is unknown.{did_you_mean(at, ('clean', 'corrupted'))}\n"
+            "Write --at clean or --at corrupted."
         )
     known = {field.name: field for field in fields(kind)}
+    if at != "clean" and "at" not in known:
+        having = [
+            name for name, one in ESTIMATORS.items() if any(f.name == "at" for f in fields(one))
+        ]
+        raise UnknownOptionError(
+            f"--at {at}: {word} has no end to choose.\nThese have: {', '.join(having)}."
+        )
     given: dict[str, Any] = {"at": at} if "at" in known else {}
     for option in options:
         name, equals, value = option.partition("=")

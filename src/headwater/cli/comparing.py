@@ -49,7 +49,10 @@ def compare(
     positions: Positions = None,
     pairs: Pairs = None,
     sample: Annotated[
-        int | None, typer.Option(min=1, help="Components to check exactly; default all.")
+        int | None,
+        typer.Option(
+            min=1, help="Components to check exactly; default all, and all if exact is compared."
+        ),
     ] = None,
     top: Top = 10,
     out: Out = None,

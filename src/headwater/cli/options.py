@@ -19,7 +19,7 @@ Components = Annotated[
         "--components",
         "-c",
         help="Comma-separated: tokens heads queries keys values attentions mlps neurons residual "
-        "mixers channels conv ssm nodes.",
+        "mixers channels conv ssm ssm_heads nodes.",
     ),
 ]
 Layers = Annotated[

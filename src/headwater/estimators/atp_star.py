@@ -13,7 +13,7 @@ from torch import Tensor
 from headwater.errors import GateError
 from headwater.estimators.attention_fix import Fixed
 from headwater.estimators.estimator import Estimator
-from headwater.estimators.gradient import refuse_stationary
+from headwater.estimators.gradient import Gradient, refuse_stationary
 from headwater.gates import ATTENTION, DROPS, GatedFunction, Linearized, Slopes
 
 
@@ -77,6 +77,8 @@ class AtPStar(Estimator):
             GateError: If layers are to be dropped in a model that has one layer.
         """
         refuse_stationary(function, "clean")
+        if not self.needs:  # every part is off
+            return Gradient().scores(function)
         linear = function.linearized(attention=self.queries or self.keys, drops=self.grad_drop)
         if self.grad_drop and linear.depth < 2:
             raise GateError(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from headwater.errors import StationaryMetricError
 from headwater.estimators.estimator import Estimator
-from headwater.gates import End, GatedFunction
+from headwater.gates import End, GatedFunction, refuse_flat
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,9 @@ class Gradient(Estimator):
         function = function.at(self.at)
         m = function.gates().requires_grad_()
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(function(m).sum(), m)
+            value = function(m)
+            refuse_flat(value)
+            (gradient,) = torch.autograd.grad(value.sum(), m)
         return gradient[0]
 
     def forwards(self, shares: Sequence[float]) -> float:

@@ -83,14 +83,20 @@ class IntegratedGradients(Estimator):
                     f"{option}={given!r} is unknown.{did_you_mean(str(given), known)}\n"
                     f"Write one of {', '.join(map(repr, known))}."
                 )
-        if self.steps < 1:
+        if type(self.steps) is not int or self.steps < 1:
             raise UnknownOptionError(
-                f"steps={self.steps}: integrating needs at least one point. Type steps=8."
+                f"steps={self.steps!r}: integrating needs a whole number of points, at least one.\n"
+                "Type steps=8."
             )
         if self.tolerance is not None and not self.tolerance > 0:
             raise UnknownOptionError(
                 f"tolerance={self.tolerance} is not above 0: no sum of finitely many points is "
                 "exact.\nType a gap you accept in units of the metric, such as tolerance=0.01."
+            )
+        if self.tolerance is not None and self.rule == "left":
+            raise UnknownOptionError(
+                'rule="left" with tolerance=: its gap only halves where a piece is halved, so it '
+                'would take thousands of runs.\nType rule="gauss" or rule="midpoint".'
             )
         self._refuse_unfit()
 

@@ -10,6 +10,7 @@ from headwater.gates.function import (
     Move,
     Slope,
     lacking,
+    refuse_flat,
 )
 from headwater.gates.linear import (
     ATTENTION,
@@ -40,4 +41,5 @@ __all__ = [
     "Slope",
     "Slopes",
     "lacking",
+    "refuse_flat",
 ]

@@ -62,20 +62,19 @@ class Cost:
         return f"{' and '.join(passes)} a pair ({pairs}), {self.seconds:.2f} s"
 
 
-_HOW_TO_HAVE = {
-    INPUT_PATH: "It needs the corrupted prompts: write reference=hw.Corrupted().",
-}
-
-
 def lacking(
     missing: Collection[str], offered: Collection[str], who: str = "this"
 ) -> MissingCapabilityError:
     """Return the error that a gated function lacks capabilities."""
-    how = [_HOW_TO_HAVE[name] for name in sorted(missing) if name in _HOW_TO_HAVE]
+    if missing == {INPUT_PATH} and ATTENTION in offered:  # a model, then
+        return MissingCapabilityError(
+            f"{who} moves the layer-0 input from the corrupted prompt's to the clean one's, and "
+            "this reference is not the corrupted prompts.\nWrite reference=hw.Corrupted()."
+        )
     return MissingCapabilityError(
         f"{who} needs {', '.join(sorted(missing))}; this gated function "
         f"offers {', '.join(sorted(offered)) or 'none'}.\n"
-        + (how or ["hw.Gradient() and hw.Exact() need nothing beyond f(m)."])[0]
+        "hw.Gradient() and hw.Exact() need nothing beyond f(m)."
     )
 
 
@@ -95,6 +94,20 @@ class Slope:
     value: Float[Tensor, " batch"]
     gradient: Float[Tensor, "batch index"]
     """`df/dm` for each of the moved columns."""
+
+
+def refuse_flat(value: Tensor) -> None:
+    """Refuse a value that no gradient flows from.
+
+    Raises:
+        GateError: Saying what to use instead.
+    """
+    if not value.requires_grad:
+        raise GateError(
+            "the gated function's value does not depend on the gates in a way autograd can follow "
+            "(a comparison, .detach(), .item() or no_grad inside?), so it has no slope.\n"
+            "Compute it by differentiable operations, or use hw.Exact(), which needs none."
+        )
 
 
 @dataclass
@@ -214,10 +227,17 @@ class GatedFunction:
         if not bool(torch.isfinite(value).all()):
             bad = (~torch.isfinite(value)).any(0).nonzero().flatten().tolist()
             raise NonFiniteError(
-                f"the metric is NaN or infinite for examples {bad[:8]} of this batch.\n"
-                "Run in a wider dtype (dtype='float32'), or look at these prompts' logits."
+                f"the function is NaN or infinite for examples {bad[:8]} where gates "
+                f"{self._moved_names(m)} are moved.\nLook at what it computes there; if numbers "
+                "overflow, compute in a wider dtype."
             )
         return value
+
+    def _moved_names(self, m: Float[Tensor, "setting batch component"]) -> str:
+        """Return the first gates that are away from rest."""
+        moved = (m.detach() != self.base).any(0).any(0).nonzero().flatten().tolist()
+        names = ", ".join(str(self.names[column]) for column in moved[:5]) or "(none)"
+        return names + (f" and {len(moved) - 5:,} more" if len(moved) > 5 else "")
 
     def _evaluate(self, m: Tensor) -> Tensor:
         self.cost.ran(m.shape[0] * m.shape[1], backward=m.requires_grad)
@@ -252,6 +272,7 @@ class GatedFunction:
             m = self._at(part).requires_grad_()
             with torch.enable_grad():
                 value = self(m)
+                refuse_flat(value)
                 (gradient,) = torch.autograd.grad(value.sum(), m)
             for move, at, slope in zip(part, value.detach(), gradient, strict=True):
                 slopes.append(Slope(at, slope[:, list(move.columns)]))
