@@ -139,9 +139,23 @@ def test_a_value_that_is_not_finite_is_refused_with_its_examples():
     with pytest.raises(NonFiniteError) as refused:
         attribute(f, estimator=Exact())
     assert str(refused.value) == (
-        "the metric is NaN or infinite for examples [0, 1] of this batch.\n"
-        "Run in a wider dtype (dtype='float32'), or look at these prompts' logits."
+        "the function is NaN or infinite for examples [0, 1] with every gate at rest.\n"
+        "Look at what it computes there; if numbers overflow, compute in a wider dtype."
     )
+
+
+def test_a_value_that_is_not_finite_names_the_gates_that_led_there():
+    f = function(lambda m: torch.log(m[..., 0] - 0.5) * m[..., 1], "a", "b")
+    with pytest.raises(NonFiniteError, match="with a away from rest"):
+        attribute(f, estimator=Exact())
+
+
+def test_a_function_that_autograd_cannot_follow_is_refused_with_what_to_use():
+    f = function(lambda m: (m[..., 0] > 0.4).double(), "a")
+    assert scores(f, Exact()) == [1.0]
+    for estimator in (Gradient(), hw.IntegratedGradients()):
+        with pytest.raises(GateError, match="it has no slope"):
+            attribute(f, estimator=estimator)
 
 
 def test_a_gradient_that_is_not_finite_is_refused_by_component():

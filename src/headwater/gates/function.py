@@ -225,19 +225,23 @@ class GatedFunction:
                 f"{tuple(m.shape)}; expected [setting, batch] = {tuple(m.shape[:2])}."
             )
         if not bool(torch.isfinite(value).all()):
-            bad = (~torch.isfinite(value)).any(0).nonzero().flatten().tolist()
+            broken = ~torch.isfinite(value)
+            bad = broken.any(0).nonzero().flatten().tolist()
             raise NonFiniteError(
-                f"the function is NaN or infinite for examples {bad[:8]} where gates "
-                f"{self._moved_names(m)} are moved.\nLook at what it computes there; if numbers "
-                "overflow, compute in a wider dtype."
+                f"the function is NaN or infinite for examples {bad[:8]} with "
+                f"{self._moved_names(m[broken.any(1)])}.\nLook at what it computes there; if "
+                "numbers overflow, compute in a wider dtype."
             )
         return value
 
     def _moved_names(self, m: Float[Tensor, "setting batch component"]) -> str:
-        """Return the first gates that are away from rest."""
+        """Say which gates are away from rest, the first few by name."""
         moved = (m.detach() != self.base).any(0).any(0).nonzero().flatten().tolist()
-        names = ", ".join(str(self.names[column]) for column in moved[:5]) or "(none)"
-        return names + (f" and {len(moved) - 5:,} more" if len(moved) > 5 else "")
+        if not moved:
+            return "every gate at rest"
+        names = ", ".join(str(self.names[column]) for column in moved[:5])
+        more = f" and {len(moved) - 5:,} more" if len(moved) > 5 else ""
+        return f"{names}{more} away from rest"
 
     def _evaluate(self, m: Tensor) -> Tensor:
         self.cost.ran(m.shape[0] * m.shape[1], backward=m.requires_grad)
