@@ -121,3 +121,17 @@ def test_a_closed_form_is_scored_too():
 def test_a_budget_too_small_for_anything_is_refused():
     with pytest.raises(UnknownOptionError, match="the cheapest estimate takes 4 passes"):
         hw.Auto(budget=3)
+
+
+def test_what_was_scored_exactly_is_known_to_be_exact(tmp_path):
+    runner, pairs = model("Llama"), task(6, 6)
+    mixed = hw.attribute(runner, pairs, hw.neurons() + hw.mlps(), hw.Auto(budget=75))
+    known = {row.name for row in mixed.rows() if row.exact is not None}
+    assert known == {"m0", "m1"}
+    assert not mixed.is_exact
+    whole = hw.attribute(runner, pairs, hw.mlps(), hw.Auto())
+    assert whole.is_exact
+    assert "not audited" not in repr(whole)
+    whole.save(tmp_path / "run")
+    assert hw.Attribution.load(tmp_path / "run").is_exact
+    assert whole.audit().verdict.startswith("These are exact effects")

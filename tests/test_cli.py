@@ -160,3 +160,53 @@ def test_demo_prints_the_result_and_writes_the_page(tmp_path):
         assert " ".join(part.split()) in " ".join(done.stdout.split())
     again = headwater("demo", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
+
+
+def test_compare_prints_a_row_an_estimator_and_writes_runs_and_a_page(tmp_path):
+    done = headwater(
+        "compare", "--model", "tiny", "--task", "ioi", "--components", "heads,mlps",
+        "--estimators", "gradient,ig:steps=2,exact", "--pairs", "8", "--out", tmp_path / "cmp",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name in ("gradient", "ig:steps=2", "exact"):
+        assert name in done.stdout
+    assert "20 of 20 components checked exactly" in done.stdout
+    assert (tmp_path / "cmp" / "page.html").is_file()
+    assert (tmp_path / "cmp" / "ig-steps=2" / "run.json").is_file()
+    inside = headwater("page", tmp_path / "cmp")
+    assert inside.returncode == 2
+    assert "holds a comparison, one run an estimator: exact, gradient, ig-steps=2" in inside.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--estimator", "ig:steps=x"], "ig: steps='x' is not a whole number"),
+        (["--estimator", "ig:stepz=3"], "ig has no option 'stepz=3'. Closest: 'steps'"),
+        (["--estimator", "atpstar"], "no estimator 'atpstar'. Closest: 'atp-star'"),
+        (["--estimator", "ig", "--at", "corrupted"], "--at corrupted: ig has no end to choose"),
+        (["--draws", "3"], "--draws goes with --reference resample"),
+        (["--reference", "mean", "--over", "nowhere.txt"], "neither corrupted or clean nor a file"),
+        (["--budget", "5"], "are of the error bars that --tolerance asks for"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(words, said):
+    done = headwater("attribute", "--model", "tiny", "--task", "ioi", "--pairs", "2", *words)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_the_end_stands_in_the_title():
+    done = headwater(
+        "attribute", "--model", "tiny", "--task", "ioi", "--components", "mlps", "--pairs", "2",
+        "--at", "corrupted",
+    )  # fmt: skip
+    assert "ioi on tiny: gradient, reference corrupted, at the corrupted end" in done.stdout
+
+
+def test_magnitudes_say_that_they_are():
+    done = headwater(
+        "attribute", "--model", "tiny", "--task", "ioi", "--components", "mlps", "--pairs", "4",
+        "--estimator", "atp-star",
+    )  # fmt: skip
+    assert "these scores are magnitudes: the mean over pairs of |effect|" in done.stdout

@@ -246,6 +246,7 @@ def _of_function(function: GatedFunction, estimator: Estimator, seed: int) -> At
             gaps=None if found.gaps is None else found.gaps.values.detach(),
             gap_names=() if found.gaps is None else found.gaps.names,
             notes=found.notes,
+            exact=frozenset(found.exact),
             magnitudes=estimator.magnitudes,
             circuit=found.circuit,
         ),

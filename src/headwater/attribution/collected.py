@@ -29,6 +29,7 @@ class Collected:
         self._gap_names: tuple[str, ...] = ()
         self._notes: dict[str, None] = {}  # an ordered set
         self._circuit: TrainedCircuit | None = None
+        self._exact: set[int] | None = None
 
     def add(self, batch: Batch, function: ModelGates, estimate: Estimate) -> None:
         """Take in one batch."""
@@ -41,6 +42,8 @@ class Collected:
             self._gap_names = estimate.gaps.names
         self._notes |= dict.fromkeys(estimate.notes)
         self._circuit = estimate.circuit
+        exact = set(estimate.exact)
+        self._exact = exact if self._exact is None else self._exact & exact
         count = self._count * self.gated.draws
         self._sizes += function.relative_sizes().sum(0).to(self._sizes) / count
         self._tokens |= _shown_tokens(self.gated.model, batch)
@@ -66,6 +69,7 @@ class Collected:
             gap_names=self._gap_names,
             notes=tuple(self._notes),
             circuit=self._circuit,
+            exact=frozenset(self._exact or ()),
         )
 
     @property

@@ -181,6 +181,7 @@ def read(folder: Path) -> tuple[Manifest, Scores, Audit | None]:
         gap_names=tuple(manifest.gap_names),
         notes=tuple(manifest.notes),
         magnitudes=manifest.magnitudes,
+        exact=frozenset(manifest.exact),
         off_values={
             name.removeprefix(OFF_VALUES): tensor
             for name, tensor in tensors.items()

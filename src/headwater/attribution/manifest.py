@@ -49,6 +49,7 @@ class Manifest(BaseModel):
     gap_names: list[str] = []
     notes: list[str] = []
     magnitudes: bool = False
+    exact: list[int] = []
     circuit: dict[str, Any] | None = None
     scores_hash: str = ""
     """Of the numbers in `scores.safetensors`; a folder whose files do not belong together is

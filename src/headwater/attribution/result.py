@@ -204,6 +204,11 @@ class Attribution(Later):
             return "a gated function"
         return f"{self.task.name} on {self.provenance.model['name']}"
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether every score is an exact effect, by intervention."""
+        return len(self.parts.exact) == len(self.names)
+
     def gaps(self) -> dict[str, float] | None:
         """Return the mean over pairs of every completeness gap the estimator found, by its sum."""
         if self.parts.gaps is None:
@@ -245,7 +250,7 @@ class Attribution(Later):
             self.checked.sentence
             if self.checked is not None
             else "not audited: scores.audit() says how far these are from the truth"
-            if self.provenance.estimator["name"] != "exact"
+            if not self.is_exact
             else "exact effects, by intervention"
         )
         if self.trained_circuit is not None:
@@ -311,6 +316,7 @@ class Attribution(Later):
                     "gap_names": list(self.parts.gap_names),
                     "notes": list(self.parts.notes),
                     "magnitudes": self.parts.magnitudes,
+                    "exact": sorted(self.parts.exact),
                     "circuit": None if circuit is None else circuit.to_dict(),
                     "cost": self._cost_dict(),
                 }

@@ -64,7 +64,6 @@ def rows_of(result: Attribution, columns: Sequence[int] | None) -> list[Row]:
     audited = {} if checked is None else {row.name: row for row in checked.rows + checked.also}
     scale, more = _scale(result), flags_by_name(result)
     resampled = result.resampled()
-    is_exact = result.provenance.estimator["name"] == "exact"
     rows = []
     for column in columns:
         component = parts.components[column]
@@ -76,7 +75,7 @@ def rows_of(result: Attribution, columns: Sequence[int] | None) -> list[Row]:
         if size is not None and size < SMALL_CAUSE and abs(mean[column]) > LARGE_EFFECT * scale:
             flags = (*flags, "small cause, large effect")
         flags = (*flags, *more.get(name, ()))
-        exact = mean[column] if is_exact else None if found is None else found.exact
+        exact = mean[column] if column in parts.exact else None if found is None else found.exact
         rows.append(
             Row(
                 name=name,

@@ -48,6 +48,8 @@ class Scores:
     """What is summed."""
     notes: tuple[str, ...] = ()
     """What the estimator says of its scores, in sentences."""
+    exact: frozenset[int] = frozenset()
+    """Columns whose scores are exact effects, by intervention."""
     magnitudes: bool = False
     """Whether scores are sizes of effects with a sign attached."""
     off_values: Mapping[str, Tensor] = field(default_factory=dict)

@@ -58,7 +58,7 @@ def page_data(result: Attribution) -> dict[str, Any]:
 def _lead(result: Attribution) -> str:
     """Name the strongest components, and how far to believe it."""
     names = ", ".join(row.name for row in result.top(3))
-    if result.provenance.estimator["name"] == "exact":
+    if result.is_exact:
         return f"Strongest: {names}. These are exact effects, by intervention."
     if result.checked is not None:
         return f"Strongest by the estimate: {names}."

@@ -59,7 +59,7 @@ def tighten(
         ResultError: If tolerance, confidence or budget are out of range.
     """
     refuse_aim(tolerance, confidence, budget)
-    if scores.provenance.estimator["name"] == "exact":
+    if scores.is_exact:
         raise ResultError(
             "tolerance= is for estimates: exact effects have no error bars.\n"
             "Leave tolerance= out, or estimate: estimator=hw.Gradient()."

@@ -41,15 +41,14 @@ def known_effects(scores: Attribution, audit: Audit | None, magnitudes: bool) ->
         magnitudes: Whether sizes are mean |effect| instead of |mean effect|. An audit read from a
             folder keeps one of the two, the one its scores estimate; the other is then not known.
     """
-    if scores.provenance.estimator["name"] == "exact":
-        values = scores.scores.double().cpu().numpy()
-        return {
-            column: Known.of(values[:, column], magnitudes) for column in range(values.shape[1])
-        }
-    if audit is None:
-        return {}
+    values = scores.scores.double().cpu().numpy()
+    exact = {
+        column: Known.of(values[:, column], magnitudes) for column in sorted(scores.parts.exact)
+    }
+    if audit is None or scores.is_exact:
+        return exact
     column_of = {name: column for column, name in enumerate(scores.names)}
-    known: dict[int, Known] = {}
+    known = dict(exact)
     if magnitudes == estimator_of(scores).magnitudes:
         for row in (*audit.rows, *audit.also):
             known[column_of[row.name]] = Known(abs(row.exact), row.exact)

@@ -84,7 +84,7 @@ def audit(
         if dtype is not None or device is not None:
             model = model.to(dtype=dtype, device=device)
         checked = _audit_model(scores, model, sample, seed, top, confidence, batch_size, progress)
-    if scores.provenance.estimator["name"] == "exact":
+    if scores.is_exact:
         checked = _repeated(checked)
     else:
         checked = about_estimand(checked, estimator_of(scores))
@@ -209,6 +209,9 @@ def _audit_model(
         )
         runner = _ExactRuns(gated, scores, progress)
         strongest = scores.mean().abs().argsort(descending=True)[:NOISE_COMPONENTS].tolist()
+        before = cost.forwards
+        floor = runner.noise_floor(strongest)
+        spent = (cost.forwards - before) / max(cost.pairs, 1)
         checked = audit_scores(
             scores.names,
             scores.scores,
@@ -217,13 +220,13 @@ def _audit_model(
             seed=seed,
             top=top,
             confidence=confidence,
-            noise_floor=runner.noise_floor(strongest),
+            noise_floor=floor,
             total=runner.total() if scores.parts.is_cut else None,
             magnitudes=estimator_of(scores).magnitudes,
             gaps=scores.gaps(),
         )
     cost.seconds = time.perf_counter() - started
-    return checked.with_cost(str(cost))
+    return checked.with_cost(f"{cost}; {spent:.3g} of the forwards measured the noise floor")
 
 
 class _ExactRuns:

@@ -47,7 +47,7 @@ def attribution(scores: Attribution) -> None:
             console.print(escape(scores.checked.aim), highlight=False)
         if scores.checked.cost:
             console.print(f"audit cost: {scores.checked.cost}", highlight=False, style="dim")
-    elif scores.provenance.estimator["name"] != "exact":
+    elif not scores.is_exact:
         console.print("Not audited: how far these are from the truth is not known yet.")
     for warning in scores.warnings():
         console.print(f"note: {escape(warning)}", highlight=False, style="yellow")

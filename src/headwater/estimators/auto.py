@@ -71,6 +71,7 @@ class Auto(Estimator):
             by_kind.setdefault(family.kind, []).append(family)
         scores = function.gates()[0].zero_()
         notes: list[str] = []
+        exact: list[int] = []
         # what is left is split evenly among the kinds that are still to come
         left = self.budget
         for done, (kind, families) in enumerate(by_kind.items()):
@@ -89,10 +90,11 @@ class Auto(Estimator):
                 found = picked.estimate(part)
             columns = [column for family in families for column in family.columns]
             scores[:, columns] = found.scores.to(scores)
+            exact += [columns[place] for place in found.exact]
             notes += [f"{_plural(kind)} scored by {_described(picked)}: {why}.", *found.notes]
             if picked.uses_slopes and function.doubt:
                 notes.append(function.doubt)
-        return Estimate(scores, notes=tuple(dict.fromkeys(notes)))
+        return Estimate(scores, exact=tuple(exact), notes=tuple(dict.fromkeys(notes)))
 
     @property
     def uses_slopes(self) -> bool:

@@ -31,6 +31,8 @@ class Estimate:
     """Standard error of each score, for estimators that draw at random."""
     gaps: Gaps | None = None
     """Completeness gaps, for estimators that have a sum to check."""
+    exact: tuple[int, ...] = ()
+    """Columns whose scores are exact effects, by intervention."""
     notes: tuple[str, ...] = ()
     """What a reader must know before believing the scores, in sentences."""
     circuit: TrainedCircuit | None = None

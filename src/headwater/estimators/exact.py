@@ -7,7 +7,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from headwater.estimators.estimator import Estimator
+from headwater.estimators.estimator import Estimate, Estimator
 from headwater.gates import End, GatedFunction
 
 
@@ -41,6 +41,10 @@ class Exact(Estimator):
     def scores(self, function: GatedFunction) -> Float[Tensor, "batch component"]:
         """Return exact effects, [batch, component]."""
         return function.at(self.at).effects(range(len(function.names))).T
+
+    def estimate(self, function: GatedFunction) -> Estimate:
+        """Return exact effects, and that they are."""
+        return Estimate(self.scores(function), exact=tuple(range(len(function.names))))
 
     def forwards(self, shares: Sequence[float]) -> float:
         """One run at rest, then one from its layer on for each component."""
