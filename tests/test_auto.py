@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 import headwater as hw
 from headwater.errors import MissingCapabilityError, UnknownOptionError
-from headwater.gates import GatedTask
+from headwater.gates import Family, GatedTask
 from tiny_tasks import gated, model, task
 
 
@@ -51,6 +51,23 @@ def test_heads_may_go_along_the_inputs_where_families_are_too_dear():
     )
     (said,) = hw.Auto(budget=33).estimate(function).notes
     assert said.startswith("heads scored by hw.IntegratedGradients(path='inputs'")
+
+
+def test_a_correction_that_outweighs_the_gradient_is_not_trusted():
+    # 200 gates with slope 0.01 and curvature 1 each at the clean end: no parabola of use
+    def f(m: torch.Tensor) -> torch.Tensor:
+        closed = 1 - m
+        return (-0.01 * closed - 0.5 * closed.square() * (-50 * closed).exp()).sum(-1)
+
+    families = (Family("neurons", tuple(range(200)), "neuron"),)
+    function = hw.GatedFunction(
+        f, [f"m0.n{i}" for i in range(200)], families=families, dtype=torch.float64
+    )
+    found = hw.Auto(budget=70).estimate(function)
+    (said,) = found.notes
+    assert said.startswith("neurons scored by hw.Gradient()")
+    assert "would correct the gradient by 50.0 times its size" in said
+    assert_close(found.scores, torch.full((1, 200), 0.01, dtype=torch.float64))
 
 
 def test_where_nothing_can_be_differentiated_twice_neurons_keep_their_gradient(monkeypatch):
