@@ -119,7 +119,7 @@ def test_estimators_are_held_against_the_end_they_are_of():
 
 def row(name: str, passes: float, *, r: float, error: float, recall: float = 1.0):
     figures = {"r": r, "relative error": error, "recall": recall, "slope": 0.5}
-    return ComparedEstimator(name, passes, 0, 0.0, figures, "", "")
+    return ComparedEstimator(name, name, passes, 0, 0.0, figures, "", "")
 
 
 class Audited:
@@ -237,3 +237,11 @@ def test_a_cheaper_exact_run_beats_a_ranking():
         "Use exact here: it costs no more (14 forwards a pair) than ig, the "
         "cheapest estimate that ranks"
     )
+
+
+def test_estimators_are_told_by_what_they_are_and_not_by_the_names_they_were_given():
+    f = hw.GatedFunction(lambda m: m.sum(-1), ["a", "b"], dtype=torch.float64)
+    named = {"slopes": hw.Gradient(), "the truth": hw.Exact()}
+    said = hw.compare(f, estimators=named).advice
+    assert said[0].startswith("Use exact here: it costs no more")
+    assert said[-1].startswith("Exact effects of all 2 components cost")

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from headwater.attribution.curve import Curve
-from headwater.audits.diagnose import gated_again
-from headwater.audits.run import estimator_of, refuse_other_model, refuse_other_numbers
-from headwater.components import Selection
-from headwater.errors import ModelGoneError, UnknownComponentError, UnknownOptionError, did_you_mean
+from headwater.audits.again import estimator_of, gated_again, model_of, refuse_other_numbers
+from headwater.errors import UnknownComponentError, UnknownOptionError, did_you_mean
 from headwater.estimators.quadrature import Rule
 from headwater.gates import Cost, GatedFunction, Move
 from headwater.models import Model
@@ -60,21 +58,13 @@ def curves_of(
     columns = [_column(scores, name) for name in names]
     rule = Rule.of("gauss", steps)
     plan = _Plan(columns, torch.linspace(0, 1, points).tolist(), rule)
-    model = scores.model if model is None else model
+    model = model_of(scores, model, "scores.curve(name, model=function)")
     end = estimator_of(scores).end
     if isinstance(model, GatedFunction):
         plan.add(range(len(scores.scores)), model.at(end))
         return plan.curves(scores, len(scores.scores))
-    if scores.task is None:
-        raise ModelGoneError(
-            "these scores came from a gated function; pass it: scores.curve(name, model=function)."
-        )
-    if model is not scores._owner:
-        refuse_other_model(scores, model)
-    own = Selection.from_list(scores.provenance.components)
     cost = Cost()
-    size = batch_size or scores.provenance.batch_size
-    with gated_again(scores, model, own, size, cost) as gated:
+    with gated_again(scores, model, cost, batch_size=batch_size) as gated:
         shares = gated.shares()
         each = sum(shares[column] for column in columns) * (points + steps)
         title = f"response curves of {len(columns):,} components"

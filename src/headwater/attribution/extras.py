@@ -13,6 +13,7 @@ from headwater.attribution.curve import Curve
 from headwater.attribution.flags import flag_words
 from headwater.audits.diagnosis import Diagnosis, noted
 from headwater.errors import ResultError, RunFolderError
+from headwater.files import write_text
 
 if TYPE_CHECKING:
     from headwater.attribution.result import Attribution
@@ -60,7 +61,7 @@ def _curves(data: Mapping[str, Any]) -> list[Curve]:
 
 
 def _write(path: Path, data: Mapping[str, Any]) -> None:
-    folders.write_text(path, json.dumps(data, allow_nan=False))
+    write_text(path, json.dumps(data, allow_nan=False))
 
 
 def _read(path: Path, made: Callable[[Any], Any]) -> Any:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from headwater.audits.ledger import Ledger
 from headwater.components import parse_component
 from headwater.errors import ResultError, RunFolderError
 from headwater.estimators.trained_circuit import TrainedCircuit
+from headwater.files import make_writable, write_atomically, write_text
 from headwater.gates import Cost
 
 MANIFEST, SCORES, AUDIT, PAGE = "run.json", "scores.safetensors", "audit.json", "page.html"
@@ -48,13 +47,7 @@ def claim(folder: Path, manifest: Manifest) -> None:
     Raises:
         RunFolderError: If it is a file, cannot be written, or holds another run or other files.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise RunFolderError(
-            f"{folder} cannot be written: {error.strerror or error}.\nChoose another folder."
-        ) from error
+    make_writable(folder)
     if (folder / MANIFEST).exists():
         _refuse_other(folder, read_manifest(folder), manifest)
     elif foreign := sorted({path.name for path in folder.iterdir()} - _OURS):
@@ -231,24 +224,6 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} is not a manifest this release can read (schema {SCHEMA}): {lines[0]}.\n"
             "Run `headwater attribute` again into an empty folder."
         ) from error
-
-
-def write_atomically(path: Path, writer: Callable[[Path], object]) -> None:
-    """Write a file under a temporary name in the same folder, then rename it."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        writer(Path(name))
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write text under a temporary name, then rename it."""
-    write_atomically(path, lambda there: there.write_text(text, encoding="utf-8"))
 
 
 def _tensors(scores: Scores) -> dict[str, Tensor]:

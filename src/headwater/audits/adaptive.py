@@ -6,13 +6,14 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from headwater.audits.again import estimator_of
 from headwater.audits.compare import flags
 from headwater.audits.conformal import fewest
 from headwater.audits.error_bars import ErrorBars
 from headwater.audits.interventions import interventions
 from headwater.audits.known import Known
 from headwater.audits.report import Audit, AuditRow
-from headwater.audits.run import audit, estimator_of
+from headwater.audits.run import audit
 from headwater.errors import ResultError
 from headwater.gates import GatedFunction
 from headwater.models import Model

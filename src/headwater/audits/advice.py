@@ -40,7 +40,7 @@ def advice(
     Returns:
         Sentences, the recommendation first.
     """
-    exact = next((row for row in rows if row.name.partition(":")[0] == "exact"), None)
+    exact = next((row for row in rows if row.kind == "exact"), None)
     estimates = sorted((row for row in rows if row is not exact), key=lambda row: row.passes)
     said = [_recommended(estimates, exact)] if estimates else []
     flags = {}
@@ -140,7 +140,7 @@ def _why(
 def _reason(
     row: ComparedEstimator, missed: Sequence[AuditRow], flags: Mapping[str, tuple[str, ...]]
 ) -> str:
-    if row.name.partition(":")[0] not in FIRST_ORDER:
+    if row.kind not in FIRST_ORDER:
         return "confirm these with hw.Exact()"
     found = [f"{one.name}: {', '.join(flags[one.name])}" for one in missed if flags.get(one.name)]
     if found:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from headwater.audits.again import estimator_of
 from headwater.audits.evidence import Evidence, control_of
 from headwater.audits.interventions import interventions
 from headwater.audits.known import Known, known_effects
 from headwater.audits.report import Audit
-from headwater.audits.run import estimator_of
-from headwater.audits.subsets import Pool, Round
+from headwater.audits.subsets import Pool
 from headwater.audits.words import name_list
 from headwater.errors import ResultError
 from headwater.gates import GatedFunction
@@ -232,13 +232,10 @@ def bound(
             wanted = list(dict.fromkeys(run for r in dealt for run in r.runs if run))
             lost = exact.closed(wanted, f"{len(wanted)} subset runs")
             cost, runs = str(exact.cost), len(wanted)
-        _add(evidence, dealt, dict(zip(wanted, lost.T, strict=True)))
+        by_set = dict(zip(wanted, lost.T, strict=True))
+        for one in dealt:
+            evidence.add(one, by_set)
     return _judged(scores, evidence, known, members, theta, confidence, runs, cost)
-
-
-def _add(evidence: Evidence, dealt: list[Round], lost: dict[tuple[int, ...], np.ndarray]) -> None:
-    for one in dealt:
-        evidence.add(one, lost)
 
 
 def _judged(

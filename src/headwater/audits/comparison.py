@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,18 +15,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headwater.attribution import attribute
-from headwater.attribution.folders import write_text
 from headwater.audits.advice import advice
 from headwater.audits.compare import audit_scores
 from headwater.audits.diagnose import diagnose
 from headwater.audits.diagnosis import Diagnosis
 from headwater.audits.estimands import about_estimand
-from headwater.audits.interventions import interventions
+from headwater.audits.interventions import Interventions, interventions
 from headwater.audits.report import Audit
 from headwater.audits.words import figure
 from headwater.components import Selection
 from headwater.errors import ResultError
 from headwater.estimators import Estimator, Exact, Gradient
+from headwater.files import write_text
 from headwater.frames import frame
 from headwater.gates import End, GatedFunction
 from headwater.metrics import Metric
@@ -48,6 +50,8 @@ class ComparedEstimator:
 
     name: str
     """As it was asked for."""
+    kind: str
+    """The estimator's own word: `gradient`, `exact`, ..."""
     forwards: float
     """A pair, the reference's included; a run from layer l of L counts (L - l) / L."""
     backwards: float
@@ -179,7 +183,7 @@ class Comparison:
         folder = Path(folder)
         for name, scores in self.runs.items():
             scores.save(folder / name.replace(":", "-"), overwrite=overwrite)
-        write_text(folder / "comparison.json", _json(self.to_dict()))
+        write_text(folder / "comparison.json", json.dumps(self.to_dict(), indent=1))
         return folder
 
 
@@ -261,25 +265,26 @@ def compare(
         )
         for name, estimator in named.items()
     }
-    truth = _Truth(model, progress)
-    for name, estimator in named.items():
-        if isinstance(estimator, Exact):
-            truth.know(estimator.end, runs[name])
-    for name, estimator in named.items():
-        scores = runs[name]
-        count = len(scores.names)
-        checked = audit_scores(
-            scores.names,
-            scores.scores,
-            truth.of(estimator.end, scores),
-            sample=count if sample is None else sample,
-            seed=seed,
-            top=top,
-            confidence=confidence,
-            magnitudes=estimator.magnitudes,
-            gaps=scores.gaps(),
-        )
-        scores.checked = about_estimand(checked, estimator)
+    with ExitStack() as stack:
+        truth = _Truth(model, stack, progress)
+        for name, estimator in named.items():
+            if isinstance(estimator, Exact):
+                truth.know(estimator.end, runs[name])
+        for name, estimator in named.items():
+            scores = runs[name]
+            count = len(scores.names)
+            checked = audit_scores(
+                scores.names,
+                scores.scores,
+                truth.of(estimator.end, scores),
+                sample=count if sample is None else sample,
+                seed=seed,
+                top=top,
+                confidence=confidence,
+                magnitudes=estimator.magnitudes,
+                gaps=scores.gaps(),
+            )
+            scores.checked = about_estimand(checked, estimator)
     rows = tuple(_row(name, named[name], scores) for name, scores in runs.items())
     first = next(iter(runs.values()))
     components_in_all = len(first.names)
@@ -308,11 +313,20 @@ def _diagnosis(
 
 
 class _Truth:
-    """Exact effects that are run once, whoever asks for them."""
+    """Exact effects that are run once, whoever asks for them.
 
-    def __init__(self, model: Model | GatedFunction, progress: bool | None) -> None:
-        self.model, self.progress = model, progress
+    Args:
+        model: What was scored.
+        stack: Ends what was opened for the runs.
+        progress: Whether bars are shown.
+    """
+
+    def __init__(
+        self, model: Model | GatedFunction, stack: ExitStack, progress: bool | None
+    ) -> None:
+        self.model, self.stack, self.progress = model, stack, progress
         self.known: dict[End, dict[int, Float[Tensor, " pair"]]] = {}
+        self._runs: dict[End, Interventions] = {}
 
     def know(self, end: End, exact: Attribution) -> None:
         """Take over effects that were computed as scores."""
@@ -326,12 +340,18 @@ class _Truth:
             known = self.known.setdefault(end, {})
             missing = [column for column in columns if column not in known]
             if missing:
-                with interventions(scores, self.model, progress=self.progress) as runs:
-                    lost = torch.from_numpy(runs.closed([(column,) for column in missing]))
-                known |= {c: lost[:, i].to(scores.scores) for i, c in enumerate(missing)}
+                lost = self._at(end, scores).closed([(column,) for column in missing])
+                part = torch.from_numpy(lost).to(scores.scores)
+                known |= {column: part[:, i] for i, column in enumerate(missing)}
             return torch.stack([known[column] for column in columns], 1)
 
         return effects
+
+    def _at(self, end: End, scores: Attribution) -> Interventions:
+        if end not in self._runs:
+            opened = interventions(scores, self.model, progress=self.progress)
+            self._runs[end] = self.stack.enter_context(opened)
+        return self._runs[end]
 
 
 def _named(estimators: Sequence[Estimator] | Mapping[str, Estimator]) -> dict[str, Estimator]:
@@ -361,6 +381,7 @@ def _row(name: str, estimator: Estimator, scores: Attribution) -> ComparedEstima
     figures = {one: _figure(audit, one) for one in COLUMNS}
     return ComparedEstimator(
         name=name,
+        kind=estimator.name,
         forwards=cost.forwards / pairs,
         backwards=cost.backwards / pairs,
         seconds=cost.seconds,
@@ -374,9 +395,3 @@ def _row(name: str, estimator: Estimator, scores: Attribution) -> ComparedEstima
 def _figure(audit: Audit, name: str) -> float | None:
     found = audit.recall if name == "recall" else audit.statistic(name)
     return found.value
-
-
-def _json(data: dict[str, Any]) -> str:
-    import json
-
-    return json.dumps(data, indent=1)

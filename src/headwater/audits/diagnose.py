@@ -7,23 +7,18 @@ each of the strongest components about nine forward-backwards on a few pairs for
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from headwater.audits.again import estimator_of, gated_again, model_of, refuse_other_numbers
 from headwater.audits.diagnosis import Diagnosis, Finding, flags_of
 from headwater.audits.jumps import Jump, find_jumps
-from headwater.audits.run import (
-    NOISE_COMPONENTS,
-    estimator_of,
-    refuse_other_model,
-    refuse_other_numbers,
-)
+from headwater.audits.run import NOISE_COMPONENTS
 from headwater.audits.slopes_seen import Seen
 from headwater.components import Selection, keys, queries
-from headwater.errors import GateError, ModelGoneError
+from headwater.errors import GateError
 from headwater.estimators.gradient import refuse_stationary
-from headwater.gates import Cost, GatedFunction, GatedTask
+from headwater.gates import Cost, GatedFunction
 from headwater.models import Model
 from headwater.progress import progress_bar
 from headwater.references import Mean, Reference, reference_from_dict
@@ -71,18 +66,11 @@ def diagnose(
             "these scores were taken at the corrupted end; a diagnosis looks at slopes in the "
             'clean run.\nScore with at="clean", then diagnose.'
         )
-    model = scores.model if model is None else model
+    model = model_of(scores, model, "scores.diagnose(model=function)")
     cost, started = Cost(), time.perf_counter()
     if isinstance(model, GatedFunction):
         seen, floor, found, problem = _of_function(scores, model, jumps, cost)
-    elif scores.task is None:
-        raise ModelGoneError(
-            "these scores came from a gated function; pass it: scores.diagnose(model=function)."
-        )
     else:
-        if model is not scores._owner:
-            refuse_other_model(scores, model)
-        batch_size = batch_size or scores.provenance.batch_size
         seen, floor = _of_model(scores, model, batch_size, cost, progress)
         found, problem = _jumps_of_model(scores, model, jumps, floor, cost)
     # batches are made ready more than once, for the same pairs
@@ -107,17 +95,6 @@ def whole_effect(scores: Attribution) -> float:
     return float(whole.abs().mean())
 
 
-@contextmanager
-def gated_again(
-    scores: Attribution, model: Model, selection: Selection, batch_size: int, cost: Cost
-) -> Iterator[GatedTask]:
-    """Yield a result's task with gates, as it was scored, on other components if need be."""
-    assert scores.task is not None
-    reference = scores.reference or reference_from_dict(scores.provenance.reference)
-    with model.frozen():
-        yield GatedTask(model, scores.task, selection, reference, batch_size=batch_size, cost=cost)
-
-
 def _of_function(
     scores: Attribution, function: GatedFunction, jumps: int, cost: Cost
 ) -> tuple[Seen, float | None, dict[int, Jump], list[str]]:
@@ -132,12 +109,12 @@ def _of_function(
 
 
 def _of_model(
-    scores: Attribution, model: Model, batch_size: int, cost: Cost, progress: bool | None
+    scores: Attribution, model: Model, batch_size: int | None, cost: Cost, progress: bool | None
 ) -> tuple[Seen, float]:
     own = Selection.from_list(scores.provenance.components)
     floor = None
     selection, note = _with_queries_and_keys(scores, model, own)
-    with gated_again(scores, model, selection, batch_size, cost) as gated:
+    with gated_again(scores, model, cost, selection=selection, batch_size=batch_size) as gated:
         seen = Seen(gated.table.names[: len(scores.names)], gated.table)
         seen.notes += [note] if note else []
         total = len(scores.scores) * 2
@@ -195,8 +172,7 @@ def _jumps_of_model(
             f"jumps were not looked for: rounding moves the metric by {floor:.2g}, more than the "
             f"{tolerance:.2g} that counts. Score in a wider dtype: dtype='float32' or 'float64'."
         ]
-    own = Selection.from_list(scores.provenance.components)
-    with gated_again(scores, model, own, JUMP_PAIRS, cost) as gated:
+    with gated_again(scores, model, cost, batch_size=JUMP_PAIRS) as gated:
         _, function = next(iter(gated))
         return find_jumps(function, strongest(scores, count), tolerance), []
 

@@ -17,13 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headwater.audits.run import estimator_of, refuse_other_model, refuse_other_numbers
-from headwater.components import ComponentTable, Selection
-from headwater.errors import ModelGoneError, NonFiniteError
-from headwater.gates import Cost, End, GatedFunction, GatedTask, Move
+from headwater.audits.again import estimator_of, gated_again, model_of, refuse_other_numbers
+from headwater.components import ComponentTable
+from headwater.errors import NonFiniteError
+from headwater.gates import Cost, End, GatedFunction, Move
 from headwater.models import Model
 from headwater.progress import progress_bar
-from headwater.references import reference_from_dict
 
 if TYPE_CHECKING:
     from headwater.attribution.result import Attribution
@@ -128,7 +127,7 @@ def interventions(
         ModelGoneError: If the model is gone and none was given.
         ResultError: If the model is not the one the scores came from.
     """
-    model = scores.model if model is None else model
+    model = model_of(scores, model, "model=function, not a model")
     end = estimator_of(scores).end
     pairs = len(scores.scores)
     if isinstance(model, GatedFunction):
@@ -142,22 +141,8 @@ def interventions(
             progress=progress,
         )
         return
-    if scores.task is None:
-        raise ModelGoneError(
-            "these scores came from a gated function; pass it: model=function, not a model."
-        )
-    if model is not scores._owner:
-        refuse_other_model(scores, model)
     cost = Cost()
-    with model.frozen():
-        gated = GatedTask(
-            model,
-            scores.task,
-            Selection.from_list(scores.provenance.components),
-            scores.reference or reference_from_dict(scores.provenance.reference),
-            batch_size=batch_size or scores.provenance.batch_size,
-            cost=cost,
-        )
+    with gated_again(scores, model, cost, batch_size=batch_size) as gated:
 
         def batches() -> Iterator[Batch]:
             for batch, function in gated:

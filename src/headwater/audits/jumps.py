@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
+from headwater.estimators.adaptive import integrals
 from headwater.estimators.quadrature import Panel, Rule
 from headwater.gates import GatedFunction, Move
 
@@ -82,13 +82,8 @@ def find_jumps(
 
 def _measure(function: GatedFunction, pieces: Sequence[tuple[_Search, Panel]], rule: Rule) -> None:
     """Note the gap of each piece: its change minus what its slopes sum to, on the worst pair."""
-    moves = [Move((search.column,), at) for search, panel in pieces for at in panel.points(rule)]
-    slopes = iter(function.slopes(moves))
-    sign = 1.0 if function.end == "clean" else -1.0
-    for search, panel in pieces:
-        weighted = [weight * next(slopes).gradient[:, 0] for weight in rule.weights]
-        change = sign * (search.values[panel.low] - search.values[panel.high])
-        gap = panel.width * torch.stack(weighted).sum(0) - change
+    asked = [((search.column,), panel, search.values) for search, panel in pieces]
+    for (search, panel), (_, gap) in zip(pieces, integrals(function, asked, rule), strict=True):
         search.gaps[panel] = float(gap.abs().max())
 
 

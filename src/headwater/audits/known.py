@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from headwater.audits.again import estimator_of
 from headwater.audits.report import Audit
-from headwater.audits.run import estimator_of
 
 if TYPE_CHECKING:
     from headwater.attribution.result import Attribution

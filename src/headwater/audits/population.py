@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from headwater.audits.again import estimator_of
 from headwater.audits.conformal import Population
 from headwater.audits.report import Audit
-from headwater.audits.run import estimator_of
 from headwater.errors import ResultError
 
 if TYPE_CHECKING:

@@ -12,25 +12,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headwater.attribution.flags import flag_words
+from headwater.audits.again import estimator_of, gated_again, model_of, refuse_other_numbers
 from headwater.audits.compare import audit_scores
 from headwater.audits.diagnosis import noted
 from headwater.audits.estimands import about_estimand
 from headwater.audits.report import Audit
-from headwater.components import Selection
-from headwater.errors import ModelGoneError, ResultError
-from headwater.estimators import ESTIMATORS, Estimator
 from headwater.gates import Averages, Cost, End, GatedFunction, GatedTask
 from headwater.models import Model
 from headwater.progress import progress_bar
-from headwater.references import reference_from_dict
 
 if TYPE_CHECKING:
     from headwater.attribution.result import Attribution
 
 NOISE_COMPONENTS = 3
 """Components, the strongest ones, on which the noise floor is measured."""
-DRIFT = 1000.0
-"""Roundings by which the clean metric may differ between estimate and audit (batch shapes do)."""
 
 
 def audit(
@@ -71,16 +66,10 @@ def audit(
         ModelGoneError: If the model is gone and none was given.
         ResultError: If the model given is not the one the scores came from.
     """
-    model = scores.model if model is None else model
+    model = model_of(scores, model, "hw.audit(scores, model=function)")
     if isinstance(model, GatedFunction):
         checked = _audit_function(scores, model, sample, seed, top, confidence)
-    elif scores.task is None:
-        raise ModelGoneError(
-            "these scores came from a gated function; pass it: hw.audit(scores, model=function)."
-        )
     else:
-        if model is not scores._owner:
-            refuse_other_model(scores, model)
         if dtype is not None or device is not None:
             model = model.to(dtype=dtype, device=device)
         checked = _audit_model(scores, model, sample, seed, top, confidence, batch_size, progress)
@@ -91,18 +80,6 @@ def audit(
     checked = noted(checked, flag_words(scores))
     scores.checked = checked.of(scores)
     return checked.of(scores, weakly=False)
-
-
-def estimator_of(scores: Attribution) -> Estimator:
-    """Return the estimator that made these scores."""
-    options = dict(scores.provenance.estimator)
-    name = str(options.pop("name"))
-    if name not in ESTIMATORS:
-        raise ResultError(
-            f"the scores came from an estimator {name!r} that headwater does not know, so what to "
-            f"compare them with is not known.\nKnown: {', '.join(ESTIMATORS)}."
-        )
-    return ESTIMATORS[name](**options)
 
 
 def _repeated(checked: Audit) -> Audit:
@@ -117,47 +94,6 @@ def _repeated(checked: Audit) -> Audit:
         verdict="These are exact effects, by intervention: there is no estimate to doubt.",
         figures=tuple(replace(figure, low=None, high=None) for figure in checked.figures),
     )
-
-
-def refuse_other_model(scores: Attribution, model: Model) -> None:
-    """Refuse a model whose weights or configuration are not those the scores came from.
-
-    Raises:
-        ResultError: Naming what differs.
-    """
-    there, now = scores.provenance.model, model.fingerprint()
-    differing = [key for key, value in now.items() if key in there and there[key] != value]
-    if differing:
-        raise ResultError(
-            f"the scores came from {there['name']!r}; {model.name!r} differs from it in "
-            f"{', '.join(differing)}.\nLoad the model the scores came from, or attribute again."
-        )
-
-
-def refuse_other_numbers(
-    scores: Attribution, pairs: Sequence[int], clean: Float[Tensor, " batch"]
-) -> None:
-    """Refuse to audit a model that gives other clean metrics than the scored one did.
-
-    Hashes do not see hooks, switched adapters or edits through `.data`; the metric does.
-
-    Raises:
-        ResultError: Naming a pair with both values.
-    """
-    then = scores.parts.clean[list(pairs)].double()
-    now = clean.detach().cpu().double()
-    dtype = getattr(torch, str(scores.provenance.model["dtype"]))
-    eps = max(torch.finfo(dtype).eps, torch.finfo(clean.dtype).eps)
-    allowed = min(DRIFT * eps, 0.1) * float(scores.parts.clean.abs().max())
-    drift = (now - then).abs()
-    if bool((drift > allowed).any()):
-        row = int(drift.argmax())
-        raise ResultError(
-            f"the clean metric of pair {pairs[row]} was {float(then[row]):.6g} when scored and is "
-            f"{float(now[row]):.6g} now: this is not the model that was scored (an adapter "
-            "switched, a hook added, weights edited, another dtype?).\n"
-            "Attribute again, then audit."
-        )
 
 
 def _audit_function(
@@ -193,20 +129,9 @@ def _audit_model(
     batch_size: int | None,
     progress: bool | None,
 ) -> Audit:
-    assert scores.task is not None
-    reference = scores.reference or reference_from_dict(scores.provenance.reference)
-    selection = Selection.from_list(scores.provenance.components)
     cost = Cost()
     started = time.perf_counter()
-    with model.frozen():
-        gated = GatedTask(
-            model,
-            scores.task,
-            selection,
-            reference,
-            batch_size=batch_size or scores.provenance.batch_size,
-            cost=cost,
-        )
+    with gated_again(scores, model, cost, batch_size=batch_size) as gated:
         runner = _ExactRuns(gated, scores, progress)
         strongest = scores.mean().abs().argsort(descending=True)[:NOISE_COMPONENTS].tolist()
         before = cost.forwards

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from headwater.estimators.attention_fix import Fixed
+from headwater.estimators.attention_fix import Fixed, by_component
 from headwater.gates import AttentionRows, Replaced
 
 SATURATED = 0.99
@@ -68,18 +68,8 @@ def linear_effects(
     """Return effects through the softmax's slope: `sum_k p_k (g_k - g.p) (s_k - s'_k)` a row."""
     pattern = rows.pattern.to(rows.scores.dtype)
     centered = slope - (pattern * slope).sum(-1, keepdim=True)
-    return _by_component(pattern * centered * (rows.scores - part.scores), part)
-
-
-def _by_component(values: Rows, part: Replaced) -> Float[Tensor, "batch component"]:
-    """Sum contributions of single scores over what each component covers."""
-    values = values.sum(3) if part.kind == "query" else values.sum(2)
-    if part.kind == "key":
-        values = values.unflatten(1, (part.kv_heads, -1)).sum(2)
-    if part.places is None:
-        return values.sum(2)
-    index = part.places[:, None, :].expand(-1, values.shape[1], -1)
-    return values.gather(2, index).transpose(1, 2).flatten(1)
+    effects = pattern * centered * (rows.scores - part.scores)
+    return by_component(effects.sum(3 if part.kind == "query" else 2), part)
 
 
 def row_share(at: RowMask, counted: RowMask, part: Replaced) -> Float[Tensor, "two component"]:
@@ -93,8 +83,7 @@ def row_share(at: RowMask, counted: RowMask, part: Replaced) -> Float[Tensor, "t
 def _rows_of(mask: RowMask, part: Replaced) -> Float[Tensor, " component"]:
     marked = mask.double()
     if part.kind == "query" and part.places is not None:
-        index = part.places[:, None, :].expand(-1, marked.shape[1], -1)
-        return marked.gather(2, index).transpose(1, 2).flatten(1).sum(0)
+        return by_component(marked, part).sum(0)
     if part.kind == "key":
         marked = marked.unflatten(1, (part.kv_heads, -1)).flatten(2, 3)
     by_unit = marked.sum((0, 2))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from headwater.audits.saturation import counted_rows, missed, row_share, saturated_rows
 from headwater.components import ComponentTable
+from headwater.estimators import Gradient
 from headwater.estimators.attention_fix import Fixed
 from headwater.gates import ATTENTION, DROPS, GatedFunction, Linearized
 
@@ -42,10 +43,7 @@ class Seen:
         self._say_once(attention, drops)
         self.pairs += function.batch
         if not (attention or drops):
-            m = function.gates().requires_grad_()
-            with torch.enable_grad():
-                (gradient,) = torch.autograd.grad(function(m).sum(), m)
-            self._add_gradient(gradient[0])
+            self._add_gradient(Gradient().scores(function))
             return
         linear = function.linearized(attention=attention, drops=drops)
         self._add_gradient(linear.slopes.gates)
@@ -92,8 +90,7 @@ class Seen:
         total = torch.zeros_like(self._gradient)
         for layer in range(linear.depth):
             total += linear.dropped(layer).gates.double().abs().sum(0).cpu()
-        terms = [linear.depth - (layer is not None) for layer in linear.inside]
-        self._uncancelled += total / torch.tensor(terms, dtype=torch.float64)
+        self._uncancelled += total / torch.tensor(linear.survivals, dtype=torch.float64)
 
     def _attention_columns(self, column: int) -> list[int]:
         """Return a query's or key's own column, and of a head those of its query and key."""

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from headwater.audits.again import estimator_of
 from headwater.audits.bound import refuse_numbers
 from headwater.audits.evidence import Evidence, control_of
 from headwater.audits.interventions import Interventions, interventions
 from headwater.audits.known import Known, known_effects, signed_estimates
 from headwater.audits.ledger import Ledger
 from headwater.audits.plan import LOOKS, Plan
-from headwater.audits.run import estimator_of
 from headwater.audits.subsets import Pool
 from headwater.audits.verification import Look, Outcome, Verification, VerifiedRow
 from headwater.errors import ResultError

@@ -106,8 +106,8 @@ class AtPStar(Estimator):
         total = torch.zeros_like(plain)
         for layer in range(linear.depth):
             total += effects(linear.dropped(layer)).abs()
-        terms = [linear.depth - (layer is not None) for layer in linear.inside]
-        magnitude = total / torch.tensor(terms, device=total.device, dtype=total.dtype)
+        terms = torch.tensor(linear.survivals, device=total.device, dtype=total.dtype)
+        magnitude = total / terms
         # an effect that cancels exactly has no sign of its own: it counts as support
         return torch.where(plain < 0, -magnitude, magnitude)
 

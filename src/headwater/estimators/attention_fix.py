@@ -45,26 +45,27 @@ class Fixed:
         """
         slope = slope.to(self.rows.scores.dtype)
         if self._each:
-            by_key = self._keys.lost(slope)  # [batch, head, key]
-            return self._at_places(self._per_kv_head(by_key))
+            return by_component(self._keys.lost(slope), self.replaced)
         lost = self._lost * slope
-        if self.replaced.kind == "key":
-            return self._per_kv_head(lost.sum((2, 3)))
-        if self.replaced.places is None:
-            return lost.sum((2, 3))
-        return self._at_places(lost.sum(3))
+        return by_component(lost.sum(2 if self.replaced.kind == "key" else 3), self.replaced)
 
-    def _per_kv_head(self, values: Float[Tensor, "batch head ..."]) -> Tensor:
-        """Sum over the heads that a key-value head serves."""
-        return values.unflatten(1, (self.replaced.kv_heads, -1)).sum(2)
 
-    def _at_places(
-        self, values: Float[Tensor, "batch unit pos"]
-    ) -> Float[Tensor, "batch component"]:
-        places: Int[Tensor, "batch place"] | None = self.replaced.places
-        assert places is not None
-        index = places[:, None, :].expand(-1, values.shape[1], -1)
-        return values.gather(2, index).transpose(1, 2).flatten(1)
+def by_component(
+    values: Float[Tensor, "batch head pos"], replaced: Replaced
+) -> Float[Tensor, "batch component"]:
+    """Sum contributions of single queries or keys over what each component covers.
+
+    Args:
+        values: Of every query, or of every key.
+        replaced: The components: heads, or key-value heads, at all positions or at some.
+    """
+    if replaced.kind == "key":  # the heads that a key-value head serves
+        values = values.unflatten(1, (replaced.kv_heads, -1)).sum(2)
+    places: Int[Tensor, "batch place"] | None = replaced.places
+    if places is None:
+        return values.sum(2)
+    index = places[:, None, :].expand(-1, values.shape[1], -1)
+    return values.gather(2, index).transpose(1, 2).flatten(1)
 
 
 class KeyRows:

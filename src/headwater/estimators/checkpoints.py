@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from headwater.errors import RunFolderError
+from headwater.files import make_writable, write_atomically
 
 if TYPE_CHECKING:
     from headwater.estimators.mask_training import Rounds
@@ -48,13 +47,7 @@ class Checkpoints:
         if settings.checkpoints is None:
             return None
         folder = Path(settings.checkpoints)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-        except OSError as error:
-            raise RunFolderError(
-                f"{folder} cannot be written: {error.strerror or error}.\nChoose another folder."
-            ) from error
+        make_writable(folder)
         names = "\n".join(rounds.first.names)
         decides = settings.to_dict() | {
             "components": hashlib.sha256(names.encode()).hexdigest()[:16],
@@ -66,16 +59,9 @@ class Checkpoints:
 
     def write(self, state: dict[str, Tensor]) -> None:
         """Replace the file by this state."""
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{FILE}.")
-        os.close(handle)
-        try:
-            tensors = state | {f"end.{end}": value for end, value in self.ends.items()}
-            save_file(tensors, name, metadata={"settings": json.dumps(self.settings)})
-            os.chmod(name, 0o644)
-            os.replace(name, self.path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        tensors = state | {f"end.{end}": value for end, value in self.ends.items()}
+        said = {"settings": json.dumps(self.settings)}
+        write_atomically(self.path, lambda there: save_file(tensors, there, metadata=said))
 
     def read(self) -> dict[str, Tensor] | None:
         """Return the state saved; None if there is none yet.

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headwater.errors import UnknownOptionError, did_you_mean
+from headwater.errors import UnknownOptionError
 from headwater.estimators.adaptive import Integral, integrate
+from headwater.estimators.choices import refuse_unknown
 from headwater.estimators.estimator import Estimate, Estimator, Gaps
 from headwater.estimators.quadrature import Rule, RuleName
 from headwater.gates import INPUT_PATH, Family, GatedFunction
@@ -76,13 +77,7 @@ class IntegratedGradients(Estimator):
     name: ClassVar[str] = "ig"
 
     def __post_init__(self) -> None:
-        for option, known in _CHOICES.items():
-            given = getattr(self, option)
-            if given not in known:
-                raise UnknownOptionError(
-                    f"{option}={given!r} is unknown.{did_you_mean(str(given), known)}\n"
-                    f"Write one of {', '.join(map(repr, known))}."
-                )
+        refuse_unknown(self, _CHOICES)
         if type(self.steps) is not int or self.steps < 1:
             raise UnknownOptionError(
                 f"steps={self.steps!r}: integrating needs a whole number of points, at least one.\n"

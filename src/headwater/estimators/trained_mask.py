@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from headwater.errors import GateError, UnknownOptionError, did_you_mean
+from headwater.errors import GateError, UnknownOptionError
+from headwater.estimators.choices import refuse_unknown
 from headwater.estimators.estimator import Estimate, Estimator
 from headwater.estimators.hard_concrete import GATES
 from headwater.estimators.mask_training import Training
@@ -84,13 +85,7 @@ class TrainedMask(Estimator):
     )
 
     def __post_init__(self) -> None:
-        for option, known in _CHOICES.items():
-            given = getattr(self, option)
-            if given not in known:
-                raise UnknownOptionError(
-                    f"{option}={given!r} is unknown.{did_you_mean(str(given), known)}\n"
-                    f"Write one of {', '.join(map(repr, known))}."
-                )
+        refuse_unknown(self, _CHOICES)
         if self.price is not None and self.sparsity is not None:
             raise UnknownOptionError(
                 f"both price={self.price} and sparsity={self.sparsity} were given.\n"

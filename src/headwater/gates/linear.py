@@ -71,3 +71,8 @@ class Linearized:
     slopes: Slopes
     dropped: Callable[[int], Slopes]
     """From a layer to the slopes while all that it adds to the residual is held constant."""
+
+    @property
+    def survivals(self) -> list[int]:
+        """For every component the number of layers whose being dropped leaves it in place."""
+        return [self.depth - (layer is not None) for layer in self.inside]

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from headwater.attention import Attended, AttentionTaps, listening
@@ -25,6 +27,8 @@ from headwater.taps import Tap
 if TYPE_CHECKING:
     from headwater.gates.model import ModelGates
 
+_BETWEEN_LAYERS = ("embed", "resid_post")
+"""Sites that no layer's being dropped removes."""
 _FIXED = {"query": "attn.q", "key": "attn.k"}
 
 
@@ -66,7 +70,7 @@ class Replay:
         after = dict(zip(self.after, found[1 + len(self.patterns) :], strict=True))
         base = Slopes(found[0][0], slopes)
         inside = [
-            None if group.site.name in ("embed", "resid_post") else group.site.layer
+            None if group.site.name in _BETWEEN_LAYERS else group.site.layer
             for group in function.table.groups
             for _ in range(group.size)
         ]
@@ -76,7 +80,7 @@ class Replay:
             rows=self.rows,
             replaced=self.replaced,
             slopes=base,
-            dropped=lambda layer: self._dropped(layer, base, after, inside),
+            dropped=lambda layer: self._dropped(layer, base, after),
         )
 
     def _dropped(
@@ -84,7 +88,6 @@ class Replay:
         layer: int,
         base: Slopes,
         after: Mapping[int, Tensor],
-        inside: list[int | None],
     ) -> Slopes:
         below = [number for number in self.patterns if number < layer]
         above = {number: slope for number, slope in base.patterns.items() if number > layer}
@@ -101,21 +104,20 @@ class Replay:
             gates = gates[0]
         else:  # nothing that is gated lies below
             gates, patterns = torch.zeros_like(base.gates), []
-        kept = torch.tensor(
-            [self._is_above(column, layer, inside) for column in range(len(inside))],
-            device=gates.device,
-        )
+        kept = self._heights > layer
         return Slopes(
             torch.where(kept, base.gates, gates), above | dict(zip(below, patterns, strict=True))
         )
 
-    def _is_above(self, column: int, layer: int, inside: list[int | None]) -> bool:
-        """Whether a component acts on the residual after a layer, where nothing changes."""
-        own = inside[column]
-        if own is not None:
-            return own > layer
-        site = self.function.table.group_of(column).site
-        return site.layer is not None and site.layer >= layer
+    @cached_property
+    def _heights(self) -> Float[Tensor, " component"]:
+        """Where each component acts: in layer l at l, between l and l + 1 at l + 1/2."""
+        heights = []
+        for group in self.function.table.groups:
+            layer = -1 if group.site.layer is None else group.site.layer
+            height = layer + (group.site.name in _BETWEEN_LAYERS) / 2
+            heights.append(torch.full((group.size,), height, device=self.m.device))
+        return torch.cat(heights)
 
     def _taps(self) -> dict[Site, Tap]:
         taps: dict[Site, Tap] = {

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from headwater.page.document import asset, plain, put, write_text
+from headwater.page.document import asset, plain, put, write_page
 from headwater.page.static import escape, number
 
 WIDTH, HEIGHT = 380, 330
@@ -69,7 +69,7 @@ def render_comparison(data: ComparisonData) -> str:
 
 def write_comparison(data: ComparisonData, path: str | os.PathLike[str]) -> Path:
     """Write the page to `path`, at once or not at all, and return the path."""
-    return write_text(render_comparison(data), path)
+    return write_page(render_comparison(data), path)
 
 
 def _heading(columns: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from headwater.files import write_text
 from headwater.page import curve, static
 from headwater.page.payload import payload
 from headwater.page.schema import check
@@ -53,11 +54,9 @@ def render(data: Mapping[str, Any]) -> str:
     rows, sentence = static.strongest(data, 20)
     audited = static.is_audited(data)
     parts = {
-        "style_hash": digest(style),
-        "script_hash": digest(script),
+        "head": head(data["title"], style, script),
         "title": static.escape(data["title"]),
         "kicker": "attribution, audited" if audited else "attribution, not audited yet",
-        "style": style,
         "facts": static.facts(data),
         "headline": static.headline(data),
         "warnings": static.warnings(data),
@@ -82,7 +81,7 @@ def write_curve(data: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
         path: Where to write; its folder is made if it is not there.
     """
     title = f"{data['name']}: response curve"
-    return write_text(plain(title, "response curve", curve.figure(data), sheet(curves=True)), path)
+    return write_page(plain(title, "response curve", curve.figure(data), sheet(curves=True)), path)
 
 
 def plain(title: str, kicker: str, body: str, style: str) -> str:
@@ -95,13 +94,19 @@ def plain(title: str, kicker: str, body: str, style: str) -> str:
         style: Its style sheet.
     """
     parts = {
-        "style_hash": digest(style),
-        "style": style,
-        "title": static.escape(title),
+        "head": head(title, style),
         "kicker": static.escape(kicker),
         "body": body,
     }
     return put(asset("plain.html"), parts)
+
+
+def head(title: str, style: str, script: str | None = None) -> str:
+    """Return what stands before a page's body: its title, its style, and what it may load."""
+    allowed = {"style-src": style, "script-src": script}
+    policy = [f"{kind} '{digest(text)}'" for kind, text in allowed.items() if text is not None]
+    parts = {"policy": "; ".join(policy), "title": static.escape(title), "style": style}
+    return put(asset("head.html"), parts)
 
 
 def put(template: str, parts: Mapping[str, str]) -> str:
@@ -116,19 +121,14 @@ def write(data: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
         data: As for `render`.
         path: Where to write; its folder is made if it is not there.
     """
-    return write_text(render(data), path)
+    return write_page(render(data), path)
 
 
-def write_text(text: str, path: str | os.PathLike[str]) -> Path:
+def write_page(text: str, path: str | os.PathLike[str]) -> Path:
     """Write a page's text to `path`, at once or not at all, and return the path."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(target, text)
     return target
 
 
