@@ -229,8 +229,8 @@ def test_out_saves_what_load_reads(tmp_path):
 
 def test_saving_the_same_numbers_again_keeps_their_audit(tmp_path):
     scores = attribute(model("GPT-2"), task(5), hw.heads(), out=tmp_path)
-    scores.audit(4)
-    scores.save_audit(tmp_path)
+    with scores.kept_in(tmp_path):
+        scores.audit(4)
     attribute(model("GPT-2"), task(5), hw.heads(), out=tmp_path)
     assert Attribution.load(tmp_path).checked is not None
 

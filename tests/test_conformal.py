@@ -243,12 +243,12 @@ def test_every_interval_is_below_the_tolerance(tolerance):
 
 def test_a_larger_tolerance_costs_fewer_runs():
     few, many = (attributed(*heavy(1), tolerance=tolerance)[1] for tolerance in (2.0, 0.2))
-    assert len(few.checked.also) < len(many.checked.also)
+    assert len(few.known()) < len(many.known())
 
 
 def test_a_budget_ends_it_and_it_says_what_is_left():
     _, scores = attributed(*heavy(0), tolerance=0.05, budget=60)
-    assert len(scores.checked.rows) + len(scores.checked.also) == 60
+    assert len(scores.known()) == 60
     bars = scores.checked.intervals(0.9)
     wide = [row for row in bars.rows if row.half_width > 0.05]
     assert (
@@ -272,13 +272,15 @@ def test_rows_show_the_exact_effects_that_error_bars_asked_for_and_a_folder_keep
     scores = hw.attribute(
         model, hw.task("ioi")[:4], nodes(), tolerance=0.2, out=tmp_path, progress=False
     )
-    assert scores.checked.also
+    asked = {row.name: row.exact for row in scores.rows() if row.stratum == "asked"}
+    assert asked
     again = hw.Attribution.load(tmp_path)
-    assert again.checked.also == scores.checked.also
     assert again.checked.aim == scores.checked.aim
     assert again.checked.intervals().rows == scores.checked.intervals().rows
-    asked = {row.name: row.exact for row in again.checked.also}
-    assert {r.name: r.exact for r in again.rows() if r.name in asked} == asked
+    assert {row.name: row.exact for row in again.rows() if row.stratum == "asked"} == asked
+    exact = hw.attribute(model, scores.task, nodes(), hw.Exact(), progress=False)
+    for name, effect in asked.items():
+        assert effect == pytest.approx(float(exact[name].mean()), abs=1e-5)
 
 
 @pytest.mark.parametrize(

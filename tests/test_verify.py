@@ -233,10 +233,10 @@ def test_a_larger_budget_goes_on_where_the_smaller_one_ended(folder, model):
 
 
 def test_killed_at_any_time_it_loses_only_the_runs_since_the_last_write(folder, model, monkeypatch):
-    from headwater.audits import ledger
+    from headwater.audits import interventions
 
     whole = hw.verify(hw.Attribution.load(folder), theta=0.05, model=model, progress=False)
-    monkeypatch.setattr(ledger, "AT_ONCE", 8)
+    monkeypatch.setattr(interventions, "AT_ONCE", 8)
     calls = []
     run = hw.audits.interventions.Interventions.closed
 
@@ -260,8 +260,8 @@ def test_killed_at_any_time_it_loses_only_the_runs_since_the_last_write(folder, 
 
 def test_an_audit_of_the_folder_is_not_repeated(folder, model):
     scores = hw.Attribution.load(folder)
-    scores.audit(model=model, sample=30, progress=False)
-    scores.save_audit(folder)
+    with scores.kept_in(folder):
+        scores.audit(model=model, sample=30, progress=False)
     found = again(folder, model, theta=0.05)
     assert found.known_before == 30
     assert found.runs == len(scores.names) - 30
@@ -271,8 +271,8 @@ def test_a_folder_of_other_scores_or_a_broken_ledger_is_refused(folder, model, t
     other = hw.attribute(model, hw.task("ioi")[:4], hw.heads(), progress=False)
     with pytest.raises(RunFolderError, match="already holds another run"):
         hw.verify(other, theta=0.05, out=folder)
-    (folder / "verify.safetensors").write_bytes(b"broken")
-    with pytest.raises(RunFolderError, match="Delete it and verify again"):
+    (folder / "exact.safetensors").write_bytes(b"broken")
+    with pytest.raises(RunFolderError, match="Delete it; the exact runs"):
         again(folder, model, theta=0.05)
 
 
@@ -281,7 +281,7 @@ def test_new_scores_in_the_folder_drop_what_was_verified_of_the_old_ones(folder,
     other = hw.attribute(model, hw.task("ioi")[:4], hw.heads(), progress=False)
     other.save(folder, overwrite=True)
     assert not (folder / "verify.json").exists()
-    assert not (folder / "verify.safetensors").exists()
+    assert not (folder / "exact.safetensors").exists()
 
 
 def test_a_loaded_result_without_its_model_says_to_pass_it(folder):

@@ -1,4 +1,4 @@
-"""What can be added to a result later: its diagnosis and response curves."""
+"""What can be added to a result later: its diagnosis, verification and response curves."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from headwater.attribution import folders
 from headwater.attribution.curve import Curve
 from headwater.attribution.flags import flag_words
 from headwater.audits.diagnosis import Diagnosis, noted
+from headwater.audits.verification import Verification
 from headwater.errors import ResultError, RunFolderError
 from headwater.files import write_text
 
@@ -24,13 +25,16 @@ class Extras:
     """What was added to a result."""
 
     diagnosis: Diagnosis | None = None
+    verification: Verification | None = None
     curves: dict[str, Curve] = field(default_factory=dict)
     """By component, in the order in which they were made."""
 
     def write(self, folder: Path) -> None:
-        """Write `diagnosis.json` and `curves.json`, whichever there is."""
+        """Write `diagnosis.json`, `verify.json` and `curves.json`, whichever there is."""
         if self.diagnosis is not None:
             _write(folder / folders.DIAGNOSIS, self.diagnosis.to_dict())
+        if self.verification is not None:
+            _write(folder / folders.VERIFIED, self.verification.to_dict())
         if self.curves:
             curves = [curve.to_dict() for curve in self.curves.values()]
             _write(folder / folders.CURVES, {"curves": curves})
@@ -45,6 +49,7 @@ class Extras:
         curves = _read(folder / folders.CURVES, _curves) or []
         return cls(
             diagnosis=_read(folder / folders.DIAGNOSIS, Diagnosis.from_dict),
+            verification=_read(folder / folders.VERIFIED, Verification.from_dict),
             curves={curve.name: curve for curve in curves},
         )
 

@@ -1,5 +1,5 @@
 """A run's folder: `run.json`, `scores.safetensors`, once audited `audit.json`, once verified
-`verify.json` and, with every exact run it made, `verify.safetensors`.
+`verify.json`, and `exact.safetensors` with every exact run that was made of its components.
 
 Every file is written under a temporary name and renamed. The manifest comes last and carries a hash
 of the scores, so a folder is a whole run or none.
@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +30,7 @@ from headwater.gates import Cost
 
 MANIFEST, SCORES, AUDIT, PAGE = "run.json", "scores.safetensors", "audit.json", "page.html"
 DIAGNOSIS, CURVES = "diagnosis.json", "curves.json"
-VERIFIED, LEDGER = "verify.json", "verify.safetensors"
+VERIFIED, LEDGER = "verify.json", "exact.safetensors"
 OF_SCORES = (AUDIT, PAGE, DIAGNOSIS, CURVES, VERIFIED, LEDGER)
 """Files that are about the scores beside them, and go when these change."""
 OFF_VALUES = "off values at "
@@ -94,47 +92,57 @@ def write_audit(folder: Path, audit: Audit) -> None:
     write_text(folder / AUDIT, json.dumps(audit.to_dict(), indent=1))
 
 
-def write_verification(folder: Path, found: dict[str, Any]) -> None:
-    """Write what `verify` found beside the scores it is of."""
-    write_text(folder / VERIFIED, json.dumps(found, indent=1))
+def write_ledger(folder: Path, manifest: Manifest, ledger: Ledger) -> None:
+    """Write every exact run of the scores: which components it closed, what was lost by pair."""
+    if not ledger.lost:
+        return
+    sets, specification = list(ledger.lost), manifest.specification
+    tensors = {
+        # one set behind the other, and where each ends
+        "closed": torch.tensor([column for columns in sets for column in columns]),
+        "ends": torch.tensor([len(columns) for columns in sets]).cumsum(0),
+        "chosen": torch.tensor([columns in ledger.chosen for columns in sets]),
+        "lost": torch.from_numpy(np.stack(list(ledger.lost.values()))),
+    }
+    write_atomically(
+        folder / LEDGER,
+        lambda path: save_file(tensors, path, metadata={"specification": specification}),
+    )
 
 
-def open_ledger(folder: Path, manifest: Manifest) -> Ledger:
-    """Return the exact runs made in this folder so far; new ones are written there.
+def read_ledger(folder: Path, manifest: Manifest) -> Ledger:
+    """Return the exact runs made in this folder so far.
 
     Raises:
         RunFolderError: If the folder holds no run or another one, or a ledger that is not its own.
     """
     _refuse_other(folder, read_manifest(folder), manifest)
     path = folder / LEDGER
-    names = len(manifest.names)
-
-    def keep(lost: Mapping[tuple[int, ...], np.ndarray]) -> None:
-        closed = torch.zeros(len(lost), names, dtype=torch.uint8)
-        for run, columns in enumerate(lost):
-            closed[run, list(columns)] = 1
-        tensors = {"closed": closed, "lost": torch.tensor(np.stack(list(lost.values())))}
-        said = {"specification": manifest.specification}
-        write_atomically(path, lambda there: save_file(tensors, there, metadata=said))
-
     if not path.is_file():
-        return Ledger(keep=keep)
+        return Ledger()
     try:
         with safe_open(path, "pt") as held:
-            own = (held.metadata() or {}).get("specification") == manifest.specification
-            closed, lost = held.get_tensor("closed"), held.get_tensor("lost").numpy()
+            specification = (held.metadata() or {}).get("specification")
+            closed, ends, chosen = (
+                held.get_tensor(name).tolist() for name in ("closed", "ends", "chosen")
+            )
+            lost = held.get_tensor("lost").numpy()
     except (OSError, SafetensorError) as error:
         raise RunFolderError(
-            f"{path} cannot be read: {error}.\nDelete it and verify again; its runs are then made "
-            "again."
+            f"{path} cannot be read: {error}.\nDelete it; the exact runs it held are then made "
+            "again when they are needed."
         ) from error
-    if not own or closed.shape != (len(lost), names):
+    starts = [0, *ends[:-1]]
+    sets = [tuple(closed[start:end]) for start, end in zip(starts, ends, strict=True)]
+    if specification != manifest.specification or len(sets) != len(lost):
         raise RunFolderError(
             f"{path} does not belong to {folder / MANIFEST}: it holds runs of another "
-            "specification.\nDelete it and verify again."
+            "specification.\nDelete it; the exact runs are then made again when they are needed."
         )
-    sets = [tuple(row.nonzero().flatten().tolist()) for row in closed]
-    return Ledger(dict(zip(sets, lost, strict=True)), keep=keep)
+    return Ledger(
+        dict(zip(sets, lost, strict=True)),
+        {columns for columns, one in zip(sets, chosen, strict=True) if one},
+    )
 
 
 def read(folder: Path) -> tuple[Manifest, Scores, Audit | None]:

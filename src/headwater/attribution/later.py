@@ -1,12 +1,21 @@
-"""What can be asked of a result after it was made: why it may be wrong, and response curves."""
+"""What can be asked of a result later: what is known exactly, and why it may be wrong."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from headwater.attribution import folders
 from headwater.attribution.curve import Curve
 from headwater.attribution.extras import Extras, say_flags
 from headwater.audits.diagnosis import Diagnosis
+from headwater.audits.error_bars import CONFORMAL, ErrorBar
+from headwater.audits.known import known_effects
+from headwater.audits.ledger import Ledger
+from headwater.audits.report import Audit
+from headwater.audits.verification import Verification
 
 if TYPE_CHECKING:
     from headwater.attribution.result import Attribution
@@ -16,6 +25,10 @@ class Later:
     """The part of `Attribution` that computes what is added to it later."""
 
     extras: Extras
+    ledger: Ledger
+
+    def __init__(self) -> None:
+        self._bars: tuple[Audit, int, dict[str, ErrorBar]] | None = None
 
     @property
     def _result(self) -> Attribution:
@@ -25,6 +38,11 @@ class Later:
     def diagnosis(self) -> Diagnosis | None:
         """The last diagnosis, if there was one."""
         return self.extras.diagnosis
+
+    @property
+    def verification(self) -> Verification | None:
+        """What the last `hw.verify` found, if there was one."""
+        return self.extras.verification
 
     def diagnose(self, **options: Any) -> Diagnosis:
         """Look for what makes first-order scores wrong; see `headwater.audits.diagnose.diagnose`.
@@ -66,3 +84,60 @@ class Later:
         made = curves_of(self._result, names, **options)
         self.extras.curves |= {curve.name: curve for curve in made}
         return made
+
+    def known(self) -> dict[int, float]:
+        """Return the exact effect of every component that was checked, by column."""
+        result = self._result
+        found = known_effects(result, result.checked, result.parts.magnitudes)
+        return {column: one.signed for column, one in found.items()}
+
+    def error_bars(self) -> dict[str, ErrorBar]:
+        """Return the error bars that tables show, by component; none without an audit."""
+        audit, runs = self._result.checked, len(self.ledger.lost)
+        if audit is None or self._result.is_exact:
+            return {}
+        if self._bars is None or self._bars[0] is not audit or self._bars[1] != runs:
+            bars = audit.intervals(audit.bars_at)
+            self._bars = audit, runs, {row.name: row for row in bars.rows}
+        return self._bars[2]
+
+    def said_of_truth(self) -> list[str]:
+        """Return what audit, error bars and verification found, in sentences; none without them."""
+        audit, said = self._result.checked, []
+        if audit is not None:
+            said.append(audit.sentence)
+            if any(bar.how == CONFORMAL for bar in self.error_bars().values()):
+                said.append(
+                    "components that were not checked have error bars (in brackets): at least "
+                    f"{100 * audit.bars_at:g} % of a group's hold their exact effects; all of "
+                    "them: scores.checked.intervals()."
+                )
+            if audit.aim:
+                said.append(audit.aim)
+        if self.verification is not None:
+            said.append(f"verified: {self.verification.sentence}")
+        return said
+
+    @contextmanager
+    def kept_in(self, folder: str | Path | None) -> Iterator[None]:
+        """Take over the exact runs of this run's folder, and write there what is found meanwhile.
+
+        Args:
+            folder: Where these scores were saved; None keeps nothing.
+
+        Raises:
+            RunFolderError: If the folder holds another run, or a file that cannot be read.
+        """
+        if folder is None:
+            yield
+            return
+        folder, result = Path(folder), self._result
+        self.ledger.merge(folders.read_ledger(folder, result.manifest()))
+        self.ledger.keep = lambda: folders.write_ledger(folder, result.manifest(), self.ledger)
+        try:
+            yield
+        finally:
+            self.ledger.keep = None
+        if result.checked is not None:
+            folders.write_audit(folder, result.checked)
+        self.extras.write(folder)

@@ -20,9 +20,9 @@ from headwater.attribution.manifest import Manifest, Provenance, planned, saved_
 from headwater.attribution.rows import Row, rows_of, warnings_of
 from headwater.attribution.scores import Scores
 from headwater.audits import Audit
+from headwater.audits.ledger import Ledger
 from headwater.errors import (
     ModelGoneError,
-    ResultError,
     UnknownComponentError,
     did_you_mean,
 )
@@ -47,6 +47,7 @@ class Attribution(Later):
         cost: Forwards, backwards and seconds spent.
         provenance: Model, estimator, reference and components, as written to the manifest.
         checked: The last audit, if there was one.
+        ledger: Every exact run that was made of these components; none is made twice.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Attribution(Later):
         manifest: Manifest | None = None,
         checked: Audit | None = None,
         extras: Extras | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self.parts = scores
         self.provenance = provenance
@@ -68,7 +70,9 @@ class Attribution(Later):
         self.reference = reference
         self.checked = None if checked is None else checked.of(self)
         self.extras = Extras() if extras is None else extras
+        self.ledger = Ledger() if ledger is None else ledger
         self._manifest = manifest
+        super().__init__()
         self._bootstraps: dict[tuple[float, ...], Bootstrap] = {}
         # The user's model is kept weakly, so that a saved result does not hold gigabytes; a copy
         # made for this run (another dtype or device) belongs to the result.
@@ -234,29 +238,29 @@ class Attribution(Later):
                 if self.parts.corrupted is None
                 else f", corrupted {self.parts.corrupted.mean():+.4g}"
             ),
-            f"{'component':<16}{'score':>10}{'se':>8}{'ranks':>9}{'exact':>10}{'size':>8}",
         ]
-        for row in self.top(10):
-            exact = "" if row.exact is None else f"{row.exact:+.4g}"
+        strongest = self.top(10)
+        truths = [row.truth("+.4g") for row in strongest]
+        wide = max(10, *(len(truth) + 2 for truth in truths))
+        lines.append(
+            f"{'component':<16}{'score':>10}{'se':>8}{'ranks':>9}{'exact':>{wide}}{'size':>8}"
+        )
+        for row, exact in zip(strongest, truths, strict=True):
             size = "" if row.size is None else f"{row.size:.3g}"
             flags = f"  {', '.join(row.flags)}" if row.flags else ""
             se = "-" if row.se is None else f"{row.se:.2g}"
             lines.append(
-                f"{row.name:<16}{row.score:>+10.4g}{se:>8}{row.ranks or '-':>9}{exact:>10}"
+                f"{row.name:<16}{row.score:>+10.4g}{se:>8}{row.ranks or '-':>9}{exact:>{wide}}"
                 f"{size:>8}{flags}"
             )
         lines.append(self.stability())
-        lines.append(
-            self.checked.sentence
-            if self.checked is not None
+        lines += self.said_of_truth() or [
+            "exact effects, by intervention"
+            if self.is_exact
             else "not audited: scores.audit() says how far these are from the truth"
-            if not self.is_exact
-            else "exact effects, by intervention"
-        )
+        ]
         if self.trained_circuit is not None:
             lines.append(f"the mask {self.trained_circuit}")
-        if self.checked is not None and self.checked.aim:
-            lines.append(f"{self.checked.aim} Each: scores.checked.intervals()")
         lines += [f"note: {warning}" for warning in self.warnings()]
         lines.append(f"cost: {self.cost}")
         return "\n".join(lines)
@@ -339,15 +343,10 @@ class Attribution(Later):
             folders.claim(folder, self.manifest())
         folder.mkdir(parents=True, exist_ok=True)
         folders.write(folder, self.manifest(), self.parts, self.checked)
+        self.ledger.merge(folders.read_ledger(folder, self.manifest()))
+        folders.write_ledger(folder, self.manifest(), self.ledger)
         self.extras.write(folder)
         return folder
-
-    def save_audit(self, folder: str | Path) -> None:
-        """Write the last audit into the folder of this run."""
-        if self.checked is None:
-            raise ResultError("there is no audit to save yet.\nMake one: scores.audit().")
-        folders.write_audit(Path(folder), self.checked)
-        self.extras.write(Path(folder))
 
     @staticmethod
     def load(
@@ -370,6 +369,7 @@ class Attribution(Later):
             manifest=manifest,
             checked=checked,
             extras=Extras.read(Path(folder)),
+            ledger=folders.read_ledger(Path(folder), manifest),
             reference=_kept_reference(manifest, scores),
         )
 

@@ -10,6 +10,7 @@ import torch
 
 from headwater.attribution.flags import flags_by_name, output_warning
 from headwater.attribution.scores import Scores
+from headwater.audits.compare import flags as flags_of
 
 if TYPE_CHECKING:
     from headwater.attribution.result import Attribution
@@ -36,9 +37,9 @@ class Row:
     size: float | None
     """Mean over pairs of |x - reference| / |residual|."""
     exact: float | None
-    """Exact effect, mean over pairs; only where audited, or where the score is exact itself."""
+    """Exact effect, mean over pairs; only where checked, or where the score is exact itself."""
     stratum: str | None
-    """Which part of the audit's sample it was drawn for."""
+    """Which part of the audit's sample it was drawn for; `asked` where it was checked beyond it."""
     flags: tuple[str, ...] = ()
     se: float | None = None
     """Standard error of the score over resampled pairs; None for one pair."""
@@ -46,6 +47,19 @@ class Row:
     """Interval of the rank by |score| over resampled pairs, as in `1-3`; None for one pair."""
     error: float | None = None
     """Standard error of the score, from estimators that draw at random."""
+    low: float | None = None
+    """Lower end of the error bar, of an audited result: where its exact effect is, at the
+    confidence `audit.bars_at`; the effect itself if checked, None if nothing can be said."""
+    high: float | None = None
+    """Upper end of the error bar."""
+
+    def truth(self, form: str) -> str:
+        """Return the exact effect, else its error bar in brackets, else nothing, for a table."""
+        if self.exact is not None:
+            return format(self.exact, form)
+        if self.low is None or self.high is None:
+            return ""
+        return f"[{self.low:{form}}, {self.high:{form}}]"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as plain data."""
@@ -60,8 +74,9 @@ def rows_of(result: Attribution, columns: Sequence[int] | None) -> list[Row]:
     spread = parts.values.std(0, correction=0).tolist()
     errors = None if parts.errors is None else parts.mean_errors().tolist()
     sizes = None if parts.sizes is None else parts.sizes.tolist()
-    checked = result.checked
-    audited = {} if checked is None else {row.name: row for row in checked.rows + checked.also}
+    checked, known, bars = result.checked, result.known(), result.error_bars()
+    audited = {} if checked is None else {row.name: row for row in checked.rows}
+    floor = 0.0 if checked is None else checked.counts.noise_floor or 0.0
     scale, more = _scale(result), flags_by_name(result)
     resampled = result.resampled()
     rows = []
@@ -69,13 +84,19 @@ def rows_of(result: Attribution, columns: Sequence[int] | None) -> list[Row]:
         component = parts.components[column]
         bare = isinstance(component, str)
         name = component if bare else component.name
-        found = audited.get(name)
-        flags = () if found is None else tuple(found.flags)
+        found, effect = audited.get(name), known.get(column)
+        exact = mean[column] if column in parts.exact else effect
+        if found is not None:
+            flags, stratum = tuple(found.flags), found.stratum
+        elif effect is not None and not result.is_exact:
+            flags, stratum = flags_of(mean[column], effect, floor), "asked"
+        else:
+            flags, stratum = (), None
         size = None if sizes is None else sizes[column]
         if size is not None and size < SMALL_CAUSE and abs(mean[column]) > LARGE_EFFECT * scale:
             flags = (*flags, "small cause, large effect")
         flags = (*flags, *more.get(name, ()))
-        exact = mean[column] if column in parts.exact else None if found is None else found.exact
+        bar = bars.get(name)
         rows.append(
             Row(
                 name=name,
@@ -87,11 +108,13 @@ def rows_of(result: Attribution, columns: Sequence[int] | None) -> list[Row]:
                 spread=spread[column],
                 size=size,
                 exact=exact,
-                stratum=None if found is None else found.stratum,
+                stratum=stratum,
                 flags=flags,
                 se=None if resampled is None else float(resampled.se[column]),
                 ranks=None if resampled is None else resampled.ranks(column),
                 error=None if errors is None else errors[column],
+                low=exact if bar is None else bar.low,
+                high=exact if bar is None else bar.high,
             )
         )
     return rows

@@ -19,9 +19,9 @@ def page_data(result: Attribution) -> dict[str, Any]:
     parts, said, audit = result.parts, result.provenance, result.checked
     shown = _shown(result)
     corrupted = None if parts.corrupted is None else float(parts.corrupted.mean())
-    headline = [_lead(result)]
+    headline = [*result.said_of_truth(), _lead(result)]
     if audit is not None:
-        headline = [audit.sentence, audit.verdict, *headline]
+        headline.insert(1, audit.verdict)
     elif flags := flag_words(result):
         headline.append(f"Flags: {flags}.")
     stability = result.stability()
@@ -60,7 +60,7 @@ def _lead(result: Attribution) -> str:
     names = ", ".join(row.name for row in result.top(3))
     if result.is_exact:
         return f"Strongest: {names}. These are exact effects, by intervention."
-    if result.checked is not None:
+    if result.checked is not None or result.verification is not None:
         return f"Strongest by the estimate: {names}."
     return f"Strongest by the estimate: {names}. Not audited: how far from the truth is unknown."
 
@@ -71,9 +71,7 @@ def _shown(result: Attribution) -> list[int]:
         return list(range(count))
     strength = result.mean().abs()
     kept = set(strength.topk(MOST_COMPONENTS).indices.tolist())
-    if result.checked is not None:
-        column = {name: i for i, name in enumerate(result.names)}
-        kept |= {column[row.name] for row in result.checked.rows}
+    kept |= set(result.known())
     return sorted(kept)
 
 

@@ -6,13 +6,10 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from headwater.audits.again import estimator_of
-from headwater.audits.compare import flags
 from headwater.audits.conformal import fewest
 from headwater.audits.error_bars import ErrorBars
 from headwater.audits.interventions import interventions
-from headwater.audits.known import Known
-from headwater.audits.report import Audit, AuditRow
+from headwater.audits.report import Audit
 from headwater.audits.run import audit
 from headwater.errors import ResultError
 from headwater.gates import GatedFunction
@@ -45,7 +42,8 @@ def tighten(
     short, which would make them hold less often than they say.
 
     Args:
-        scores: The result of `hw.attribute`; its `checked` becomes an audit that holds all of it.
+        scores: The result of `hw.attribute`; its `checked` becomes the audit, its ledger holds the
+            other runs too.
         tolerance: Largest half width of an interval that is accepted, in units of the metric.
         confidence: Of the intervals.
         budget: Most exact runs, the audit's sample among them; None: as many as it takes.
@@ -78,7 +76,8 @@ def tighten(
     if asked:
         checked = _checked_too(scores, checked, asked, model, progress)
         bars = checked.intervals(confidence)
-    checked = replace(checked, aim=_aim(bars, tolerance, sample + len(asked), budget))
+    aim = _aim(bars, tolerance, sample + len(asked), budget)
+    checked = replace(checked, aim=aim, bars_at=confidence)
     scores.checked = checked.of(scores)
     return bars
 
@@ -111,21 +110,12 @@ def _checked_too(
     model: Model | GatedFunction | None,
     progress: bool | None,
 ) -> Audit:
-    """Return the audit with the exact effects of more components."""
+    """Find the exact effects of more components; return the audit with what that cost."""
     column_of = {name: column for column, name in enumerate(scores.names)}
-    columns = [column_of[name] for name in names]
-    with interventions(scores, model, progress=progress) as exact:
-        lost = exact.closed([(column,) for column in columns], f"{len(columns):,} wide error bars")
-        cost = f"{checked.cost}; {exact.cost}" if checked.cost else str(exact.cost)
-    magnitudes = estimator_of(scores).magnitudes
-    estimates = scores.scores.double().cpu().numpy()
-    floor = checked.counts.noise_floor or 0.0
-    rows = []
-    for place, column in enumerate(columns):
-        x = Known.of(estimates[:, column], magnitudes).signed
-        y = Known.of(lost[:, place], magnitudes).signed
-        rows.append(AuditRow(names[place], "asked", 0.0, x, y, x - y, flags(x, y, floor)))
-    return replace(checked, also=tuple(rows), cost=cost)
+    sets = [(column_of[name],) for name in names]
+    with interventions(scores, model, progress=progress, hold=False) as exact:
+        exact.runs(sets, f"{len(sets):,} wide error bars")
+    return replace(checked, cost="; ".join(filter(None, [checked.cost, str(exact.cost)])))
 
 
 def _aim(bars: ErrorBars, tolerance: float, runs: int, budget: int | None) -> str:

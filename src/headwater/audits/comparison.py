@@ -21,6 +21,7 @@ from headwater.audits.diagnose import diagnose
 from headwater.audits.diagnosis import Diagnosis
 from headwater.audits.estimands import about_estimand
 from headwater.audits.interventions import Interventions, interventions
+from headwater.audits.ledger import Ledger
 from headwater.audits.report import Audit
 from headwater.audits.words import figure
 from headwater.components import Selection
@@ -284,7 +285,8 @@ def compare(
                 magnitudes=estimator.magnitudes,
                 gaps=scores.gaps(),
             )
-            scores.checked = about_estimand(checked, estimator)
+            scores.checked = about_estimand(checked, estimator).of(scores)
+            truth.hand_to(estimator.end, scores)
     rows = tuple(_row(name, named[name], scores) for name, scores in runs.items())
     first = next(iter(runs.values()))
     components_in_all = len(first.names)
@@ -346,6 +348,11 @@ class _Truth:
             return torch.stack([known[column] for column in columns], 1)
 
         return effects
+
+    def hand_to(self, end: End, scores: Attribution) -> None:
+        """Enter what is known at an end into the ledger of a result."""
+        alone = {(c,): lost.double().numpy() for c, lost in self.known[end].items()}
+        scores.ledger.merge(Ledger(alone))
 
     def _at(self, end: End, scores: Attribution) -> Interventions:
         if end not in self._runs:

@@ -103,7 +103,8 @@ class _Group:
         estimate = np.abs(population.estimate)
         sizes = estimate[list(members)]
         self.scale = float(np.median(sizes)) or float(sizes.mean()) or 1.0
-        elsewhere = [column for column in population.drawn if column not in set(members)]
+        inside = set(members)
+        elsewhere = [column for column in population.drawn if column not in inside]
         self.slope = _slope(
             population.estimate[elsewhere],
             np.array([population.drawn[column] for column in elsewhere]),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from headwater.audits.again import estimator_of, gated_again, model_of, refuse_other_numbers
 from headwater.audits.diagnosis import Diagnosis, Finding, flags_of
 from headwater.audits.jumps import Jump, find_jumps
+from headwater.audits.known import known_effects
 from headwater.audits.run import NOISE_COMPONENTS
 from headwater.audits.slopes_seen import Seen
 from headwater.components import Selection, keys, queries
@@ -81,10 +82,8 @@ def diagnose(
 def strongest(scores: Attribution, count: int) -> list[int]:
     """Return the columns of the strongest components, by the score or an exact effect if known."""
     strength = scores.mean().abs().tolist()
-    if scores.checked is not None:
-        column = {name: i for i, name in enumerate(scores.names)}
-        for row in (*scores.checked.rows, *scores.checked.also):
-            strength[column[row.name]] = max(strength[column[row.name]], abs(row.exact))
+    for column, one in known_effects(scores, scores.checked, scores.parts.magnitudes).items():
+        strength[column] = max(strength[column], one.size)
     return sorted(range(len(strength)), key=lambda i: -strength[i])[: max(count, 0)]
 
 

@@ -32,25 +32,32 @@ class Known:
         return cls(size, -size if mean < 0 else size)
 
 
-def known_effects(scores: Attribution, audit: Audit | None, magnitudes: bool) -> dict[int, Known]:
+def known_effects(
+    scores: Attribution, audit: Audit | None, magnitudes: bool, *, chosen: bool = True
+) -> dict[int, Known]:
     """Return what is known without another run, by column.
 
     Args:
         scores: The result.
         audit: Its audit, if there is one.
-        magnitudes: Whether sizes are mean |effect| instead of |mean effect|. An audit read from a
-            folder keeps one of the two, the one its scores estimate; the other is then not known.
+        magnitudes: Whether sizes are mean |effect| instead of |mean effect|. An audit that was made
+            in another dtype and read from a folder keeps one of the two, the one its scores
+            estimate; the other is then not known.
+        chosen: Whether what `hw.verify` picked by what it saw of other runs is among them.
     """
     values = scores.scores.double().cpu().numpy()
     exact = {
         column: Known.of(values[:, column], magnitudes) for column in sorted(scores.parts.exact)
     }
-    if audit is None or scores.is_exact:
+    if scores.is_exact:
         return exact
+    alone = scores.ledger.alone(chosen=chosen)
+    known = exact | {column: Known.of(lost, magnitudes) for column, lost in alone.items()}
+    if audit is None:
+        return known
     column_of = {name: column for column, name in enumerate(scores.names)}
-    known = dict(exact)
     if magnitudes == estimator_of(scores).magnitudes:
-        for row in (*audit.rows, *audit.also):
+        for row in audit.rows:
             known[column_of[row.name]] = Known(abs(row.exact), row.exact)
     if audit.pair_effects is not None:
         effects = audit.pair_effects.double().numpy()

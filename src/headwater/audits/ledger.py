@@ -2,46 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
-if TYPE_CHECKING:
-    from headwater.audits.interventions import Interventions
-
 Columns = tuple[int, ...]
-
-AT_ONCE = 64
-"""Runs made before they are kept; killing the process loses at most these."""
 
 
 @dataclass
 class Ledger:
-    """What the metric lost in each run, by pair; a set is never run twice.
+    """What the metric lost in each run; whoever asks for a set that was run gets it from here.
 
     Args:
-        lost: Runs of earlier calls.
-        keep: Called with all runs whenever there are new ones.
+        lost: By pair, for each set of columns that was closed together.
+        chosen: Sets that `hw.verify` picked by what it saw of other runs. A later verify spends
+            its budget on them again, without running them: its confidence is that of one procedure
+            from its start.
+        keep: Called whenever there are new runs.
     """
 
     lost: dict[Columns, Float[np.ndarray, " pair"]] = field(default_factory=dict)
-    keep: Callable[[Mapping[Columns, Float[np.ndarray, " pair"]]], None] | None = None
-    fresh: int = 0
-    """Runs made by this ledger, not found in it."""
+    chosen: set[Columns] = field(default_factory=set)
+    keep: Callable[[], None] | None = None
 
-    def runs(
-        self, exact: Interventions, sets: Sequence[Columns], title: str
-    ) -> dict[Columns, Float[np.ndarray, " pair"]]:
-        """Return what was lost by pair for each set of columns; runs only the new ones."""
-        missing = [columns for columns in dict.fromkeys(sets) if columns not in self.lost]
-        for start in range(0, len(missing), AT_ONCE):
-            part = missing[start : start + AT_ONCE]
-            values = exact.closed(part, title)
-            self.lost |= dict(zip(part, values.T.copy(), strict=True))
-            self.fresh += len(part)
-            if self.keep is not None:
-                self.keep(self.lost)
-        return {columns: self.lost[columns] for columns in sets}
+    def alone(self, *, chosen: bool = True) -> dict[int, Float[np.ndarray, " pair"]]:
+        """Return the effect by pair of every component that was closed alone, by column.
+
+        Args:
+            chosen: Whether those that `hw.verify` picked are among them.
+        """
+        return {
+            columns[0]: lost
+            for columns, lost in self.lost.items()
+            if len(columns) == 1 and (chosen or columns not in self.chosen)
+        }
+
+    def merge(self, other: Ledger) -> None:
+        """Take over the runs of another ledger of the same result."""
+        # what one of the two did not pick by looking is known to any procedure
+        unchosen = (self.lost.keys() - self.chosen) | (other.lost.keys() - other.chosen)
+        self.chosen = (self.chosen | other.chosen) - unchosen
+        self.lost = other.lost | self.lost

@@ -8,6 +8,7 @@ import numpy as np
 
 from headwater.audits.again import estimator_of
 from headwater.audits.conformal import Population
+from headwater.audits.known import Known
 from headwater.audits.report import Audit
 from headwater.errors import ResultError
 
@@ -37,7 +38,8 @@ def population_of(scores: Attribution, audit: Audit) -> Population:
         )
     effect = {row.name: abs(row.exact) if magnitudes else row.exact for row in audit.rows}
     drawn = {column_of[name]: value for name, value in effect.items()}
-    also = {column_of[row.name]: abs(row.exact) if magnitudes else row.exact for row in audit.also}
+    alone = {column: Known.of(lost, magnitudes) for column, lost in scores.ledger.alone().items()}
+    also = {column: one.size if magnitudes else one.signed for column, one in alone.items()}
     components = scores.parts.components
     return Population(
         names=scores.names,
@@ -46,7 +48,7 @@ def population_of(scores: Attribution, audit: Audit) -> Population:
         estimate=estimate,
         strata=_strata(estimate, audit),
         drawn=drawn,
-        known=drawn | also,
+        known=also | drawn,
         magnitudes=magnitudes,
     )
 

@@ -69,10 +69,10 @@ class Audit:
     """Estimates of the checked components by pair, in the order of `rows`; not saved."""
     pair_effects: Float[Tensor, "pair index"] | None = field(default=None, compare=False)
     """Exact effects of the checked components by pair, in the order of `rows`; not saved."""
-    also: tuple[AuditRow, ...] = ()
-    """Components checked beyond the sample, because their error bars were too wide; of weight 0."""
     aim: str = ""
     """Which tolerance the error bars were asked to meet, and whether they do, in words."""
+    bars_at: float = 0.9
+    """Confidence of the error bars that tables show."""
     source: Callable[[], Any] = field(default=lambda: None, compare=False)
     """The scores that were audited, while they live; not saved."""
 
@@ -189,8 +189,8 @@ class Audit:
             "seed": self.seed,
             "confidence": self.confidence,
             "cost": self.cost,
-            "also": [row.to_dict() for row in self.also],
             "aim": self.aim,
+            "bars_at": self.bars_at,
         }
 
     @classmethod
@@ -201,10 +201,7 @@ class Audit:
             ResultError: If the data lack something or are no audit at all.
         """
         try:
-            rows, also = (
-                tuple(AuditRow(**{**row, "flags": tuple(row["flags"])}) for row in found)
-                for found in (data["rows"], data.get("also", ()))
-            )
+            rows = tuple(AuditRow(**{**row, "flags": tuple(row["flags"])}) for row in data["rows"])
             return cls(
                 sentence=data["sentence"],
                 verdict=data["verdict"],
@@ -216,8 +213,8 @@ class Audit:
                 seed=data["seed"],
                 confidence=data["confidence"],
                 cost=data["cost"],
-                also=also,
-                aim=data.get("aim", ""),
+                aim=data["aim"],
+                bars_at=data["bars_at"],
             )
         except (KeyError, TypeError) as error:
             raise ResultError(

@@ -1,4 +1,7 @@
-"""Audit a result: exact effects for a sample of its components, on the same gates."""
+"""Audit a result: exact effects for a sample of its components, on the same gates.
+
+Effects that were found before (by an audit, `hw.verify`, error bars) are not run again.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from headwater.attribution.flags import flag_words
-from headwater.audits.again import estimator_of, gated_again, model_of, refuse_other_numbers
+from headwater.audits.again import estimator_of, model_of
 from headwater.audits.compare import audit_scores
 from headwater.audits.diagnosis import noted
 from headwater.audits.estimands import about_estimand
+from headwater.audits.interventions import Interventions, interventions
 from headwater.audits.report import Audit
-from headwater.gates import Averages, Cost, End, GatedFunction, GatedTask
+from headwater.gates import GatedFunction
 from headwater.models import Model
-from headwater.progress import progress_bar
 
 if TYPE_CHECKING:
     from headwater.attribution.result import Attribution
@@ -67,19 +71,55 @@ def audit(
         ResultError: If the model given is not the one the scores came from.
     """
     model = model_of(scores, model, "hw.audit(scores, model=function)")
-    if isinstance(model, GatedFunction):
-        checked = _audit_function(scores, model, sample, seed, top, confidence)
-    else:
-        if dtype is not None or device is not None:
-            model = model.to(dtype=dtype, device=device)
-        checked = _audit_model(scores, model, sample, seed, top, confidence, batch_size, progress)
-    if scores.is_exact:
-        checked = _repeated(checked)
-    else:
-        checked = about_estimand(checked, estimator_of(scores))
+    estimator, started = estimator_of(scores), time.perf_counter()
+    with interventions(
+        scores,
+        model,
+        batch_size=batch_size,
+        progress=progress,
+        dtype=dtype,
+        device=device,
+        hold=False,
+    ) as exact:
+        strongest = scores.mean().abs().argsort(descending=True)[:NOISE_COMPONENTS].tolist()
+        floor = exact.noise_floor(strongest)
+        measuring = exact.cost.forwards / max(exact.cost.pairs, 1)
+
+        def effects(columns: Sequence[int]) -> Float[Tensor, "pair index"]:
+            title = f"exact effects of {len(columns):,} components"
+            lost = exact.runs([(column,) for column in columns], title)
+            return torch.from_numpy(np.stack(list(lost.values()), 1))
+
+        checked = audit_scores(
+            scores.names,
+            scores.scores,
+            effects,
+            sample=sample,
+            seed=seed,
+            top=top,
+            confidence=confidence,
+            noise_floor=floor,
+            total=_whole_effect(scores, exact),
+            magnitudes=estimator.magnitudes,
+            gaps=scores.gaps(),
+        )
+    exact.cost.seconds = time.perf_counter() - started
+    if isinstance(model, Model):
+        noise = f"{measuring:.3g} of the forwards measured the noise floor"
+        checked = checked.with_cost(f"{exact.cost}; {noise}")
+    checked = _repeated(checked) if scores.is_exact else about_estimand(checked, estimator)
     checked = noted(checked, flag_words(scores))
     scores.checked = checked.of(scores)
     return checked.of(scores, weakly=False)
+
+
+def _whole_effect(scores: Attribution, exact: Interventions) -> Float[Tensor, " pair"] | None:
+    """Return f(1) - f(0) on each pair, all gates closed at once; None where it is no cut."""
+    if not scores.parts.is_cut:
+        return None
+    everything = tuple(range(len(scores.names)))
+    lost = exact.runs([everything], "the whole effect")
+    return torch.from_numpy(lost[everything])
 
 
 def _repeated(checked: Audit) -> Audit:
@@ -94,98 +134,3 @@ def _repeated(checked: Audit) -> Audit:
         verdict="These are exact effects, by intervention: there is no estimate to doubt.",
         figures=tuple(replace(figure, low=None, high=None) for figure in checked.figures),
     )
-
-
-def _audit_function(
-    scores: Attribution,
-    function: GatedFunction,
-    sample: int,
-    seed: int,
-    top: int,
-    confidence: float,
-) -> Audit:
-    end = estimator_of(scores).end
-    moved = function.at(end)
-    return audit_scores(
-        scores.names,
-        scores.scores,
-        lambda columns: moved.effects(columns).T.to(scores.scores),
-        sample=sample,
-        seed=seed,
-        top=top,
-        confidence=confidence,
-        magnitudes=estimator_of(scores).magnitudes,
-        gaps=scores.gaps(),
-    )
-
-
-def _audit_model(
-    scores: Attribution,
-    model: Model,
-    sample: int,
-    seed: int,
-    top: int,
-    confidence: float,
-    batch_size: int | None,
-    progress: bool | None,
-) -> Audit:
-    cost = Cost()
-    started = time.perf_counter()
-    with gated_again(scores, model, cost, batch_size=batch_size) as gated:
-        runner = _ExactRuns(gated, scores, progress)
-        strongest = scores.mean().abs().argsort(descending=True)[:NOISE_COMPONENTS].tolist()
-        before = cost.forwards
-        floor = runner.noise_floor(strongest)
-        spent = (cost.forwards - before) / max(cost.pairs, 1)
-        checked = audit_scores(
-            scores.names,
-            scores.scores,
-            runner.effects,
-            sample=sample,
-            seed=seed,
-            top=top,
-            confidence=confidence,
-            noise_floor=floor,
-            total=runner.total() if scores.parts.is_cut else None,
-            magnitudes=estimator_of(scores).magnitudes,
-            gaps=scores.gaps(),
-        )
-    cost.seconds = time.perf_counter() - started
-    return checked.with_cost(f"{cost}; {spent:.3g} of the forwards measured the noise floor")
-
-
-class _ExactRuns:
-    """Exact effects over a whole task, in the order of its pairs."""
-
-    def __init__(self, gated: GatedTask, scores: Attribution, progress: bool | None) -> None:
-        self.gated, self.scores, self.progress = gated, scores, progress
-        self.end: End = estimator_of(scores).end
-
-    def effects(self, columns: Sequence[int]) -> Float[Tensor, "pair index"]:
-        """Return the exact effect of each column on each pair."""
-        pairs = len(self.gated.task.pairs)
-        shares = self.gated.shares()
-        total = pairs * self.gated.draws * (2 + sum(shares[column] for column in columns))
-        effects = Averages(pairs)
-        title = f"exact effects of {len(columns):,} components"
-        with progress_bar(title, total, show=self.progress) as self.gated.cost.listener:
-            for batch, function in self.gated:
-                function = function.at(self.end)
-                part = function.effects(columns).T
-                refuse_other_numbers(self.scores, batch.pairs, function.clean_value())
-                effects.add(batch, part)
-        self.gated.cost.listener = None
-        return effects.mean()
-
-    def noise_floor(self, columns: Sequence[int]) -> float:
-        """Return how far rounding moves the metric's mean over the first batch's pairs."""
-        _, function = next(iter(self.gated))
-        return float(function.at(self.end).noise(columns).mean())
-
-    def total(self) -> Float[Tensor, " pair"]:
-        """Return f(1) - f(0) on each pair: every gate closed at once."""
-        total = Averages(len(self.gated.task.pairs))
-        for batch, function in self.gated:
-            closed = torch.zeros_like(function.gates())
-            total.add(batch, function.value() - function(closed)[0])
-        return total.mean()

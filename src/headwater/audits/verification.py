@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -162,6 +163,7 @@ class Verification:
             "outcome": self.outcome,
             "holds": self.holds,
             "bounded": self.quantity,
+            "magnitudes": self.magnitudes,
             "theta": self.theta,
             "confidence": self.confidence,
             "smallest": self.smallest,
@@ -176,6 +178,23 @@ class Verification:
             "cost": self.cost,
             "components": [row.to_dict() for row in self.rows],
         }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Verification:
+        """Read a verification back from plain data.
+
+        Raises:
+            KeyError: If something is missing.
+            TypeError: If the data are no verification at all.
+        """
+        plain = ("theta", "confidence", "budget", "outcome", "planned_looks", "known_before")
+        plain += ("runs", "fresh", "magnitudes", "seed", "cost")
+        return cls(
+            **{key: data[key] for key in plain},
+            rows=tuple(VerifiedRow(**row) for row in data["components"]),
+            looks=tuple(Look(**look) for look in data["looks"]),
+            notes=tuple(data["notes"]),
+        )
 
     def to_frame(self) -> pandas.DataFrame:
         """Return one row a component as a pandas table.

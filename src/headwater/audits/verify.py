@@ -12,7 +12,6 @@ from headwater.audits.bound import refuse_numbers
 from headwater.audits.evidence import Evidence, control_of
 from headwater.audits.interventions import Interventions, interventions
 from headwater.audits.known import Known, known_effects, signed_estimates
-from headwater.audits.ledger import Ledger
 from headwater.audits.plan import LOOKS, Plan
 from headwater.audits.subsets import Pool
 from headwater.audits.verification import Look, Outcome, Verification, VerifiedRow
@@ -77,20 +76,14 @@ def verify(
         raise ResultError(
             f"budget={budget}: verifying takes at least one exact run.\nType budget=200."
         )
-    from headwater.attribution import folders  # a peer on this floor
-
     if magnitudes is None:
         magnitudes = estimator_of(scores).magnitudes
-    ledger = Ledger()
-    if out is not None:
-        ledger = folders.open_ledger(Path(out), scores.manifest())
-    verifier = _Verifier(scores, theta, confidence, budget, magnitudes, seed, ledger)
-    if verifier.unknown:
-        with interventions(scores, model, batch_size=batch_size, progress=progress) as exact:
-            verifier.run(exact)
-    found = verifier.result()
-    if out is not None:
-        folders.write_verification(Path(out), found.to_dict())
+    with scores.kept_in(out):
+        verifier = _Verifier(scores, theta, confidence, budget, magnitudes, seed)
+        if verifier.unknown:
+            with interventions(scores, model, batch_size=batch_size, progress=progress) as exact:
+                verifier.run(exact)
+        scores.extras.verification = found = verifier.result()
     return found
 
 
@@ -105,11 +98,10 @@ class _Verifier:
         budget: int,
         magnitudes: bool,
         seed: int,
-        ledger: Ledger,
     ) -> None:
         self.scores, self.theta, self.confidence = scores, theta, confidence
-        self.budget, self.seed, self.ledger = budget, seed, ledger
-        self.known = known_effects(scores, scores.checked, magnitudes)
+        self.budget, self.seed = budget, seed
+        self.known = known_effects(scores, scores.checked, magnitudes, chosen=False)
         self.known_before = len(self.known)
         strength = np.abs(signed_estimates(scores, magnitudes))
         order = np.argsort(-strength, kind="stable").tolist()
@@ -119,7 +111,7 @@ class _Verifier:
         self.evidence = Evidence(magnitudes)
         self.looks: list[Look] = []
         self.upper: np.ndarray | None = None
-        self.spent = self.subset_runs = 0
+        self.spent = self.subset_runs = self.fresh = 0
         self.notes: list[str] = []
         self.cost = ""
 
@@ -142,7 +134,7 @@ class _Verifier:
             if look.interaction >= self.theta or self._still_open <= plan.stage_runs:
                 break
         self._check(exact, min(self.left, self._still_open))
-        self.cost = str(exact.cost)
+        self.cost, self.fresh = str(exact.cost), exact.fresh
 
     @property
     def left(self) -> int:
@@ -166,7 +158,7 @@ class _Verifier:
         columns = self.unknown[:count]
         self.unknown = self.unknown[count:]
         title = f"checking {len(columns):,} components"
-        effects = self.ledger.runs(exact, [(column,) for column in columns], title)
+        effects = exact.runs([(column,) for column in columns], title, chosen=True)
         for (column,), effect in effects.items():
             self.measured[column] = effect
             self.known[column] = Known.of(effect, self.evidence.magnitudes)
@@ -177,7 +169,7 @@ class _Verifier:
     ) -> None:
         dealt = [pool.deal(self.unknown, plan.blocks, generator) for _ in range(plan.rounds)]
         sets = [run for one in dealt for run in one.runs if run]
-        lost = self.ledger.runs(exact, sets, f"{len(sets):,} subset runs")
+        lost = exact.runs(sets, f"{len(sets):,} subset runs", chosen=True)
         for one in dealt:
             self.evidence.add(one, lost)
         self.spent += len(lost)
@@ -217,7 +209,7 @@ class _Verifier:
             planned_looks=LOOKS,
             known_before=self.known_before,
             runs=self.spent,
-            fresh=self.ledger.fresh,
+            fresh=self.fresh,
             magnitudes=self.evidence.magnitudes,
             seed=self.seed,
             notes=tuple(self.notes),

@@ -120,9 +120,8 @@ def attribute(
         out=out,
     )
     if audit is not None:
-        scores.audit(sample=audit, seed=seed, progress=progress)
-        if out is not None:
-            scores.save_audit(out)
+        with scores.kept_in(out):
+            scores.audit(sample=audit, seed=seed, progress=progress)
     _print(scores, as_json, show.attribution)
     if out is not None and not as_json:
         show.next_steps(out, audited=scores.checked is not None)
@@ -157,20 +156,20 @@ def audit(
     scores = hw.Attribution.load(run)
     said = scores.provenance.model
     loaded = hw.load(model or said["name"], device=device, dtype=said["dtype"])
-    scores.audit(
-        model=loaded,
-        sample=sample,
-        seed=seed,
-        top=top,
-        batch_size=batch_size,
-        dtype=dtype,
-        progress=progress,
-    )
-    if diagnose:
-        scores.diagnose(model=loaded, batch_size=batch_size, progress=progress)
-    if curves:
-        scores.add_curves(curves, model=loaded, batch_size=batch_size, progress=progress)
-    scores.save_audit(run)
+    with scores.kept_in(run):
+        scores.audit(
+            model=loaded,
+            sample=sample,
+            seed=seed,
+            top=top,
+            batch_size=batch_size,
+            dtype=dtype,
+            progress=progress,
+        )
+        if diagnose:
+            scores.diagnose(model=loaded, batch_size=batch_size, progress=progress)
+        if curves:
+            scores.add_curves(curves, model=loaded, batch_size=batch_size, progress=progress)
     _print(scores, as_json, show.attribution)
 
 

@@ -40,14 +40,13 @@ def attribution(scores: Attribution) -> None:
         console.print(f"strongest {SHOWN} of {count:,} components", highlight=False)
     console.print(_strongest(scores))
     console.print(f"\n{scores.stability()}", highlight=False, markup=False)
+    for sentence in (said := scores.said_of_truth()):
+        console.print(escape(sentence), highlight=False)
     if scores.checked is not None:
-        console.print(escape(scores.checked.sentence), highlight=False)
         console.print(f"[bold]{escape(scores.checked.verdict)}[/]", highlight=False)
-        if scores.checked.aim:
-            console.print(escape(scores.checked.aim), highlight=False)
         if scores.checked.cost:
             console.print(f"audit cost: {scores.checked.cost}", highlight=False, style="dim")
-    elif not scores.is_exact:
+    elif not said and not scores.is_exact:
         console.print("Not audited: how far these are from the truth is not known yet.")
     for warning in scores.warnings():
         console.print(f"note: {escape(warning)}", highlight=False, style="yellow")
@@ -68,7 +67,7 @@ def _strongest(scores: Attribution) -> Table:
             f"{row.score:+.3f}",
             "-" if row.se is None else f"{row.se:.3f}",
             row.ranks or "-",
-            "" if row.exact is None else f"{row.exact:+.3f}",
+            escape(row.truth("+.3f")),
             "" if row.size is None else f"{row.size:.2f}",
             "supports" if row.score > 0 else "opposes" if row.score < 0 else "none",
             # names only: the numbers of a flag stand in the page and in `scores.rows()`

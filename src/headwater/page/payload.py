@@ -14,6 +14,7 @@ from typing import Any
 TEXT_COLUMNS = ("name", "kind", "stratum", "ranks")
 WHOLE_COLUMNS = ("layer", "index", "position")
 NUMBER_COLUMNS = ("score", "spread", "se", "size", "exact")
+BAR_COLUMNS = ("low", "high")
 
 # `<` and `&` could end or confuse the script element, U+2028/9 end a line in older JavaScript,
 # and a lone surrogate has no UTF-8 form at all.
@@ -27,6 +28,8 @@ def payload(data: Mapping[str, Any]) -> str:
         key: [row.get(key) for row in rows] for key in TEXT_COLUMNS + WHOLE_COLUMNS
     }
     columns |= {key: [rounded(row.get(key)) for row in rows] for key in NUMBER_COLUMNS}
+    if any(row.get("low") is not None for row in rows):
+        columns |= {key: [rounded(row.get(key)) for row in rows] for key in BAR_COLUMNS}
     columns["flags"] = [list(row.get("flags") or []) for row in rows]
     # An audited component whose exact effect is not finite differs from one never audited.
     columns["checked"] = [int(row.get("exact") is not None) for row in rows]

@@ -31,8 +31,11 @@ class ComponentRow(TypedDict, total=False):
     """How far the gate moves the activation, relative to the residual."""
     exact: float | None
     """The exact effect; None where the audit did not look."""
+    low: float | None
+    """Lower end of its error bar, where it was not checked."""
+    high: float | None
     stratum: str | None
-    """`top` `middle` `tail`: where the audit's sample drew it from."""
+    """`top` `middle` `tail`: where the audit's sample drew it from; `asked`: checked beyond it."""
     flags: list[str]
 
 

@@ -171,12 +171,19 @@ def strongest(data: Mapping[str, Any], count: int) -> tuple[str, str]:
         f'<td class="number">{number(row.get("spread"))}</td>'
         f'<td class="number">{number(row.get("se"))}</td>'
         f'<td class="number">{escape(row.get("ranks") or ABSENT)}</td>'
-        f'<td class="number">{number(row.get("exact"))}</td>'
+        f'<td class="number">{truth(row)}</td>'
         f"<td>{escape('; '.join(row.get('flags') or []))}</td></tr>"
         for row in rows
     )
     _, scored = shown(data)
     return body, f"The {len(rows):,} strongest of {scored:,} components."
+
+
+def truth(row: Mapping[str, Any]) -> str:
+    """Return a component's exact effect, else its error bar, else a dash."""
+    if row.get("exact") is None and row.get("low") is not None:
+        return f"[{number(row['low'])}, {number(row['high'])}]"
+    return number(row.get("exact"))
 
 
 def plain_pairs(pairs: Sequence[Mapping[str, Any]], count: int) -> str:

@@ -71,7 +71,11 @@ function columnWriter(values, count) {
   };
 }
 
-const exactText = (component, write) => (component.checked ? write(component.exact) : '\u2013');
+/** The exact effect, else its error bar, else `absent`. */
+function exactText(component, write, absent) {
+  if (component.checked) return write(component.exact);
+  return isNumber(component.low) ? `[${write(component.low)}, ${write(component.high)}]` : absent;
+}
 
 /** Where a component is, in words. */
 function place(component) {
@@ -86,7 +90,7 @@ function place(component) {
 /** What is known of a component, as [term, value] pairs: tooltip, chosen bar and labels share it. */
 function describe(component) {
   const lines = [[scoreWord, digits(component.score) + (isNumber(component.spread) ? ` (spread ${digits(component.spread)})` : '')]];
-  if (audited) lines.push(['exact', component.checked ? digits(component.exact) : 'not checked']);
+  if (audited) lines.push(['exact', exactText(component, digits, 'not checked')]);
   if (component.checked) lines.push(['error', digits(component.error)]);
   if (isNumber(component.size)) lines.push(['size of change', digits(component.size)]);
   if (component.flags.length) lines.push(['flags', component.flags.join('; ')]);

@@ -13,7 +13,7 @@ const COLUMNS = [
   { key: 'spread', title: 'spread', about: 'standard deviation over prompt pairs', numeric: true, first: -1 },
   { key: 'se', title: 'se', about: 'standard error over resampled pairs', numeric: true, first: -1 },
   { key: 'ranks', title: 'ranks', about: 'rank interval over resampled pairs', first: 1 },
-  { key: 'exact', title: 'exact', numeric: true, first: -1 },
+  { key: 'exact', title: 'exact', about: 'exact effect, in brackets its error bar', numeric: true, first: -1 },
   { key: 'error', title: 'est. \u2212 exact', numeric: true, first: -1 },
   { key: 'size', title: 'size', about: 'size of the change made at the component, relative to the residual', numeric: true, first: -1 },
   { key: 'flags', title: 'flags', first: -1 },
@@ -147,8 +147,8 @@ function drawField(component, column) {
   if (column.key === 'flags') return html('td', { class: 'flags', text: value.join('; ') });
   if (!column.numeric) return html('td', { text: value });
   if (['rank', 'layer', 'position'].includes(column.key)) return html('td', { class: 'number', text: value ?? '\u2013' });
-  const checkedOnly = column.key === 'exact' || column.key === 'error';
-  const text = checkedOnly && !component.checked ? '\u2013' : column.write(value);
+  const text = column.key === 'exact' ? exactText(component, column.write, '\u2013')
+    : column.key === 'error' && !component.checked ? '\u2013' : column.write(value);
   if (!column.bar) return html('td', { class: 'number', text });
   const bar = html('span', { class: value < 0 ? 'bar negative' : 'bar', 'aria-hidden': 'true' });
   bar.style.setProperty('--share', `${(50 * Math.abs(value ?? 0) / largest).toFixed(1)}%`);
