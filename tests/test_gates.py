@@ -14,7 +14,7 @@ from torch.testing import assert_close
 import headwater as hw
 from headwater.attribution import attribute
 from headwater.errors import GateError, NestedComponentsError, UnalignedPromptsError
-from headwater.gates import GatedTask
+from headwater.gates import GatedTask, Move
 from tiny_models import BUILDERS
 from tiny_tasks import gated, model, one_of_each, task, tokenizer
 
@@ -363,3 +363,45 @@ def test_gates_of_the_wrong_shape_are_refused_with_both_shapes():
 def test_an_empty_selection_is_refused():
     with pytest.raises(GateError, match=re.escape("Write for example hw.heads().")):
         GatedTask(model("GPT-2"), task(4), hw.heads(layers=[]), hw.Zero())
+
+
+class Numbered(hw.GatedFunction):
+    """A function that offers something of its own."""
+
+    def offered(self) -> str:
+        return f"offered at the {self.end} end"
+
+
+def test_a_function_seen_from_the_other_end_is_of_the_same_class_and_offers_the_same():
+    function = Numbered(lambda m: m.sum(-1), ["a", "b"])
+    other = function.at("corrupted")
+    assert other.offered() == "offered at the corrupted end"
+    assert other.cost is function.cost
+    assert function.end == "clean"
+    assert other.effects([0]).tolist() == [[1.0]]
+
+
+def test_part_of_a_function_holds_the_same_examples():
+    function = hw.GatedFunction(lambda m: m.sum(-1), ["a", "b"], examples=[7])
+    assert list(function.only(function.families).pairs) == [7]
+
+
+def test_passes_counted_apart_leave_the_functions_own_cost_also_after_an_error():
+    function = hw.GatedFunction(lambda m: m.sum(-1), ["a", "b"])
+    with function.counting() as cost:
+        function.value()
+    assert (cost.forwards, function.cost.forwards) == (1, 0)
+    with pytest.raises(KeyboardInterrupt), function.counting():
+        raise KeyboardInterrupt
+    assert function.cost.forwards == 0
+
+
+def test_slopes_of_moves_over_several_groups_come_back_in_the_order_of_their_columns():
+    function = gated(model("GPT-2"), task(5, 5), hw.heads() + hw.mlps())
+    last = len(function.names) - 1
+    (mixed,) = function.slopes([Move((last, 0, 2), 0.0)])
+    (plain,) = function.slopes([Move((0, 2, last), 0.0)])
+    assert_close(mixed.gradient, plain.gradient[:, [2, 0, 1]], rtol=0, atol=1e-12)
+    for place, column in enumerate((0, 2, last)):
+        (alone,) = function.slopes([Move((column,), 0.0)])
+        assert_close(plain.gradient[:, [place]], alone.gradient, rtol=0, atol=1e-10)

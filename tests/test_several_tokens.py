@@ -230,3 +230,14 @@ def test_positions_of_a_residual_are_no_cut_when_an_answer_stands_behind_them():
     task = hw.Task([hw.Pair("Mary and John", answer=" went to")], metric=hw.logprob())
     scores = hw.attribute(hw.load("tiny"), task, hw.residual(layers=1), reference=hw.Zero())
     assert not scores.parts.is_cut
+
+
+def test_a_mean_over_the_clean_prompts_leaves_the_answers_tokens_out():
+    given = task((5, LONG), (5, SHORT))
+    listed = hw.Mean(over=[one.clean for one in given.pairs])
+    own = hw.Mean(over="clean")
+    scores = [
+        attribute(model("GPT-2"), given, hw.heads(), hw.Exact(), reference=reference).scores
+        for reference in (own, listed)
+    ]
+    assert_close(scores[0], scores[1], rtol=0, atol=1e-12)

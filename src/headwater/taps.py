@@ -30,6 +30,27 @@ INSIDE_ATTENTION = {"query": "q", "key": "k", "value": "v", "pattern": "pattern"
 """The sides that only the attention interface shows, and their names in `AttentionTaps`."""
 
 
+def keeper(kept: dict[Any, Tensor], key: Any) -> Tap:
+    """Return a tap that keeps a copy of what it sees."""
+
+    def tap(value: Tensor) -> None:
+        kept[key] = value.detach().clone()
+
+    return tap
+
+
+def in_turn(*taps: Tap) -> Callable[[Tensor], Tensor]:
+    """Call taps at one site one after the other; each sees what those before it returned."""
+
+    def tap(value: Tensor) -> Tensor:
+        for one in taps:
+            replacement = one(value)
+            value = value if replacement is None else replacement
+        return value
+
+    return tap
+
+
 def needs_attention(adapter: Adapter, taps: Mapping[Site, Tap]) -> bool:
     """Whether any tap sits inside the attention interface (queries, keys, values, pattern)."""
     return any(adapter.point(site).side in INSIDE_ATTENTION for site in taps)
@@ -62,7 +83,8 @@ def tapped(adapter: Adapter, taps: Mapping[Site, Tap], shape: Sequence[int]) -> 
                 _split(point, tap, shape, splits, stack)
             elif point.side in INSIDE_ATTENTION:
                 listener = listeners.setdefault(point.module, AttentionTaps())
-                setattr(listener, INSIDE_ATTENTION[point.side], _keeping(tap))
+                # what it returns lies on the path, so a tap that returns nothing returns its value
+                setattr(listener, INSIDE_ATTENTION[point.side], in_turn(tap))
             elif point.side != "logits":
                 stack.callback(_hooked(point, tap, shape).remove)
         if listeners:
@@ -314,16 +336,6 @@ def in_model_shape(point: Point, value: Tensor, seen: Tensor, result: Tensor) ->
         first, end = point.span
         result = torch.cat([value[..., :first], result, value[..., end:]], dim=-1)
     return result
-
-
-def _keeping(tap: Tap) -> Tap:
-    """Make a tap return what it was handed rather than None, so that this lies on the path."""
-
-    def keeping(seen: Tensor) -> Tensor:
-        replacement = tap(seen)
-        return seen if replacement is None else replacement
-
-    return keeping
 
 
 def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

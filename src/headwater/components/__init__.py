@@ -14,6 +14,7 @@ and `mixer3<conv>` (what its scan and its convolution read), and the suffix `@7`
 
 from headwater.components.kinds import INSIDE, KINDS, Component, Kind
 from headwater.components.names import parse_component
+from headwater.components.nesting import refuse_nested
 from headwater.components.selection import Choice, Positions, Selection
 from headwater.components.selectors import (
     SELECTORS,
@@ -33,7 +34,7 @@ from headwater.components.selectors import (
     tokens,
     values,
 )
-from headwater.components.table import ComponentTable, Group, refuse_nested
+from headwater.components.table import ComponentTable, Group
 
 __all__ = [
     "INSIDE",

@@ -10,13 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from jaxtyping import Bool
-from torch import Tensor
-
 from headwater.components.kinds import INSIDE, KINDS, Component, Kind
 from headwater.errors import (
     GateError,
-    NestedComponentsError,
     UnknownComponentError,
     did_you_mean,
 )
@@ -162,37 +158,3 @@ class ComponentTable(Sequence[Component]):
                 same = outer.kind == inner.kind and outer.start < inner.start
                 if same or inner.kind in INSIDE.get(outer.kind, ()):
                     yield outer, inner
-
-
-def refuse_nested(table: ComponentTable, moved: Bool[Tensor, "setting component"]) -> None:
-    """Raise if two nested components leave their base in one setting.
-
-    Args:
-        table: The components.
-        moved: Bool tensor [setting, component]: which gates are away from their base.
-
-    Raises:
-        NestedComponentsError: Naming one such pair.
-    """
-    for outer, inner in table.nested():
-        for a in range(outer.size):
-            rows = moved[:, outer.start + a, None]
-            both = (rows & moved[:, inner.columns]).any(0)
-            for b in both.nonzero().flatten().tolist():
-                whole, part = outer.component(a), inner.component(b)
-                if _lies_inside(whole, part, table.repeats):
-                    raise NestedComponentsError(
-                        f"{part.name} lies inside {whole.name}, and both gates are moved in one "
-                        "run: the inner one then means nothing.\n"
-                        "Score them in two calls, or leave one kind out."
-                    )
-
-
-def _lies_inside(outer: Component, inner: Component, repeats: int) -> bool:
-    places = {outer.position, inner.position}
-    if None not in places and len(places) == 2:
-        return False
-    if outer.index is None or outer.kind == inner.kind:
-        return outer.index is None or outer.index == inner.index
-    shared = inner.kind in ("key", "value")
-    return inner.index == (outer.index // repeats if shared else outer.index)

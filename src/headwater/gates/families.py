@@ -20,6 +20,11 @@ class Family:
     share: float = 1.0
     """The share of a forward that a run costs in which only these are moved."""
 
+    @property
+    def one_by_one(self) -> float:
+        """Forwards that moving each of its components alone costs."""
+        return len(self.columns) * self.share
+
 
 def families_of(table: ComponentTable, depth: int) -> tuple[Family, ...]:
     """Return all components of one kind and layer together, in the order of the table.

@@ -7,8 +7,11 @@ Estimators and audits accept any `GatedFunction`: a model's, a closed form, or y
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -148,6 +151,8 @@ class GatedFunction:
     cost: Cost = field(default_factory=Cost)
     doubt: str = ""
     """Why slopes say little about effects here, in a sentence; empty where there is no reason."""
+    examples: Sequence[int] = ()
+    """Which pairs of a task the examples are; empty: the first ones."""
 
     def __post_init__(self) -> None:
         if self.end not in ("clean", "corrupted"):
@@ -164,19 +169,26 @@ class GatedFunction:
         """Return this function seen from an end; `self` if it is that end already."""
         if end == self.end:
             return self
-        return GatedFunction(
-            self.fn,
-            self.names,
-            self.batch,
-            self.capabilities,
-            self.families,
-            self.dtype,
-            self.device,
-            end,
-            self.stationary,
-            self.cost,
-            self.doubt,
-        )
+        seen = copy.copy(self)  # of the same class: what it offers beyond f(m) stays
+        seen.end = end
+        seen.__post_init__()
+        return seen
+
+    @contextmanager
+    def counting(self, pairs: int | None = None) -> Iterator[Cost]:
+        """Count passes apart, in the cost this yields, and put the function's own back after.
+
+        Args:
+            pairs: Prompt pairs the cost is spread over; by default the examples.
+        """
+        before = self.cost
+        self.cost = cost = Cost(pairs=self.batch if pairs is None else pairs)
+        started = time.perf_counter()
+        try:
+            yield cost
+        finally:
+            self.cost, cost.listener = before, None
+            cost.seconds += time.perf_counter() - started
 
     def only(self, families: Sequence[Family]) -> GatedFunction:
         """Return the same function of some families' gates; the others stay at rest.
@@ -201,6 +213,7 @@ class GatedFunction:
             self.stationary,
             self.cost,
             self.doubt,
+            self.pairs,
         )
 
     def gates(self, settings: int = 1) -> Float[Tensor, "setting batch component"]:
@@ -305,7 +318,7 @@ class GatedFunction:
     @property
     def pairs(self) -> Sequence[int]:
         """Which pairs of the task these examples are; each pair gets random draws of its own."""
-        return range(self.batch)
+        return self.examples or range(self.batch)
 
     @property
     def stacked(self) -> int:

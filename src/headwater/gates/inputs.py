@@ -19,7 +19,7 @@ from headwater.components import Group
 from headwater.gates.placement import spread_weight
 from headwater.references import capture
 from headwater.sites import Site
-from headwater.taps import Tap
+from headwater.taps import Tap, in_turn, keeper
 
 if TYPE_CHECKING:
     from headwater.gates.model import ModelGates
@@ -32,7 +32,6 @@ EMBED = Site(None, "embed")
 class InputSlope:
     """Slopes at one point between the two inputs."""
 
-    value: Float[Tensor, " batch"]
     gradient: Float[Tensor, "batch component"]
     """`increment_i . df/dx_i` for every component."""
     input: Float[Tensor, " batch"]
@@ -96,14 +95,7 @@ class InputPath:
     def values(self, share: float) -> dict[Site, Tensor]:
         """Return the value at every gated site, and the input, at a point of the path."""
         kept: dict[Site, Tensor] = {}
-
-        def keep(site: Site) -> Tap:
-            def tap(value: Tensor) -> None:
-                kept[site] = value.detach().clone()
-
-            return tap
-
-        taps: dict[Site, Tap] = {site: keep(site) for site in self.clean}
+        taps: dict[Site, Tap] = {site: keeper(kept, site) for site in self.clean}
         taps[EMBED] = self._moved_input(torch.tensor([share], dtype=torch.float64), kept=kept)
         with torch.no_grad():
             self._forward(taps, 1)
@@ -132,9 +124,7 @@ class InputPath:
         with torch.enable_grad():
             value = self._forward(taps, points)
             gradient, along = torch.autograd.grad(value.sum(), (m, own))
-        return [
-            InputSlope(value[i].detach(), gradient[i], along[i].detach()) for i in range(points)
-        ]
+        return [InputSlope(gradient[i], along[i].detach()) for i in range(points)]
 
     def _noted(self, gates: Mapping[Group, Tensor], increment: Tensor, rows: Batch) -> Tap:
         """Return a tap that adds `(m - 1) increment`: nothing at m = 1, but with the slope."""
@@ -172,7 +162,7 @@ class InputPath:
             if own is not None:
                 scale = own.to(value).flatten().reshape(-1, *shape) - 1
                 moved = moved + scale * (clean - corrupted)
-            return moved if then is None else _returned(then, moved)
+            return moved if then is None else in_turn(then)(moved)
 
         return tap
 
@@ -188,8 +178,3 @@ class InputPath:
         )
         function.cost.ran(points * function.batch, backward=torch.is_grad_enabled())
         return function.metric(logits, rows).reshape(points, function.batch)
-
-
-def _returned(tap: Tap, value: Tensor) -> Tensor:
-    replacement = tap(value)
-    return value if replacement is None else replacement

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from headwater.components import ComponentTable, Group, refuse_nested
 from headwater.errors import UnfitReferenceError
-from headwater.gates.combining import in_turn, keeper
 from headwater.gates.families import Family, families_of
 from headwater.gates.function import (
     INPUT_PATH,
@@ -30,7 +29,7 @@ from headwater.gates.function import (
 )
 from headwater.gates.inputs import InputPath
 from headwater.gates.linear import ATTENTION, DROPS, Linearized
-from headwater.gates.placement import spread_weight
+from headwater.gates.placement import Placed, spread_weight
 from headwater.gates.replay import Replay
 from headwater.gates.sizes import Sizes
 from headwater.metrics import Metric, kl
@@ -38,7 +37,7 @@ from headwater.models import Model
 from headwater.prompts import Batch
 from headwater.references import OffValues, capture
 from headwater.sites import Site
-from headwater.taps import Tap
+from headwater.taps import Tap, in_turn, keeper
 
 
 @dataclass
@@ -111,7 +110,7 @@ class ModelGates(GatedFunction):
         if end == "corrupted":
             self._held, self._clean_logits = capture(model, batch.clean, batch, off.values)
             self.cost.ran(self.batch)
-        elif "clean_logits" in metric.needs:
+        elif "clean_logits" in metric.needs and batch.clean_logits is None:
             _, self._clean_logits = capture(model, batch.clean, batch, ())
             self.cost.ran(self.batch)
         if self._clean_logits is not None and "clean_logits" in metric.needs:
@@ -126,7 +125,7 @@ class ModelGates(GatedFunction):
                 if group.start in own:
                     start = groups[-1].columns.stop if groups else 0
                     groups.append(replace(group, start=start))
-        return ModelGates(
+        part = ModelGates(
             self.model,
             self.rows,
             self.metric,
@@ -138,6 +137,8 @@ class ModelGates(GatedFunction):
             cost=self.cost,
             doubt=self.doubt,
         )
+        part._base = self._base  # it rests where this does
+        return part
 
     @property
     def ids(self) -> Tensor:
@@ -217,49 +218,61 @@ class ModelGates(GatedFunction):
         Raises:
             NestedComponentsError: If one move holds a component and one that lies inside it.
         """
-        base = self.at_rest()
-        results: dict[int, Tensor] = {}
-        for layer, chunk in self._stacks(moves):
-            gates = self._gates_of([moves[i] for i in chunk])
-            values = self._run(gates, len(chunk), start=base.start(layer))
-            results |= dict(zip(chunk, values, strict=True))
         if not moves:
-            return base.value.new_empty(0, self.batch)
+            return torch.empty(0, self.batch, dtype=self.dtype, device=self.device)
+        results: dict[int, Tensor] = {}
+        placed = self._placed_by_columns(moves)
+        for layer, chunk in self._stacks(moves, placed):
+            gates = self._gates_of([moves[i] for i in chunk], placed)
+            values = self._run(gates, len(chunk), start=self._start(layer))
+            results |= dict(zip(chunk, values, strict=True))
         return torch.stack([results[i] for i in range(len(moves))])
 
     def slopes(self, moves: Sequence[Move]) -> list[Slope]:
         """Return the metric and its derivative in the moved gates, one run a move."""
-        base = self.at_rest()
         results: dict[int, Slope] = {}
-        for layer, chunk in self._stacks(moves):
-            gates = self._gates_of([moves[i] for i in chunk])
+        placed = self._placed_by_columns(moves)
+        for layer, chunk in self._stacks(moves, placed):
+            gates = self._gates_of([moves[i] for i in chunk], placed)
             for m in gates.values():
                 m.requires_grad_()
             with torch.enable_grad():
-                values = self._run(gates, len(chunk), start=base.start(layer))
+                values = self._run(gates, len(chunk), start=self._start(layer))
                 gradients = torch.autograd.grad(values.sum(), list(gates.values()))
             by_group = dict(zip(gates, gradients, strict=True))
             for setting, i in enumerate(chunk):
-                slope = self._picked(moves[i], by_group, setting)
+                slope = placed[moves[i].columns].picked(by_group, setting)
                 results[i] = Slope(values[setting].detach(), slope)
         return [results[i] for i in range(len(moves))]
 
-    def _stacks(self, moves: Sequence[Move]) -> Iterator[tuple[int, list[int]]]:
+    def _placed_by_columns(self, moves: Sequence[Move]) -> dict[tuple[int, ...], Placed]:
+        """Return where the columns of each move stand, once for all moves of the same ones."""
+        distinct = dict.fromkeys(move.columns for move in moves)
+        return {columns: Placed.of(self.table, columns) for columns in distinct}
+
+    def _start(self, layer: int) -> tuple[int, Tensor] | None:
+        """Return where a run begins that moves nothing before `layer`; None: at the prompt."""
+        return self.at_rest().start(layer) if layer > 0 else None
+
+    def _stacks(
+        self, moves: Sequence[Move], placed: Mapping[tuple[int, ...], Placed]
+    ) -> Iterator[tuple[int, list[int]]]:
         """Yield the layer to start at and the moves that run together from there."""
         by_layer: dict[int, list[int]] = defaultdict(list)
         for i, move in enumerate(moves):
-            layers = (self.table.group_of(column).site.layer or 0 for column in move.columns)
-            by_layer[min(layers)].append(i)
+            by_layer[placed[move.columns].layer].append(i)
         chunk = self.stacked
         for layer, members in sorted(by_layer.items()):
             for first in range(0, len(members), chunk):
                 yield layer, members[first : first + chunk]
 
-    def _gates_of(self, moves: Sequence[Move]) -> dict[Group, Tensor]:
+    def _gates_of(
+        self, moves: Sequence[Move], placed: Mapping[tuple[int, ...], Placed]
+    ) -> dict[Group, Tensor]:
         """Return gates [move, batch, component] of the groups that these moves touch."""
         gates: dict[Group, Tensor] = {}
         for setting, move in enumerate(moves):
-            for group, offsets in self._by_group(move.columns):
+            for group, offsets, _ in placed[move.columns].parts:
                 if group not in gates:
                     shape = (len(moves), self.batch, group.size)
                     rest = torch.full(shape, self.base, dtype=self.dtype, device=self.device)
@@ -268,24 +281,9 @@ class ModelGates(GatedFunction):
         if any(len(move.columns) > 1 for move in moves):
             away = torch.zeros(len(moves), len(self.table), dtype=torch.bool)
             for setting, move in enumerate(moves):
-                away[setting, list(move.columns)] = True
+                away[setting, placed[move.columns].columns] = True
             refuse_nested(self.table, away)
         return gates
-
-    def _by_group(self, columns: Sequence[int]) -> Iterator[tuple[Group, list[int]]]:
-        offsets: dict[Group, list[int]] = defaultdict(list)
-        for column in columns:
-            group = self.table.group_of(column)
-            offsets[group].append(column - group.start)
-        yield from offsets.items()
-
-    def _picked(self, move: Move, gradients: Mapping[Group, Tensor], setting: int) -> Tensor:
-        """Return a move's own derivatives, [batch, index], in the order of its columns."""
-        picked: dict[int, Tensor] = {}
-        for group, offsets in self._by_group(move.columns):
-            slopes = gradients[group][setting]
-            picked |= {group.start + offset: slopes[:, offset] for offset in offsets}
-        return torch.stack([picked[column] for column in move.columns], 1)
 
     def _run(
         self,
@@ -300,8 +298,9 @@ class ModelGates(GatedFunction):
         at_site: dict[Site, list[Group]] = defaultdict(list)
         for group in gates:
             at_site[group.site].append(group)
-        resting = all(bool((m.detach() == self.base).all()) for m in gates.values())
-        measured = resting and settings == 1 and start is None and bool(gates)
+        # the cheap questions first: the last one waits for the device
+        measured = settings == 1 and start is None and bool(gates)
+        measured = measured and all(bool((m.detach() == self.base).all()) for m in gates.values())
         gating: dict[Site, Tap] = {
             site: self._gate(site, {group: gates[group] for group in members}, rows, measured)
             for site, members in at_site.items()
@@ -435,8 +434,9 @@ class ModelGates(GatedFunction):
         places = [(column, self.table.group_of(column)) for column in columns]
 
         def closed(column: int, layer: int) -> Float[Tensor, "two batch"]:
-            move = Move((column,), 1.0)
-            return self._run(self._gates_of([move, move]), 2, start=base.start(layer))
+            moves = [Move((column,), 1.0)] * 2
+            gates = self._gates_of(moves, self._placed_by_columns(moves))
+            return self._run(gates, 2, start=self._start(layer))
 
         own, _ = capture(self.model, self.ids, self.rows, {g.site for _, g in places})
         ulp = 1 + torch.finfo(self.model.dtype).eps

@@ -2,13 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headwater.components import Group
+from headwater.components import ComponentTable, Group
 from headwater.errors import GateError
 from headwater.prompts import Batch
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """Where some columns of a table stand, group by group."""
+
+    columns: Int[Tensor, " index"]
+    parts: tuple[tuple[Group, Tensor, Tensor], ...]
+    """Each group, the offsets of its columns in it, and which of `columns` these are, [part] each."""
+
+    @classmethod
+    def of(cls, table: ComponentTable, columns: Sequence[int]) -> Placed:
+        """Place columns of a table."""
+        places = torch.tensor(columns)
+        if len(columns) == 1:
+            group = table.group_of(columns[0])
+            return cls(places, ((group, places - group.start, torch.zeros_like(places)),))
+        starts = torch.tensor([group.start for group in table.groups])
+        which = torch.bucketize(places, starts, right=True) - 1
+        parts = []
+        for number in which.unique().tolist():
+            group, order = table.groups[number], (which == number).nonzero().flatten()
+            parts.append((group, places[order] - group.start, order))
+        return cls(places, tuple(parts))
+
+    @property
+    def layer(self) -> int:
+        """The first layer that any of them is in; the input of layer 0 counts as layer 0."""
+        return min(group.site.layer or 0 for group, _, _ in self.parts)
+
+    def picked(
+        self, by_group: Mapping[Group, Float[Tensor, "setting batch component"]], setting: int
+    ) -> Float[Tensor, "batch index"]:
+        """Return their own entries of one setting, in the order of `columns`."""
+        found = torch.cat([by_group[group][setting][:, at] for group, at, _ in self.parts], 1)
+        order = torch.cat([order for _, _, order in self.parts])
+        return found[:, order.argsort().to(found.device)]
 
 
 def places_of(group: Group, rows: Batch) -> Int[Tensor, "batch place"]:

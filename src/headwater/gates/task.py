@@ -11,6 +11,7 @@ import torch
 
 from headwater.components import KINDS, ComponentTable, Selection
 from headwater.errors import GateError, UnalignedPromptsError
+from headwater.gates.families import Family, families_of
 from headwater.gates.function import Cost
 from headwater.gates.model import ModelGates
 from headwater.metrics import refuse_constant
@@ -106,14 +107,17 @@ class GatedTask:
         ended = any(batch.ending is not None for batch in self.batches)
         return self.table.is_cut(None if ended else self.length)
 
+    def families(self) -> tuple[Family, ...]:
+        """Return the components that are closed together, as every batch has them."""
+        return families_of(self.table, self.model.anatomy().n_layers)
+
     def shares(self) -> list[float]:
         """Return for each component the share of a forward that one exact effect costs."""
-        depth = self.model.anatomy().n_layers
-        return [
-            1 - (group.site.layer or 0) / depth
-            for group in self.table.groups
-            for _ in range(group.size)
-        ]
+        shares = [1.0] * len(self.table)
+        for family in self.families():
+            for column in family.columns:
+                shares[column] = family.share
+        return shares
 
     def _length(self, selection: Selection) -> int | None:
         lengths = sorted({int(n) for batch in self.batches for n in batch.prompt_lengths()})

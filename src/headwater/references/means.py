@@ -15,7 +15,7 @@ from torch import Tensor
 from headwater.errors import UnfitReferenceError, UnknownOptionError, did_you_mean
 from headwater.models import Model
 from headwater.prompts import Batch, Task, prompt_batches
-from headwater.references.reference import Off, OffValues, Reference, capture, no_corrupted
+from headwater.references.reference import Off, OffValues, Reference, capture, no_corrupted, prompt_mask
 from headwater.references.streams import Lost, Once, Reading, described, refuse_unreadable
 from headwater.sites import Site
 
@@ -115,8 +115,10 @@ class Mean(Reference):
             for batch in batches:
                 among = [self.limit is None or pair < self.limit for pair in batch.pairs]
                 counted = torch.tensor(among, device=batch.mask.device)[:, None]
+                # the answer's own tokens are no prompt; by position they have means of their own
+                mask = batch.mask if self.positional else prompt_mask(batch)
                 if any(among):
-                    yield batch, batch.mask & counted
+                    yield batch, mask & counted
             return
         listed = prompt_batches(
             islice(self._prompts(task), self.limit),
@@ -237,7 +239,11 @@ class Mean(Reference):
 
 @dataclass(frozen=True)
 class PositionalMean(Mean):
-    """Set a closed component to its mean over prompts at the same position from the start."""
+    """Set a closed component to its mean over prompts at the same position from the start.
+
+    Answers of several tokens are fed behind the prompt; `over="clean"` has means of those positions
+    too, anything else must hold prompts as long as prompt and answer together.
+    """
 
     name: ClassVar[str] = "positional-mean"
     positional: ClassVar[bool] = True

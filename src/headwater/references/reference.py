@@ -16,6 +16,7 @@ from headwater.errors import MissingFieldError
 from headwater.models import Model
 from headwater.prompts import Batch, Task
 from headwater.sites import Site
+from headwater.taps import keeper
 
 Values = Mapping[Site, Tensor]
 """Value at each site, broadcastable to the canonical shape a tap sees."""
@@ -54,18 +55,11 @@ def capture(
         The values, in each site's canonical shape, and the logits the metric reads.
     """
     kept: dict[Site, Tensor] = {}
-
-    def keep(site: Site):
-        def tap(value: Tensor) -> None:
-            kept[site] = value.detach().clone()
-
-        return tap
-
     logits = model.forward(
         ids,
         mask=batch.mask,
         position_ids=batch.position_ids,
-        taps={site: keep(site) for site in sites},
+        taps={site: keeper(kept, site) for site in sites},
         read=batch.read,
     )
     return kept, logits
