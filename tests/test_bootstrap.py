@@ -230,6 +230,22 @@ def test_a_top_that_holds_everything_says_so():
     )
 
 
+def test_where_no_score_is_other_than_zero_there_is_no_top():
+    found = resampled(torch.zeros(12, 30))
+    assert found.stability is None
+    assert found.to_dict()["stability"] is None
+    assert found.sentence == (
+        "no component has a score other than 0: there is no top whose stability to tell"
+    )
+
+
+def test_pairs_that_agree_say_nothing_of_stability():
+    found = resampled(torch.arange(30.0).repeat(12, 1))
+    assert found.sentence == (
+        "no resample changes any score: pairs that agree say nothing of how stable the top 10 is"
+    )
+
+
 def test_few_resamples_are_said_to_be_few():
     found = resampled(gaussian(50, [9.0, 5.0, 0.1], spread=0.1), resamples=20, top=1)
     assert found.sentence.endswith("; 20 resamples are too few to tell")
@@ -284,6 +300,19 @@ def test_one_pair_has_a_dash_and_words():
     assert str(refused.value) == (
         "a bootstrap over 1 pair: there is nothing to draw from, so no standard error and no "
         "ranks.\nAttribute more pairs."
+    )
+
+
+def test_a_mask_that_all_pairs_share_has_a_dash_and_words():
+    values = torch.tensor([[3.0, -1.0], [2.0, -2.0]])
+    function = hw.GatedFunction(lambda m: (m * values).sum(-1), names(2), batch=2)
+    mask = hw.attribute(function, estimator=hw.TrainedMask(steps=5))
+    assert bool((mask.scores == mask.scores[0]).all())
+    assert [(row.se, row.ranks) for row in mask.rows()] == [(None, None)] * 2
+    assert repr(mask).splitlines()[3].split()[2:4] == ["-", "-"]
+    assert mask.stability() == (
+        "one mask, trained on all pairs together: no standard errors and no rank intervals. Train "
+        "on other pairs, or with another seed, to see what stays"
     )
 
 

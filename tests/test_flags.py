@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,11 +16,11 @@ from headwater.audits.diagnosis import Diagnosis
 from headwater.audits.jumps import SHORTEST, find_jumps
 from headwater.audits.saturation import linear_effects, missed, saturated_rows
 from headwater.cli import show
-from headwater.errors import GateError, RunFolderError, StationaryMetricError
+from headwater.errors import GateError, ResultError, RunFolderError, StationaryMetricError
 from headwater.estimators import AtPStar
 from headwater.gates import ATTENTION, DROPS, GatedFunction, Linearized, Slopes
 from headwater.zoo.truths.cancellation import CANCELLATION
-from headwater.zoo.truths.saturation import GAPS, SATURATED_SOFTMAX, SHARP_STEP
+from headwater.zoo.truths.saturation import GAPS, SATURATED_SOFTMAX, SHARP_STEP, OneQuery
 from tiny_tasks import gated, model, task, tokenizer
 
 
@@ -105,6 +106,28 @@ def test_what_atp_misses_in_saturated_rows_is_the_closed_form():
     assert found.saturated_rows == 3 / 4
     assert found.missed == pytest.approx(sum(map(lost, saturated)) / 4, abs=1e-12)
     assert found.flags == ("saturated attention (75 % of rows, AtP misses +0.75 there)",)
+
+
+class Unsloped(OneQuery):
+    """The same row of attention, without what the metric makes of it."""
+
+    def linearized(self, *, attention: bool, drops: bool) -> Linearized:
+        linear = super().linearized(attention=attention, drops=drops)
+        return replace(linear, slopes=Slopes(linear.slopes.gates, {}))
+
+
+def test_without_the_slope_of_a_pattern_what_is_missed_is_not_known():
+    function = SATURATED_SOFTMAX.function()
+    unsloped = Unsloped(
+        function.fn,
+        function.names,
+        function.batch,
+        function.capabilities,
+        dtype=function.dtype,
+    )
+    found = hw.attribute(unsloped, estimator=hw.Gradient()).diagnose()["query"]
+    assert (found.saturated_rows, found.missed, found.softened) == (3 / 4, None, None)
+    assert found.flags == ()
 
 
 ATTENDING = {
@@ -357,6 +380,28 @@ def test_a_gated_function_without_capabilities_says_what_is_not_known():
         "saturated attention",
         "cancellation",
     ]
+
+
+@pytest.mark.parametrize("end", ["clean", "corrupted"])
+def test_a_diagnosis_counts_apart_from_what_the_function_had_counted(end):
+    function = GatedFunction(lambda m: m.sum(-1), ["a", "b"], end=end)
+    scores = hw.attribute(function, estimator=hw.Gradient())
+    own, before = function.cost, function.cost.forwards
+    scores.diagnose()
+    assert function.cost is own
+    assert own.forwards == before
+
+
+def test_a_name_and_a_flag_that_are_not_there_are_answered_with_the_closest():
+    _, found = planted("none")
+    with pytest.raises(ResultError) as refused:
+        found["a1.h33"]
+    assert str(refused.value) == (
+        "no component 'a1.h33' among the 8 diagnosed. Closest: 'a1.h3', 'a1.h2', 'a1.h1'.\n"
+        "All names: `scores.names`."
+    )
+    with pytest.raises(ResultError, match=r"no flag 'cancelation'. Closest: 'cancellation'"):
+        found.flagged("cancelation")
 
 
 def test_the_thresholds_decide_on_either_side():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ import torch
 
 import headwater as hw
 import planted_models
+from headwater.audits.sampling import AuditSample
 from headwater.audits.saturation import largest_share
-from headwater.audits.survey import missed_share
 from headwater.audits.survey_result import Survey
+from headwater.audits.unseen import Checked, missed_share
 from headwater.components import parse_component
 from headwater.errors import (
     PairFileError,
@@ -99,6 +101,20 @@ def test_prompts_beyond_max_tokens_are_counted_up_to_there_and_it_says_so():
     assert "3 prompts were cut to 5 tokens and not tested." in found.notes
 
 
+def test_prompts_beyond_the_model_s_positions_are_counted_up_to_there_and_not_tested():
+    long = task(70).pairs[0].clean  # the model has 64 positions
+    found = hw.survey(sharp(), [*PROMPTS, long], sample=4, tested=9, progress=False)
+    assert found.tokens == sum(len(p.split()) for p in PROMPTS) + 64
+    assert found.tested == len(PROMPTS)
+    assert "1 prompts were cut to 64 tokens and not tested." in found.notes
+
+
+def test_pairs_are_tested_whole_where_their_prompts_were_cut_to_be_counted():
+    found = hw.survey(sharp(), task(9, 9), max_tokens=5, sample=4, progress=False)
+    assert (found.tokens, found.tested) == (10, 2)
+    assert "2 prompts were cut to 5 tokens." in found.notes
+
+
 # --- effects -------------------------------------------------------------------------------------
 
 
@@ -151,6 +167,60 @@ def test_a_sample_stands_for_all_components_and_has_an_interval():
     assert sum(row.weight for row in found.rows) == pytest.approx(20)
     whole = found.share()
     assert 0 <= whole.low <= whole.share <= whole.high <= 1
+
+
+def test_estimates_are_held_against_their_own_exact_effects_where_float32_takes_two_for_equal():
+    tiny = 2.0**-25
+    # with slopes v and curvatures c the exact effects are v - c
+    v = torch.tensor([[1, 1, 0.25, 0.125], [tiny, tiny, 0, 0], [0, tiny, 0, 0]])
+    c = torch.tensor([-10.0, 0.0, 0.0, 0.0])
+    # the second is the stronger one by far less than float32 can tell
+    assert v.double().mean(0)[0] < v.double().mean(0)[1]
+    assert v.mean(0)[0] == v.mean(0)[1]
+    function = hw.GatedFunction(
+        lambda m: (m * v + (1 - m).square() * c).sum(-1), [f"a0.h{i}" for i in range(4)], batch=3
+    )
+    plain = hw.attribute(function, estimator=hw.Gradient())
+    checked = Checked(plain, hw.attribute(function, estimator=hw.Exact()), plain.audit(), seed=0)
+    assert [row.name for row in checked.audit.rows] == ["a0.h1", "a0.h0", "a0.h2", "a0.h3"]
+    assert checked.sample.indices == (1, 0, 2, 3)
+    shares = {(one.estimator, one.kind): one for one in checked.shares()}
+    # of 31 + 1 + 1/4 + 1/8, over three pairs, a gradient does not see the first
+    by_gradient = shares["gradient", "all"]
+    assert by_gradient.share == pytest.approx(31 / 32.375)
+    assert (shares["exact", "all"].share, shares["exact", "all"].by_prompt) == (0, 0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 16, 19, 64])
+def test_the_sample_is_read_back_from_the_audit_as_it_was_drawn(size):
+    values = torch.tensor(np.random.default_rng(0).standard_normal((3, 64)))
+    function = hw.GatedFunction(
+        lambda m: (m * values).sum(-1),
+        [f"a0.h{i}" for i in range(64)],
+        batch=3,
+        dtype=torch.float64,
+    )
+    plain = hw.attribute(function, estimator=hw.Gradient())
+    checked = Checked(plain, plain, plain.audit(sample=size, seed=5), seed=0)
+    assert checked.sample == AuditSample.draw(values.mean(0).numpy(), sample=size, seed=5)
+
+
+def test_effects_that_are_all_zero_leave_the_answer_unknown_with_the_reason():
+    # one prompt's mean by position is its own value
+    found = hw.survey(sharp(), PROMPTS[:1], progress=False)
+    assert (found.answer, found.share().share, found.share().low) == ("unknown", None, None)
+    assert (
+        "GPT2LMHeadModel here? Unknown: none of 24 checked heads, queries and keys has an exact "
+        "effect above rounding (0) on 1 prompt, reference positional-mean, so there is nothing to "
+        "miss. Give more prompts, or pairs. "
+    ) in found.sentence
+    assert "unknown is not seen" not in repr(found)
+
+
+def test_effects_that_rounding_could_make_leave_the_answer_unknown_too():
+    largest = max(abs(row.exact) for row in surveyed().rows)
+    assert replace(surveyed(), noise_floor=largest).answer == "unknown"
+    assert replace(surveyed(), noise_floor=0.99 * largest).answer == surveyed().answer != "unknown"
 
 
 def test_of_a_shared_key_the_saturation_is_the_mean_over_the_heads_that_read_it():
@@ -222,6 +292,24 @@ def test_a_survey_is_saved_and_read_back_whole(tmp_path: Path):
     assert list(frame["name"]) == [head.name for head in surveyed().heads]
 
 
+def test_a_survey_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch):
+    def full_disk(*_) -> None:
+        raise OSError("no space left on device")
+
+    surveyed().save(tmp_path)
+    monkeypatch.setattr("headwater.files.os.replace", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        replace(surveyed(), corpus="another").save(tmp_path)
+    assert Survey.load(tmp_path) == surveyed()
+    assert [path.name for path in tmp_path.iterdir()] == ["survey.json"]
+
+
+def test_a_file_that_is_not_utf_8_is_no_survey(tmp_path: Path):
+    (tmp_path / "survey.json").write_bytes(b'{"corpus": "\xe9"}')
+    with pytest.raises(ResultError, match=r"survey\.json cannot be read: .* invalid"):
+        Survey.load(tmp_path)
+
+
 def test_no_survey_and_no_share_are_refused_by_name(tmp_path: Path):
     with pytest.raises(ResultError, match="headwater survey --out"):
         Survey.load(tmp_path)
@@ -229,6 +317,8 @@ def test_no_survey_and_no_share_are_refused_by_name(tmp_path: Path):
         Survey.from_dict({})
     with pytest.raises(ResultError, match="no share of 'exact'"):
         surveyed().share("exact")
+    with pytest.raises(ResultError, match=r"'queries'. Closest: 'gradient/query'"):
+        surveyed().share("gradient", "queries")
 
 
 @pytest.mark.parametrize("family", ["GPT-J", "BLOOM", "Mamba"])
@@ -250,7 +340,7 @@ def test_a_word_the_tokenizer_lacks_is_refused_by_its_line(tmp_path: Path):
         ([], PromptError, "there are no prompts"),
         ("w4 w5 w6", PromptError, "neither a list of prompts nor a text file"),
         ("nowhere.txt", PairFileError, "no file 'nowhere.txt'"),
-        (["w4", "w5"], PromptError, "none of 2 prompts drawn has between 2 and 512 tokens"),
+        (["w4", "w5"], PromptError, "none of 2 prompts drawn has between 2 and 64 tokens"),
     ],
 )
 def test_prompts_that_are_none_are_refused(prompts, error, said):
@@ -308,3 +398,10 @@ def test_the_command_prints_json_of_a_text_file(tmp_path, monkeypatch, capsys):
 def test_the_command_without_a_corpus_is_refused(monkeypatch, capsys):
     assert command(monkeypatch, "-m", "tiny") == 2
     assert "there is nothing to survey" in capsys.readouterr().err
+
+
+def test_the_command_refuses_prompts_of_a_mean_that_was_not_asked_for(monkeypatch, capsys):
+    assert command(monkeypatch, "-m", "tiny", "--task", "ioi", "--over", "clean") == 2
+    said = capsys.readouterr().err
+    assert "--over goes with --reference mean or positional-mean, and no --reference was" in said
+    assert "Type --reference positional-mean --over clean." in said

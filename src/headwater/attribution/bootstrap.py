@@ -70,7 +70,7 @@ class Bootstrap:
     in_top: Float[np.ndarray, " component"]
     """Share of resamples in which the component is among the strongest `top`."""
     stability: Stability | None
-    """None where every component is among the strongest."""
+    """None where every component is among the strongest, or no score is other than 0."""
     top: int
     pairs: int
     resamples: int
@@ -85,6 +85,13 @@ class Bootstrap:
     @property
     def sentence(self) -> str:
         """How stable the top is, in words."""
+        if not (self.scores.any() or self.se.any()):
+            return "no component has a score other than 0: there is no top whose stability to tell"
+        if not self.se.any():
+            return (
+                "no resample changes any score: pairs that agree say nothing of how stable the "
+                f"top {self.top} is"
+            )
         if self.stability is None:
             return (
                 f"all {len(self.names):,} components are the top {self.top}: the ranks say how "
@@ -184,7 +191,7 @@ def bootstrap(
         for columns in _chunks(count, max(1, CHUNK // resamples)):
             result[name][columns] = place.interval(ranked[:, columns])[end]
     stability = None
-    if top < count:
+    if alive and top < count:
         low, high = place.interval(jaccard[:, None])
         stability = Stability(top, float(jaccard.mean()), float(low[0]), float(high[0]))
     return Bootstrap(

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from headwater.attribution.flags import flags_by_name, output_warning
 from headwater.attribution.scores import Scores
 from headwater.audits.compare import flags as flags_of
@@ -42,9 +40,9 @@ class Row:
     """Which part of the audit's sample it was drawn for; `asked` where it was checked beyond it."""
     flags: tuple[str, ...] = ()
     se: float | None = None
-    """Standard error of the score over resampled pairs; None for one pair."""
+    """Standard error of the score over resampled pairs; None for one pair or a mask."""
     ranks: str | None = None
-    """Interval of the rank by |score| over resampled pairs, as in `1-3`; None for one pair."""
+    """Interval of the rank by |score| over resampled pairs, as in `1-3`; None if `se` is."""
     error: float | None = None
     """Standard error of the score, from estimators that draw at random."""
     low: float | None = None
@@ -77,7 +75,7 @@ def rows_of(result: Attribution, columns: Sequence[int] | None) -> list[Row]:
     checked, known, bars = result.checked, result.known(), result.error_bars()
     audited = {} if checked is None else {row.name: row for row in checked.rows}
     floor = 0.0 if checked is None else checked.counts.noise_floor or 0.0
-    scale, more = _scale(result), flags_by_name(result)
+    scale, more = parts.whole_effect, flags_by_name(result)
     resampled = result.resampled()
     rows = []
     for column in columns:
@@ -153,7 +151,7 @@ def warnings_of(result: Attribution) -> list[str]:
         )
     if result.parts.sizes is not None:
         small = (result.parts.sizes < SMALL_CAUSE) & (
-            parts.mean().abs() > LARGE_EFFECT * _scale(result)
+            parts.mean().abs() > LARGE_EFFECT * parts.whole_effect
         )
         columns = small.nonzero().flatten().tolist()
         if columns:
@@ -185,10 +183,3 @@ def _about_metric(parts: Scores) -> list[str]:
 def _some(result: Attribution, columns: Sequence[int]) -> str:
     names = [row.name for row in rows_of(result, columns[:5])]
     return ", ".join(names) + (f" and {len(columns) - 5:,} more" if len(columns) > 5 else "")
-
-
-def _scale(result: Attribution) -> float:
-    """The size of a whole effect: how far corruption moves the metric, else the metric itself."""
-    parts = result.parts
-    whole = parts.clean if parts.corrupted is None else parts.clean - parts.corrupted
-    return float(torch.as_tensor(whole).abs().mean())

@@ -79,6 +79,12 @@ class Scores:
         return self.errors.square().sum(0).sqrt() / len(self.errors)
 
     @property
+    def whole_effect(self) -> float:
+        """How far corruption moves the metric, else the size of the metric; mean over pairs."""
+        whole = self.clean if self.corrupted is None else self.clean - self.corrupted
+        return float(whole.abs().mean())
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The components' names, in the order of the score columns."""
         if isinstance(self.components, ComponentTable):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headwater.audits.again import estimator_of
-from headwater.audits.evidence import Evidence, control_of
+from headwater.audits.evidence import Evidence
 from headwater.audits.interventions import interventions
 from headwater.audits.known import Known, known_effects
 from headwater.audits.report import Audit
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 TIMES = 8
 """Runs that close each component; more and smaller blocks disturb the model less than more runs."""
+
+SPOTS = 8
+"""Components, drawn at random, that are closed alone too, to see whether effects add up."""
 
 FEWEST_BLOCKS = 3
 """A round of fewer blocks would close half of the model at once."""
@@ -42,9 +45,11 @@ class BoundRow:
     error: float
     """Standard error of that; infinite if too few runs closed it."""
     upper: float
-    """What its effect is below, at the bound's confidence for this component alone."""
+    """What its effect is below, at the bound's confidence for this component alone; the largest
+    interaction seen is part of it."""
     p_value: float | None
-    """Of the hypothesis that its effect is at least theta; None without theta."""
+    """Of the hypothesis that its effect is at least theta, less that interaction; None without
+    theta."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as plain data."""
@@ -62,9 +67,10 @@ class Bound:
     """The smallest theta that is bounded: no unchecked effect reaches it, at this confidence."""
     checked: int
     runs: int
-    """Subset runs."""
+    """Subset runs, and components closed alone to see whether effects add up."""
     interaction: float
-    """How far closing two random sets together was from the sum of closing each, at most."""
+    """How far effects were from adding up, at most: closing two random sets together and each
+    alone, a component among others and alone. Part of every limit."""
     probes: int
     """Times that was tried."""
     magnitudes: bool
@@ -84,7 +90,7 @@ class Bound:
 
     @property
     def additive(self) -> bool:
-        """Whether no interaction as large as the claim was seen between random sets."""
+        """Whether no interaction as large as the claim was seen."""
         return self.interaction < self.limit or not self.rows
 
     @property
@@ -163,11 +169,11 @@ def assumption_words(interaction: float, probes: int, limit: float, size: str) -
     if not probes:
         return f"{said}, which was not tried."
     tried = (
-        f"closing two random sets of them together differed from the sum of closing each by up to "
-        f"{interaction:.3g} ({size}, {probes} tries)"
+        f"in {probes} tries, two random sets closed together or a component closed alone, they "
+        f"missed that by up to {interaction:.3g} ({size})"
     )
     if interaction < limit:
-        return f"{said}: {tried}, less than {limit:.3g}."
+        return f"{said}: {tried}, which every limit includes; more was not excluded."
     return f"{said}, and that fails: {tried}, which is not below {limit:.3g}."
 
 
@@ -202,7 +208,7 @@ def bound(
     theta: float | None = None,
     *,
     confidence: float = 0.95,
-    subsets: int = 64,
+    subsets: int = 72,
     seed: int = 0,
     magnitudes: bool | None = None,
     model: Model | GatedFunction | None = None,
@@ -216,32 +222,40 @@ def bound(
     known = known_effects(scores, audit, magnitudes)
     members = [column for column in range(len(scores.names)) if column not in known]
     evidence, cost, runs = Evidence(magnitudes), "", 0
+    measured: dict[int, np.ndarray] = {}
     if members:
         with interventions(scores, model, batch_size=batch_size, progress=progress) as exact:
             pool = Pool(len(scores.names), exact.table)
             rounds = TIMES * pool.depth(members)
-            blocks = blocks_of(subsets, rounds)
+            blocks = blocks_of(subsets - SPOTS, rounds)
             if blocks < FEWEST_BLOCKS:
+                least = rounds * (FEWEST_BLOCKS + 1) + SPOTS
                 raise ResultError(
                     f"subsets={subsets} is too few: {rounds} rounds of at least {FEWEST_BLOCKS} "
-                    f"sets and a union each take {rounds * (FEWEST_BLOCKS + 1)}.\n"
-                    f"Type subsets={rounds * (FEWEST_BLOCKS + 1)} or more."
+                    f"sets and a union each, and {SPOTS} components closed alone, take {least}.\n"
+                    f"Type subsets={least} or more."
                 )
             generator = np.random.Generator(np.random.PCG64([seed, 2]))
             dealt = [pool.deal(members, blocks, generator) for _ in range(rounds)]
             wanted = list(dict.fromkeys(run for r in dealt for run in r.runs if run))
+            spots = generator.permutation(members)[: min(SPOTS, len(members) // 2)].tolist()
             lost = exact.closed(wanted, f"{len(wanted)} subset runs")
-            cost, runs = str(exact.cost), len(wanted)
+            alone = exact.runs([(column,) for column in spots], f"{len(spots)} closed alone")
+            cost, runs = str(exact.cost), len(wanted) + exact.fresh
         by_set = dict(zip(wanted, lost.T, strict=True))
         for one in dealt:
             evidence.add(one, by_set)
-    return _judged(scores, evidence, known, members, theta, confidence, runs, cost)
+        measured = {column: effect for (column,), effect in alone.items()}
+        known |= {column: Known.of(effect, magnitudes) for column, effect in measured.items()}
+        members = [column for column in members if column not in known]
+    return _judged(scores, evidence, known, measured, members, theta, confidence, runs, cost)
 
 
 def _judged(
     scores: Attribution,
     evidence: Evidence,
     known: dict[int, Known],
+    measured: dict[int, np.ndarray],
     members: list[int],
     theta: float | None,
     confidence: float,
@@ -250,14 +264,13 @@ def _judged(
 ) -> Bound:
     rows: list[BoundRow] = []
     if members:
-        found = evidence.contrasts(control_of(scores, known, {}, evidence))
-        upper = found.upper(1 - confidence)
-        p = None if theta is None else found.p_values(theta)
-        mean = scores.mean().tolist()
+        found, upper = evidence.limits(scores, known, measured, 1 - confidence)
+        p = None if theta is None else found.p_values(theta - evidence.interaction)
+        mean, names = scores.mean().tolist(), scores.names
         for column in sorted(members, key=lambda column: -upper[column]):
             rows.append(
                 BoundRow(
-                    scores.names[column],
+                    names[column],
                     mean[column],
                     float(found.size[column]),
                     float(found.error[column]),
@@ -272,7 +285,7 @@ def _judged(
         checked=len(known),
         runs=runs,
         interaction=evidence.interaction,
-        probes=len(evidence.interactions),
+        probes=evidence.probes,
         magnitudes=evidence.magnitudes,
         rows=tuple(rows),
         cost=cost,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from headwater.audits.again import estimator_of, gated_again, model_of, refuse_other_numbers
@@ -68,10 +69,13 @@ def diagnose(
             'clean run.\nScore with at="clean", then diagnose.'
         )
     model = model_of(scores, model, "scores.diagnose(model=function)")
-    cost, started = Cost(), time.perf_counter()
+    started = time.perf_counter()
     if isinstance(model, GatedFunction):
-        seen, floor, found, problem = _of_function(scores, model, jumps, cost)
+        function, floor, problem = model.at("clean"), None, []
+        with function.counting() as cost:
+            seen, found = _of_function(scores, function, jumps)
     else:
+        cost = Cost()
         seen, floor = _of_model(scores, model, batch_size, cost, progress)
         found, problem = _jumps_of_model(scores, model, jumps, floor, cost)
     # batches are made ready more than once, for the same pairs
@@ -87,24 +91,14 @@ def strongest(scores: Attribution, count: int) -> list[int]:
     return sorted(range(len(strength)), key=lambda i: -strength[i])[: max(count, 0)]
 
 
-def whole_effect(scores: Attribution) -> float:
-    """Return how far corruption moves the metric, else the size of the metric, mean over pairs."""
-    parts = scores.parts
-    whole = parts.clean if parts.corrupted is None else parts.clean - parts.corrupted
-    return float(whole.abs().mean())
-
-
 def _of_function(
-    scores: Attribution, function: GatedFunction, jumps: int, cost: Cost
-) -> tuple[Seen, float | None, dict[int, Jump], list[str]]:
-    function = function.at("clean")
-    function.cost = cost
+    scores: Attribution, function: GatedFunction, jumps: int
+) -> tuple[Seen, dict[int, Jump]]:
     refuse_stationary(function, "clean")
     seen = Seen(function.names, None)
     seen.add(function)
     columns = strongest(scores, jumps)
-    found = find_jumps(function, columns, _jump_tolerance(scores)) if columns else {}
-    return seen, None, found, []
+    return seen, find_jumps(function, columns, _jump_tolerance(scores)) if columns else {}
 
 
 def _of_model(
@@ -177,7 +171,7 @@ def _jumps_of_model(
 
 
 def _jump_tolerance(scores: Attribution) -> float:
-    whole = whole_effect(scores)
+    whole = scores.parts.whole_effect
     return JUMP_SHARE * (whole if whole > 0 else float(scores.mean().abs().max()) or 1.0)
 
 
@@ -189,7 +183,7 @@ def _made(
     notes: Sequence[str],
     cost: str,
 ) -> Diagnosis:
-    whole, tolerance = whole_effect(scores), _jump_tolerance(scores)
+    whole, tolerance = scores.parts.whole_effect, _jump_tolerance(scores)
     mean = scores.mean().double().tolist()
     findings = []
     for column, name in enumerate(scores.names):
@@ -203,7 +197,7 @@ def _made(
             **numbers,
         )
         flags = flags_of(found, whole, floor, tolerance)
-        findings.append(Finding(**{**vars(found), "flags": flags}))
+        findings.append(replace(found, flags=flags))
     undecided = [scores.names[column] for column, jump in jumps.items() if not jump.decided]
     if undecided:
         notes = [

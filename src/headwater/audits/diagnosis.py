@@ -12,7 +12,7 @@ from typing import Any
 
 from headwater.audits.report import Audit
 from headwater.audits.words import effect, figure, name_list
-from headwater.errors import ResultError
+from headwater.errors import ResultError, did_you_mean
 
 MATTERS = 0.01
 """Share of the whole effect below which nothing is flagged: such a component is no part of it."""
@@ -29,8 +29,6 @@ ATTENTION, OUTPUT = "saturated attention", "saturated output softmax"
 CANCELLATION, ROUTING, NOISE = "cancellation", "routing jump", "below noise floor"
 FLAGS = (ATTENTION, OUTPUT, CANCELLATION, ROUTING, NOISE)
 """The flags' names, in the order in which they are said."""
-
-_SAID = " Flags: "
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,9 @@ class Finding:
         return cls(**{**read, "flags": tuple(read["flags"])})
 
 
-def flags_of(found: Finding, whole: float, floor: float | None, jump_tolerance: float) -> tuple:
+def flags_of(
+    found: Finding, whole: float, floor: float | None, jump_tolerance: float
+) -> tuple[str, ...]:
     """Return a component's flags in words, by the thresholds of this module.
 
     Args:
@@ -134,8 +134,9 @@ class Diagnosis:
             if found.name == name:
                 return found
         raise ResultError(
-            f"no component {name!r} among the {len(self.findings)} diagnosed.\n"
-            "Their names: [one.name for one in diagnosis.findings]."
+            f"no component {name!r} among the {len(self.findings):,} diagnosed."
+            f"{did_you_mean(name, [found.name for found in self.findings])}\n"
+            "All names: `scores.names`."
         )
 
     def flagged(self, flag: str) -> tuple[str, ...]:
@@ -145,7 +146,10 @@ class Diagnosis:
             ResultError: If there is no such flag.
         """
         if flag not in FLAGS:
-            raise ResultError(f"no flag {flag!r}.\nThe flags: {', '.join(map(repr, FLAGS))}.")
+            raise ResultError(
+                f"no flag {flag!r}.{did_you_mean(flag, FLAGS)}\n"
+                f"The flags: {', '.join(map(repr, FLAGS))}."
+            )
         return tuple(f.name for f in self.findings if any(one.startswith(flag) for one in f.flags))
 
     @property
@@ -205,6 +209,5 @@ class Diagnosis:
 
 
 def noted(audit: Audit, flags: str) -> Audit:
-    """Return an audit whose sentence ends with the flags; said before, they are replaced."""
-    sentence = audit.sentence.partition(_SAID)[0]
-    return replace(audit, sentence=f"{sentence}{_SAID}{flags}." if flags else sentence)
+    """Return an audit whose sentence ends with these flags, in place of those said before."""
+    return replace(audit, flags=flags)

@@ -35,6 +35,11 @@ class Evidence:
     interactions: list[float] = field(default_factory=list)
     """For each round in which two blocks were tried together: how far the effect of closing both
     is from the sum of closing each."""
+    alone: float = 0.0
+    """How far the effect of closing a component alone is from what runs that closed it among others
+    say, at most and beyond what sampling explains."""
+    tried_alone: int = 0
+    """How many components were closed both ways."""
 
     def reduced(self, lost: Float[np.ndarray, "pair set"]) -> Float[np.ndarray, "set column"]:
         """Return runs as they are compared: by pair, or as the mean over pairs."""
@@ -55,9 +60,37 @@ class Evidence:
     @property
     def interaction(self) -> float:
         """The largest interaction seen; 0 if none was looked for."""
-        return max(self.interactions, default=0.0)
+        return max([*self.interactions, self.alone])
 
-    def contrasts(self, control: Float[np.ndarray, "component column"]) -> Contrasts:
+    @property
+    def probes(self) -> int:
+        """How often interactions were looked for."""
+        return len(self.interactions) + self.tried_alone
+
+    def limits(
+        self,
+        scores: Attribution,
+        known: Mapping[int, Known],
+        measured: Mapping[int, Float[np.ndarray, " pair"]],
+        error_rate: float,
+    ) -> tuple[Contrasts, Float[np.ndarray, " component"]]:
+        """Return the contrasts, and what each effect is below.
+
+        A limit is that of Welch's test, plus the largest interaction that was seen: closed among
+        others, a component may show that much less of its effect than it has alone.
+
+        Args:
+            scores: The result.
+            known: Exact effects as means over pairs, by column.
+            measured: Exact effects by pair, of components that subset runs closed too.
+            error_rate: Of the test, for each component.
+        """
+        found = self._contrasts(control_of(scores, known, measured, self))
+        tried = [column for column in measured if np.isfinite(found.error[column])]
+        self.alone, self.tried_alone = found.surely_shifted(tried), len(tried)
+        return found, found.upper(error_rate) + self.interaction
+
+    def _contrasts(self, control: Float[np.ndarray, "component column"]) -> Contrasts:
         """Compare, for each component, the runs that closed it with those that did not."""
         dealt = [np.repeat((r.labels != OUT)[None], r.blocks, 0) for r in self.rounds]
         return contrasts(

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from headwater.audits.saturation import SATURATED, largest_share
 from headwater.errors import HeadwaterError, PairFileError, PromptError
-from headwater.limits import position_limit
 from headwater.models import Model
 from headwater.progress import Advance
 from headwater.prompts import Batch
@@ -80,7 +79,7 @@ def count_saturated(
     model: Model,
     prompts: Iterable[tuple[str, str]],
     *,
-    max_tokens: int,
+    limit: int,
     batch_size: int,
     advance: Advance,
 ) -> Counted:
@@ -89,7 +88,7 @@ def count_saturated(
     Args:
         model: A model whose attention can be seen.
         prompts: Where each stands (for errors), and its text; read as they are needed.
-        max_tokens: Longer prompts are run up to here.
+        limit: Longer prompts are run up to this many tokens; the model has positions for them.
         batch_size: Most prompts in a forward.
         advance: Called with the prompts just run.
 
@@ -100,7 +99,6 @@ def count_saturated(
     adapter = model.anatomy()
     for layer in range(adapter.n_layers):
         adapter.point(Site(layer, "attn.pattern"))  # refuses by name
-    limit = min(max_tokens, position_limit(model.module) or max_tokens)
     counted = Counted()
     shape = (adapter.n_layers, adapter.n_heads or 0)
     counted.saturated = torch.zeros(shape, dtype=torch.long)

@@ -33,7 +33,7 @@ class Seen:
             torch.zeros(5, count, dtype=torch.float64)
         )
         self._rows = torch.zeros(2, count, dtype=torch.float64)  # saturated, counted
-        self._attention = torch.zeros(count, dtype=torch.bool)
+        self._attention, self._unsloped = torch.zeros(2, count, dtype=torch.bool)
         self._drops = False
 
     def add(self, function: GatedFunction) -> None:
@@ -57,14 +57,15 @@ class Seen:
         """Return the numbers of one component, under the names of a `Finding`'s fields."""
         own = self._attention_columns(column)
         counted = float(self._rows[1, own].sum()) if own else 0.0
+        sloped = bool(own) and not bool(self._unsloped[own].any())
         kept = float(self._uncancelled[column]) / self.pairs
         plain = float(self._magnitude[column]) / self.pairs
         return {
             "gradient": float(self._gradient[column]) / self.pairs,
             "saturated_rows": float(self._rows[0, own].sum()) / counted if counted else None,
-            "missed": float(self._missed[own].sum()) / self.pairs if own else None,
+            "missed": float(self._missed[own].sum()) / self.pairs if sloped else None,
             "inside": bool(own) and own != [column],
-            "softened": float(self._softened[own].sum()) / self.pairs if own else None,
+            "softened": float(self._softened[own].sum()) / self.pairs if sloped else None,
             "cancellation": _ratio(kept, plain) if self._drops else None,
             "uncancelled": kept if self._drops else None,
         }
@@ -80,7 +81,8 @@ class Seen:
         self._rows[:, part.columns] += row_share(at, counted, part).cpu()
         self._attention[part.columns] = True
         slope = linear.slopes.patterns.get(part.layer)
-        if slope is None:
+        if slope is None:  # the rows are known, what a change of them does is not
+            self._unsloped[part.columns] = True
             return
         self._missed[part.columns] += missed(rows, part, slope, at).double().sum(0).cpu()
         softened = Fixed(rows, part).effects(slope)
@@ -101,13 +103,12 @@ class Seen:
         head = self.table[column]
         if head.position is not None:
             return []
-        key = (head.index or 0) // self.table.repeats
+        index = head.index or 0
+        offset = {"query": index, "key": index // self.table.repeats}
         found = [
-            i
+            group.start + offset[group.kind]
             for group in self.table.groups
-            if group.site.layer == head.layer and group.positions is None
-            for i in range(*group.columns.indices(len(self.table)))
-            if (group.kind, i - group.start) in (("query", head.index), ("key", key))
+            if group.kind in offset and group.site.layer == head.layer and group.positions is None
         ]
         return [i for i in found if bool(self._attention[i])]
 

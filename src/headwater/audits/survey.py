@@ -9,26 +9,23 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from headwater.attribution.attribute import attribute
-from headwater.attribution.result import Attribution
-from headwater.audits.intervals import intervals
-from headwater.audits.report import Audit
-from headwater.audits.sampling import AuditSample
 from headwater.audits.saturated_heads import Counted, count_saturated, lines_of
 from headwater.audits.saturation import SATURATED
-from headwater.audits.survey_result import BLIND, MissedShare, Survey, SurveyRow
-from headwater.components import heads, keys, parse_component, queries
+from headwater.audits.survey_result import Survey
+from headwater.audits.unseen import Checked
+from headwater.components import heads, keys, queries
 from headwater.errors import PromptError, UnknownOptionError
 from headwater.estimators import AtPStar, Gradient
+from headwater.limits import position_limit
 from headwater.metrics import Metric
 from headwater.models import Model
 from headwater.progress import progress_bar
@@ -38,7 +35,6 @@ from headwater.references import Corrupted, PositionalMean, Reference
 
 AVERAGED = 256
 """Most prompts of the corpus over which the default reference is averaged."""
-KINDS = ("head", "query", "key")
 
 
 def survey(
@@ -70,7 +66,8 @@ def survey(
             plain text `hw.PositionalMean` over up to 256 prompts of the corpus.
         sample: Components checked exactly, stratified by the gradient; None for all.
         tested: Prompts, drawn at random, on which effects are taken.
-        max_tokens: Longer prompts are counted up to here, and not tested.
+        max_tokens: Longer prompts of a text are counted up to here, and not tested; at most as
+            many as the model has positions.
         batch_size: Most prompts in a forward.
         seed: Of both samples.
         progress: True, False, or None to show a bar only on a terminal.
@@ -89,29 +86,31 @@ def survey(
     if isinstance(prompts, Task) and task is None:
         task = prompts
     length = sum(1 for _ in read())
+    limit = min(max_tokens, position_limit(model.module) or max_tokens)
     with (
         model.frozen(),
         progress_bar("attention rows", length, show=progress) as advance,
     ):
         counted = count_saturated(
-            model, read(), max_tokens=max_tokens, batch_size=batch_size, advance=advance
+            model, read(), limit=limit, batch_size=batch_size, advance=advance
         )
     if task is None:
-        pool = _pool(model, read(), max_tokens, max(AVERAGED, tested), seed)
+        pool = _pool(model, read(), limit, max(AVERAGED, tested), seed)
         chosen, off, notes = _of_text(pool, metric, reference, tested)
     else:
         chosen, off, notes = *_of_pairs(task, metric, reference, tested, seed), []
     if counted.cut:
-        notes.append(f"{counted.cut:,} prompts were cut to {max_tokens} tokens and not tested.")
+        untested = " and not tested" if task is None else ""
+        notes.append(f"{counted.cut:,} prompts were cut to {limit} tokens{untested}.")
     options = {"reference": off, "batch_size": batch_size, "seed": seed, "progress": progress}
     components = heads() + queries() + keys()
     plain = attribute(model, chosen, components, Gradient(), **options)
     fixed = attribute(model, chosen, components, AtPStar(grad_drop=False), **options)
     size = len(plain.names) if sample is None else sample
-    plain.audit(sample=size, seed=seed, progress=progress)
-    certain = _output_saturated(model, chosen, batch_size)
-    seconds = f"{time.perf_counter() - started:.2f} s"
-    return _made(model, name, counted, plain, fixed, certain, size, seed, notes, seconds)
+    checked = Checked(plain, fixed, plain.audit(sample=size, seed=seed, progress=progress), seed)
+    found = _made(model, name, counted, checked, notes)
+    cost = f"{found.prompts:,} prompts counted, {len(found.rows):,} components checked"
+    return replace(found, cost=f"{cost}, {time.perf_counter() - started:.2f} s")
 
 
 Read = Callable[[], Iterator[tuple[str, str]]]
@@ -165,14 +164,14 @@ def _of_text(
 
 
 def _pool(
-    model: Model, prompts: Iterator[tuple[str, str]], max_tokens: int, count: int, seed: int
+    model: Model, prompts: Iterator[tuple[str, str]], limit: int, count: int, seed: int
 ) -> list[tuple[str, int]]:
     """Return up to `count` prompts of the corpus that can be tested, with their tokens.
 
     Drawn at random without holding the others.
 
     Raises:
-        PromptError: If none of those drawn has between 2 and `max_tokens` tokens.
+        PromptError: If none of those drawn has between 2 and `limit` tokens.
     """
     draw, kept = random.Random(seed), []
     for number, (_, text) in enumerate(prompts):
@@ -184,11 +183,12 @@ def _pool(
     encoder = Encoder(model.tokenizer)
     encoder.prime(kept, special=True)
     counts = [len(encoder.prompt(text)) for text in kept]
-    fitting = [(text, n) for text, n in zip(kept, counts, strict=True) if 2 <= n <= max_tokens]
+    fitting = [(text, n) for text, n in zip(kept, counts, strict=True) if 2 <= n <= limit]
     if not fitting:
         raise PromptError(
-            f"none of {len(kept):,} prompts drawn has between 2 and {max_tokens} tokens, so no "
-            "effect can be taken.\nRaise max_tokens=, or split long lines."
+            f"none of {len(kept):,} prompts drawn has between 2 and {limit} tokens, so no "
+            "effect can be taken.\nSplit long lines, or raise max_tokens= if the model has more "
+            "positions."
         )
     return fitting
 
@@ -217,35 +217,12 @@ def _output_saturated(model: Model, task: Task, batch_size: int) -> float:
 
 
 def _made(
-    model: Model,
-    corpus: str,
-    counted: Counted,
-    plain: Attribution,
-    fixed: Attribution,
-    certain: float,
-    size: int,
-    seed: int,
-    notes: Sequence[str],
-    seconds: str,
+    model: Model, corpus: str, counted: Counted, checked: Checked, notes: Sequence[str]
 ) -> Survey:
-    audit, task, heads = plain.checked, plain.task, counted.heads()
-    assert audit is not None
+    plain, task, heads = checked.plain, checked.plain.task, counted.heads()
     assert task is not None
-    estimates = {
-        str(scores.provenance.estimator["name"]): scores.scores.double().cpu().numpy()
-        for scores in (plain, fixed)
-    }
     adapter = model.anatomy()
-    repeats = (adapter.n_heads or 1) // (adapter.n_kv_heads or 1)
-    by_name = {head.name: head.saturated for head in heads}
-    # the very sample that the audit drew
-    drawn = AuditSample.draw(plain.mean().double().cpu().numpy(), sample=size, seed=seed)
-    rows = _rows(audit, plain.names, estimates, by_name, repeats)
-    shares = [
-        _share(name, kind, values, audit, drawn, seed)
-        for name, values in estimates.items()
-        for kind in ("all", *KINDS)
-    ]
+    heads_per_key = (adapter.n_heads or 1) // (adapter.n_kv_heads or 1)
     return Survey(
         model=model.name,
         corpus=corpus,
@@ -256,101 +233,14 @@ def _made(
         metric=task.metric.name,
         reference=str(plain.provenance.reference["name"]),
         components=len(plain.names),
-        heads_per_key=repeats,
-        rows=rows,
-        shares=tuple(shares),
-        output_saturated=certain,
-        noise_floor=audit.counts.noise_floor or 0.0,
-        seed=seed,
+        heads_per_key=heads_per_key,
+        rows=checked.rows({head.name: head.saturated for head in heads}, heads_per_key),
+        shares=checked.shares(),
+        output_saturated=_output_saturated(model, task, plain.provenance.batch_size),
+        noise_floor=checked.audit.counts.noise_floor or 0.0,
+        seed=checked.seed,
         notes=tuple(notes),
-        cost=f"{counted.prompts:,} prompts counted, {len(rows):,} components checked, {seconds}",
     )
-
-
-def _rows(
-    audit: Audit,
-    names: Sequence[str],
-    estimates: Mapping[str, Float[np.ndarray, "pair component"]],
-    by_head: Mapping[str, float],
-    repeats: int,
-) -> tuple[SurveyRow, ...]:
-    column = {name: place for place, name in enumerate(names)}
-    return tuple(
-        SurveyRow(
-            name=row.name,
-            kind=parse_component(row.name).kind,
-            weight=row.weight,
-            exact=row.exact,
-            estimates={
-                name: float(values[:, column[row.name]].mean())
-                for name, values in estimates.items()
-            },
-            saturated=_own_saturation(row.name, by_head, repeats),
-        )
-        for row in audit.rows
-    )
-
-
-def _own_saturation(name: str, by_head: Mapping[str, float], repeats: int) -> float:
-    """Return a head's share of saturated rows; of a shared key the mean over its heads."""
-    component = parse_component(name)
-    index = component.index or 0
-    served = range(index * repeats, (index + 1) * repeats) if component.kind == "key" else [index]
-    own = [by_head[f"a{component.layer}.h{head}"] for head in served]
-    return sum(own) / len(own)
-
-
-def _share(
-    estimator: str,
-    kind: str,
-    values: Float[np.ndarray, "pair component"],
-    audit: Audit,
-    drawn: AuditSample,
-    seed: int,
-) -> MissedShare:
-    assert audit.pair_effects is not None
-    exact, checked = audit.pair_effects.double().numpy(), values[:, list(drawn.indices)]
-    weight = np.array([row.weight for row in audit.rows])
-    wanted = [kind in ("all", parse_component(row.name).kind) for row in audit.rows]
-    parts = [part[..., wanted] for part in (weight, checked, exact)]
-    share = missed_share(parts[0], parts[1].mean(0), parts[2].mean(0))
-    each = [np.broadcast_to(part, parts[2].shape).ravel() for part in parts]
-    span = None
-    if kind == "all":
-        measures = {"share": missed_share}
-        span = intervals(measures, drawn, values.mean(0), exact.mean(0), seed=seed)["share"]
-    return MissedShare(
-        estimator,
-        kind,
-        components=sum(wanted),
-        share=_known(share),
-        low=None if span is None else max(0.0, min(span[0], float(share))),
-        high=None if span is None else min(1.0, max(span[1], float(share))),
-        by_prompt=_known(missed_share(*each)),
-    )
-
-
-def missed_share(
-    weight: Float[np.ndarray, "*#batch component"],
-    estimate: Float[np.ndarray, "*#batch component"],
-    exact: Float[np.ndarray, "*#batch component"],
-) -> Float[np.ndarray, "*batch"] | float:
-    """Return the share of sum |exact| on components with |estimate| < 0.1 |exact|.
-
-    Args:
-        weight: How many components each stands for.
-        estimate: Estimates.
-        exact: Exact effects.
-    """
-    size = np.abs(exact) * weight
-    blind = size * (np.abs(estimate) < BLIND * np.abs(exact))
-    total = np.asarray(size.sum(-1))
-    return np.divide(blind.sum(-1), total, out=np.full_like(total, np.nan), where=total > 0)
-
-
-def _known(share: np.ndarray | float) -> float | None:
-    value = float(share)
-    return None if np.isnan(value) else value
 
 
 def _refuse_numbers(**given: int | None) -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from headwater.audits.saturated_heads import HeadSaturation
 from headwater.audits.words import figure
-from headwater.errors import ResultError
+from headwater.errors import ResultError, did_you_mean
+from headwater.files import make_writable, write_text
 from headwater.frames import frame
 
 if TYPE_CHECKING:
@@ -109,21 +110,43 @@ class Survey:
         for one in self.shares:
             if (one.estimator, one.kind) == (estimator, kind):
                 return one
-        known = ", ".join(f"{one.estimator!r}/{one.kind!r}" for one in self.shares)
-        raise ResultError(f"no share of {estimator!r} for {kind!r}.\nThere are {known}.")
+        known = [f"{one.estimator}/{one.kind}" for one in self.shares]
+        raise ResultError(
+            f"no share of {estimator!r} for {kind!r}.{did_you_mean(f'{estimator}/{kind}', known)}\n"
+            f"There are {', '.join(known)}."
+        )
 
     @property
     def answer(self) -> str:
-        """`yes` `in part` `no`: by the share of effects that the gradient does not see."""
+        """`yes` `in part` `no` `unknown`: by the share of effects the gradient does not see."""
+        if not self.measurable:
+            return "unknown"
         of_kind = [one for one in self.shares if one.estimator == "gradient"]
         if (self.share().share or 0.0) >= COMES_UP:
             return "yes"
         return "in part" if any((one.share or 0.0) >= COMES_UP for one in of_kind) else "no"
 
     @property
+    def measurable(self) -> bool:
+        """Whether any checked component has an effect above rounding."""
+        return any(abs(row.exact) > self.noise_floor for row in self.rows)
+
+    @property
     def sentence(self) -> str:
         """The answer in words, with its numbers and the likely reason."""
-        start = {"yes": "Yes", "in part": "In part", "no": "No"}[self.answer]
+        worst = max(self.heads, key=lambda head: head.saturated)
+        return (
+            f"Does a gradient miss effects in {self.model} here? {self.answer.capitalize()}: "
+            f"{self._missed}{self.reason} "
+            f"{_percent(self.saturated)} of attention rows have p > 0.99, {_percent(self.at_start)}"
+            f" of these at the first token; most in {worst.name} ({_percent(worst.saturated)})."
+        )
+
+    @property
+    def _missed(self) -> str:
+        """How much is missed, as part of the sentence; nothing where that is not known."""
+        if not self.measurable:
+            return ""
         whole = self.share()
         span = ""
         if whole.low is not None and whole.high is not None:
@@ -133,18 +156,24 @@ class Survey:
             for one in self.shares
             if one.estimator == "gradient" and one.kind != "all"
         )
-        worst = max(self.heads, key=lambda head: head.saturated)
         return (
-            f"Does a gradient miss effects in {self.model} here? {start}: components of which it "
-            f"sees less than a tenth hold {_percent(whole.share)}{span} of the total |exact effect|"
-            f" of heads, queries and keys ({kinds}). {self.reason} "
-            f"{_percent(self.saturated)} of attention rows have p > 0.99, {_percent(self.at_start)}"
-            f" of these at the first token; most in {worst.name} ({_percent(worst.saturated)})."
+            f"components of which it sees less than a tenth hold {_percent(whole.share)}{span} of "
+            f"the total |exact effect| of heads, queries and keys ({kinds}). "
         )
 
     @property
     def reason(self) -> str:
-        """What computing the attention softmax changes, and how saturated the output softmax is."""
+        """What computing the attention softmax changes, and how saturated the output softmax is.
+
+        Where there is no answer, why not.
+        """
+        if not self.measurable:
+            prompts = "1 prompt" if self.tested == 1 else f"{self.tested:,} prompts"
+            return (
+                f"none of {len(self.rows):,} checked heads, queries and keys has an exact effect "
+                f"above rounding ({self.noise_floor:.2g}) on {prompts}, reference {self.reference},"
+                " so there is nothing to miss. Give more prompts, or pairs."
+            )
         missed, left = self.share().share or 0.0, self.share("atp-star").share or 0.0
         said = f"With the softmax of queries and keys computed (AtP*) it is {_percent(left)}"
         if self.answer != "no":
@@ -185,10 +214,14 @@ class Survey:
             ) from None
 
     def save(self, folder: str | Path) -> Path:
-        """Write `survey.json` into a folder, and return its path."""
+        """Write `survey.json` into a folder, and return its path.
+
+        Raises:
+            RunFolderError: If the folder cannot be written.
+        """
         path = Path(folder) / FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
+        make_writable(path.parent)
+        write_text(path, json.dumps(self.to_dict(), indent=1))
         return path
 
     @staticmethod
@@ -201,7 +234,7 @@ class Survey:
         path = Path(folder) / FILE
         try:
             return Survey.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ResultError(
                 f"{path} cannot be read: {error}.\nMake it: headwater survey --out {folder}"
             ) from None
@@ -226,7 +259,9 @@ class Survey:
         return sorted(missed, key=lambda row: -abs(row.exact))
 
     def __repr__(self) -> str:
-        missed = self.missed_rows()
+        missed, alone, by_prompt = self.missed_rows(), "", self.share().by_prompt
+        if by_prompt is not None:
+            alone = f"; every prompt counted by itself, {_percent(by_prompt)} is not seen"
         lines = [
             f"Survey of {self.model} on {self.corpus}: {self.prompts:,} prompts, "
             f"{self.tokens:,} tokens",
@@ -242,8 +277,7 @@ class Survey:
         lines += [
             "",
             f"exact effects of {len(self.rows):,} of {self.components:,} components on "
-            f"{self.tested:,} prompts: {self.metric}, reference {self.reference}; every prompt "
-            f"counted by itself, {_percent(self.share().by_prompt)} is not seen",
+            f"{self.tested:,} prompts: {self.metric}, reference {self.reference}{alone}",
             f"{'not seen':<16}{'exact':>10}{'gradient':>10}{'atp-star':>10}",
         ]
         lines += [

@@ -38,6 +38,18 @@ class VerifiedRow:
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """What makes one verification another one than that before it."""
+
+    theta: float
+    confidence: float
+    budget: int
+    seed: int
+    magnitudes: bool
+    known_before: int
+
+
+@dataclass(frozen=True)
 class Look:
     """One look at the evidence, declared in advance."""
 
@@ -51,7 +63,7 @@ class Look:
     smallest: float
     """The smallest theta it bounds."""
     interaction: float
-    """How far closing two random sets together was from the sum of closing each, at most."""
+    """How far effects were from adding up, at most; part of every limit."""
     probes: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,6 +95,8 @@ class Verification:
     seed: int
     notes: tuple[str, ...] = ()
     cost: str = ""
+    attempts: tuple[Attempt, ...] = ()
+    """All different ones on these scores so far, this one the last of them."""
 
     @property
     def holds(self) -> bool:
@@ -114,7 +128,17 @@ class Verification:
     @property
     def sentence(self) -> str:
         """The answer in plain words."""
-        return f"{self._answer()} {self._found()}"
+        return " ".join(filter(None, [self._answer(), self._repeated(), self._found()]))
+
+    def _repeated(self) -> str:
+        """Say what trying again costs: whoever tries until it holds is wrong more often."""
+        if len(self.attempts) < 2 or self.outcome != "bounded":
+            return ""
+        together = 100 * sum(1 - attempt.confidence for attempt in self.attempts)
+        return (
+            f"This is attempt {len(self.attempts)} on these scores: that one of their claims is "
+            f"wrong has a chance of up to {min(together, 100):.3g} %."
+        )
 
     def _answer(self) -> str:
         total, left = len(self.rows), len(self.unchecked)
@@ -176,6 +200,7 @@ class Verification:
             "notes": list(self.notes),
             "seed": self.seed,
             "cost": self.cost,
+            "attempts": [asdict(attempt) for attempt in self.attempts],
             "components": [row.to_dict() for row in self.rows],
         }
 
@@ -194,6 +219,7 @@ class Verification:
             rows=tuple(VerifiedRow(**row) for row in data["components"]),
             looks=tuple(Look(**look) for look in data["looks"]),
             notes=tuple(data["notes"]),
+            attempts=tuple(Attempt(**attempt) for attempt in data["attempts"]),
         )
 
     def to_frame(self) -> pandas.DataFrame:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from headwater.audits.again import estimator_of
-from headwater.audits.bound import refuse_numbers
-from headwater.audits.evidence import Evidence, control_of
+from headwater.audits.bound import SPOTS, refuse_numbers
+from headwater.audits.evidence import Evidence
 from headwater.audits.interventions import Interventions, interventions
 from headwater.audits.known import Known, known_effects, signed_estimates
 from headwater.audits.plan import LOOKS, Plan
 from headwater.audits.subsets import Pool
-from headwater.audits.verification import Look, Outcome, Verification, VerifiedRow
+from headwater.audits.verification import Attempt, Look, Outcome, Verification, VerifiedRow
 from headwater.errors import ResultError
 from headwater.gates import GatedFunction
 from headwater.models import Model
@@ -44,8 +44,9 @@ def verify(
     a third of the error rate, so that stopping at the first that succeeds stays valid. One look's
     claim is about the largest unchecked effect, so it needs no correction for their number
     (intersection-union: it is wrong only if the test is wrong for that one component). It assumes
-    that effects of unchecked components add up. Two random sets are closed together in every round
-    to see whether they do; where they miss that by theta or more, nothing is claimed.
+    that effects of unchecked components add up. To see whether they do, two random sets are closed
+    together in every round, and in every stage a few components, drawn at random, are closed
+    alone. The largest miss is added to every limit, and where it reaches theta nothing is claimed.
 
     Args:
         scores: The result of `hw.attribute`, or one read back from a folder. What its audit found
@@ -114,6 +115,9 @@ class _Verifier:
         self.spent = self.subset_runs = self.fresh = 0
         self.notes: list[str] = []
         self.cost = ""
+        attempt = Attempt(theta, confidence, budget, seed, magnitudes, self.known_before)
+        earlier = () if scores.verification is None else scores.verification.attempts
+        self.attempts = (*(one for one in earlier if one != attempt), attempt)
 
     def run(self, exact: Interventions) -> None:
         """Spend the budget until the bound holds."""
@@ -128,8 +132,11 @@ class _Verifier:
         for number in range(1, LOOKS + 1):
             if not plan.blocks or plan.just_check(len(self.unknown), self.left):
                 break
-            self._check(exact, plan.checks)
+            spots = min(SPOTS, plan.checks // 2)
+            self._check(exact, plan.checks - spots)
             self._close_subsets(exact, pool, plan, generator)
+            self._draw_first(spots, generator)
+            self._check(exact, spots)
             look = self._look(number)
             if look.interaction >= self.theta or self._still_open <= plan.stage_runs:
                 break
@@ -152,6 +159,12 @@ class _Verifier:
             return len(self.unknown)
         above = np.flatnonzero(self.upper[self.unknown] >= self.theta)
         return int(above[-1]) + 1 if len(above) else 0
+
+    def _draw_first(self, count: int, generator: np.random.Generator) -> None:
+        """Put a few components, drawn at random, before those in the order of the estimate."""
+        drawn = set(generator.permutation(self.unknown)[:count].tolist())
+        rest = [column for column in self.unknown if column not in drawn]
+        self.unknown = sorted(drawn, key=self.unknown.index) + rest
 
     def _check(self, exact: Interventions, count: int) -> None:
         """Check the next components in the order of the estimate."""
@@ -178,8 +191,7 @@ class _Verifier:
     def _look(self, number: int) -> Look:
         """Bound what is unknown with this look's share of the error rate."""
         error_rate = (1 - self.confidence) / LOOKS
-        control = control_of(self.scores, self.known, self.measured, self.evidence)
-        self.upper = self.evidence.contrasts(control).upper(error_rate)
+        _, self.upper = self.evidence.limits(self.scores, self.known, self.measured, error_rate)
         look = Look(
             number=number,
             checked=len(self.known),
@@ -187,7 +199,7 @@ class _Verifier:
             confidence=1 - error_rate,
             smallest=float(self.upper[self.unknown].max()),
             interaction=self.evidence.interaction,
-            probes=len(self.evidence.interactions),
+            probes=self.evidence.probes,
         )
         self.looks.append(look)
         return look
@@ -214,6 +226,7 @@ class _Verifier:
             seed=self.seed,
             notes=tuple(self.notes),
             cost=self.cost,
+            attempts=self.attempts,
         )
 
     def _rows(self) -> list[VerifiedRow]:

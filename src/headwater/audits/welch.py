@@ -14,6 +14,7 @@ error is at most the mean of the standard errors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,6 +25,9 @@ from headwater.audits.intervals import student_inside, student_quantile
 
 FEWEST_RUNS = 3
 """Runs that must have closed a component before anything is said of it."""
+
+CHANCE_SHIFTED = 0.1
+"""Probability that one of the components checked for interactions seems to have one by chance."""
 
 MOST_FREEDOM = 200
 """Degrees of freedom beyond which Student's t is the same to two digits."""
@@ -39,12 +43,28 @@ class Contrasts:
     """Its standard error; infinite where too few runs closed the component."""
     freedom: Int[np.ndarray, " component"]
     """Degrees of freedom, at least 1."""
+    shift: Float[np.ndarray, " component"]
+    """How far the difference is from the control, in the same size; where the control is the exact
+    effect, the effect that interactions have, up to `error`."""
 
     def upper(self, error_rate: float) -> Float[np.ndarray, " component"]:
         """Return what each effect is below, wrong with probability `error_rate` for each."""
         kinds, place = np.unique(self.freedom, return_inverse=True)
         quantiles = np.array([_quantile(1 - error_rate, int(kind)) for kind in kinds])
         return self.size + quantiles[place] * self.error
+
+    def surely_shifted(self, columns: Sequence[int]) -> float:
+        """Return the largest interaction of these components that sampling does not explain.
+
+        Args:
+            columns: Components whose control is their exact effect, of finite error.
+        """
+        if not columns:
+            return 0.0
+        sure = 1 - CHANCE_SHIFTED / len(columns)
+        quantiles = np.array([_quantile(sure, int(self.freedom[column])) for column in columns])
+        beyond = self.shift[list(columns)] - quantiles * self.error[list(columns)]
+        return max(0.0, float(beyond.max()))
 
     def p_values(self, theta: float) -> Float[np.ndarray, " component"]:
         """Return the one-sided p-value of each hypothesis that an effect is at least `theta`."""
@@ -93,6 +113,7 @@ def contrasts(
     error = np.sqrt(variance).mean(1)
     return Contrasts(
         size=np.abs(difference).mean(1),
+        shift=np.abs(mean_in - mean_out).mean(1),
         error=np.where(enough, error, np.inf),
         freedom=np.clip(np.floor(freedom), 1, MOST_FREEDOM).astype(int),
     )

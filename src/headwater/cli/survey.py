@@ -20,7 +20,7 @@ from headwater.cli.options import (
     Progress,
     Seed,
 )
-from headwater.errors import PromptError
+from headwater.errors import PromptError, UnknownOptionError
 
 if TYPE_CHECKING:
     from headwater.audits.survey_result import Survey
@@ -72,6 +72,11 @@ def survey(
     if file is None and task is None:
         raise PromptError(
             "there is nothing to survey.\nType --file corpus.txt (one prompt a line) or --task ioi."
+        )
+    if over is not None and reference is None:
+        raise UnknownOptionError(
+            "--over goes with --reference mean or positional-mean, and no --reference was given.\n"
+            f"Type --reference positional-mean --over {over}."
         )
     pairs = None if task is None else choices.task(task, metric, None)
     prompts = file if file is not None else pairs

@@ -20,7 +20,7 @@ class Placed:
 
     columns: Int[Tensor, " index"]
     parts: tuple[tuple[Group, Tensor, Tensor], ...]
-    """Each group, the offsets of its columns in it, and which of `columns` these are, [part] each."""
+    """Each group, the offsets of its columns in it, and which of `columns` these are: [part]."""
 
     @classmethod
     def of(cls, table: ComponentTable, columns: Sequence[int]) -> Placed:
