@@ -9,7 +9,6 @@ import torch
 
 import headwater as hw
 from benchmarks.accuracy import TASKS
-from headwater.audits.comparison import COLUMNS, cell
 
 PAIRS = 32
 ESTIMATORS = [hw.Gradient(), hw.AtPStar(), hw.SecondOrder(), hw.IntegratedGradients(), hw.Exact()]
@@ -63,12 +62,8 @@ def tables(name: str) -> tuple[list[str], list[hw.Comparison]]:
 
 
 def _table(found: hw.Comparison) -> list[str]:
-    headings = ["estimator", "F", "B", *found.headings()]
-    rows = [
-        [row.name, f"{row.forwards:.3g}", f"{row.backwards:.3g}"]
-        + [cell(row.figures[name]) for name in COLUMNS]
-        for row in found.rows
-    ]
+    headings = ["estimator", *found.headings()]
+    rows = [[row.name, *found.cells(row)] for row in found.rows]
     return [f"| {' | '.join(row)} |" for row in [headings, ["---"] * len(headings), *rows]]
 
 

@@ -44,6 +44,19 @@ def planted(
     return hw.GatedFunction(fn, names, batch=len(a), dtype=torch.float64)
 
 
+def counted(function: hw.GatedFunction) -> list[int]:
+    """Count how many settings of its gates a function evaluates from now on; one number a call."""
+    calls: list[int] = []
+    inner = function.fn
+
+    def fn(m: torch.Tensor) -> torch.Tensor:
+        calls.append(len(m))
+        return inner(m)
+
+    function.fn = fn
+    return calls
+
+
 def population(
     seed: int, hidden: Sequence[int] = (), size: float = 0.0, error: float = 0.005
 ) -> tuple[np.ndarray, np.ndarray]:

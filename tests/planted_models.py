@@ -17,6 +17,8 @@ CALM = 0.2
 """On all query weights: no row of attention has p > 0.99 then."""
 SHARP = 12.0
 """On the query weights of one layer: most of its rows have p > 0.99 then."""
+BENDING = 20.0
+"""On the query weights of one head: no slope of its rows' softmax holds as far as they move."""
 LAYER = 1
 
 
@@ -28,6 +30,18 @@ def saturated() -> hw.Attribution:
         attention.weight[:, : module.config.n_embd] *= SHARP / CALM
         attention.bias[: module.config.n_embd] *= SHARP / CALM
     components = hw.heads() + hw.queries() + hw.keys()
+    return _kept(hw.wrap(module, tokenizer()), task(7, 7, 7), components)
+
+
+def bent() -> hw.Attribution:
+    """A GPT-2 with the queries of one head multiplied: its rows change much, and none saturates."""
+    module = _calm_gpt2()
+    attention = module.transformer.h[LAYER].attn.c_attn
+    size = module.config.n_embd // module.config.n_head
+    with torch.no_grad():
+        attention.weight[:, size : 2 * size] *= BENDING
+        attention.bias[size : 2 * size] *= BENDING
+    components = hw.queries(layers=LAYER) + hw.keys(layers=LAYER)
     return _kept(hw.wrap(module, tokenizer()), task(7, 7, 7), components)
 
 
@@ -70,6 +84,7 @@ def plain() -> hw.Attribution:
 
 PLANTED: dict[str, Callable[[], hw.Attribution]] = {
     flags.ATTENTION: saturated,
+    flags.BENT: bent,
     flags.OUTPUT: certain,
     flags.CANCELLATION: cancelling,
     flags.ROUTING: routed,

@@ -23,12 +23,15 @@ from headwater.errors import (
     ModelGoneError,
     ModelStateError,
     NonFiniteError,
+    PromptError,
     ResultError,
     RunFolderError,
     StationaryMetricError,
     UnknownComponentError,
+    UnknownOptionError,
 )
 from oracles import Part, Twin
+from planted import counted
 from shape_checks import unchecked
 from tiny_models import build
 from tiny_tasks import model, pair, task, tokenizer
@@ -48,8 +51,9 @@ def test_the_gradient_of_kl_at_the_clean_end_is_refused_by_name():
     assert str(refused.value) == (
         "the metric is the KL divergence to the clean run: at the clean end it is at its maximum, "
         "so every gradient there is exactly 0.\n"
-        "Use hw.Exact(), hw.IntegratedGradients(), "
-        'hw.Gradient(at="corrupted"), or another metric such as hw.logit_diff().'
+        "Use hw.SecondOrder(), which takes the curvature there, hw.Exact(), "
+        'hw.IntegratedGradients(), hw.Gradient(at="corrupted"), or another metric such as '
+        "hw.logit_diff()."
     )
 
 
@@ -623,3 +627,106 @@ def test_an_audit_of_exact_effects_says_that_it_ran_them_again():
     assert audit.sentence.startswith("4 of 10 exact effects run again: the largest difference is ")
     assert "there is no estimate to doubt" in audit.verdict
     assert all(row["low"] is None for row in audit.statistics)
+
+
+# --- gated functions, and what belongs to them ------------------------------------------------
+
+
+def product() -> hw.GatedFunction:
+    return hw.GatedFunction(lambda m: 3 * m.prod(-1), ["a", "b"], dtype=torch.float64)
+
+
+def test_a_function_is_saved_too(tmp_path):
+    scores = attribute(product(), estimator=hw.Exact(), out=tmp_path / "run")
+    assert torch.equal(Attribution.load(tmp_path / "run").scores, scores.scores)
+
+
+@pytest.mark.parametrize(
+    "given", [{"reference": hw.Zero()}, {"metric": "prob"}, {"dtype": "float64"}]
+)
+def test_what_a_function_has_of_its_own_is_refused(given):
+    with pytest.raises(PromptError, match=rf"{next(iter(given))} was given, but a gated function"):
+        attribute(product(), **given)
+
+
+def test_what_is_asked_later_leaves_the_cost_of_the_scores(tmp_path):
+    function = product()
+    scores = attribute(function, estimator=hw.Gradient())
+    before = (scores.cost.forwards, scores.cost.backwards)
+    scores.audit(2)
+    scores.curve("a")
+    hw.interaction(scores, a="a", b="b")
+    assert (scores.cost.forwards, scores.cost.backwards) == before
+    assert function.cost.forwards == 0
+
+
+def test_a_budget_without_a_tolerance_is_refused():
+    with pytest.raises(UnknownOptionError, match=r"Add for example tolerance=0\.1"):
+        attribute(product(), budget=10)
+
+
+def test_error_bars_of_exact_effects_are_refused_before_anything_runs():
+    function = product()
+    settings = counted(function)
+    with pytest.raises(ResultError, match="exact effects have no error bars"):
+        attribute(function, estimator=hw.Exact(), tolerance=0.1)
+    assert settings == []
+
+
+def test_scores_are_saved_before_runs_are_spent_on_error_bars(tmp_path, monkeypatch):
+    from headwater.audits import adaptive
+
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(adaptive, "audit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        attribute(product(), tolerance=0.1, out=tmp_path)
+    assert Attribution.load(tmp_path).checked is None
+
+
+def test_the_folder_of_another_function_is_refused(tmp_path):
+    attribute(product(), out=tmp_path)
+    other = hw.GatedFunction(lambda m: -m.sum(-1), ["a", "b"], dtype=torch.float64)
+    scores = attribute(other)
+    with pytest.raises(RunFolderError, match="holds other scores of the same run"):
+        hw.verify(scores, theta=0.1, out=tmp_path)
+
+
+def test_what_a_killed_process_left_does_not_make_a_folder_foreign(tmp_path):
+    (tmp_path / ".scores.safetensors.abc123").write_bytes(b"half")
+    attribute(product(), out=tmp_path)
+    assert Attribution.load(tmp_path).names == ("a", "b")
+
+
+def test_a_curve_that_is_not_finite_is_refused_by_name():
+    function = hw.GatedFunction(lambda m: (1 - m[..., 0]).sqrt() + m[..., 1], ["a", "b"])
+    scores = attribute(function, estimator=hw.Exact())
+    with pytest.raises(NonFiniteError, match="on the way of a from open to closed"):
+        scores.curve("a", points=3, steps=1)
+
+
+def test_an_interaction_of_a_result_refuses_a_model_that_has_changed():
+    chosen = hw.load("tiny")
+    scores = attribute(chosen, hw.task("ioi")[:2], hw.heads(layers=0))
+    block = chosen.module.model.layers[1]
+    handle = block.register_forward_hook(lambda module, args, output: 0.5 * output)
+    try:
+        with pytest.raises(ResultError, match="this is not the model that was scored"):
+            hw.interaction(scores, a="a0.h0", b="a0.h1")
+    finally:
+        handle.remove()
+
+
+def test_gaps_of_opposite_sign_do_not_cancel_in_what_is_shown():
+    """exp(3) - 1 over one midpoint slope: 3 exp(1.5), with either sign on one of two pairs."""
+    sign = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    function = hw.GatedFunction(
+        lambda m: sign * (3 * m[..., 0]).exp(), ["a"], batch=2, dtype=torch.float64
+    )
+    scores = attribute(function, estimator=hw.IntegratedGradients(path="joint", steps=1))
+    gap = math.exp(3) - 1 - 3 * math.exp(1.5)
+    assert scores.gaps() == pytest.approx({"all components": 0.0}, abs=1e-12)
+    assert scores.gap_sizes() == pytest.approx({"all components": gap})
+    assert f"all components misses its exact change by {gap:.2f}, on one pair by" in repr(scores)
+    assert scores.audit(1).statistic("completeness gap").value == pytest.approx(gap)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+import headwater as hw
 from headwater.audits import Audit, audit_scores
 from headwater.audits.words import figure, size_words
 from headwater.errors import MissingExtraError, NonFiniteError, ResultError
@@ -380,3 +382,61 @@ def test_a_frame_without_pandas_names_the_extra(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(MissingExtraError) as error:
         sampled().to_frame()
     assert "pip install 'headwater[pandas]'" in str(error.value)
+
+
+# --- what was asked of error bars ---------------------------------------------------------------
+
+
+def bent(tolerance: float, budget: int | None = None) -> hw.Attribution:
+    """Forty gates that a gradient judges wrong in every other case, with error bars."""
+    slope = torch.arange(1.0, 41, dtype=torch.float64) / 40
+    bend = 0.5 * (torch.arange(40) % 2)
+
+    def f(m: torch.Tensor) -> torch.Tensor:
+        return (slope * m + bend * m * m).sum(-1)
+
+    function = hw.GatedFunction(f, [f"c{i}" for i in range(40)], dtype=torch.float64)
+    return hw.attribute(
+        function, estimator=hw.Gradient(), tolerance=tolerance, budget=budget, confidence=0.8
+    )
+
+
+def test_a_later_audit_keeps_the_tolerance_that_was_asked_for():
+    scores = bent(0.01)
+    # a gradient at the clean end is off by the bend, so nothing short of every run is enough
+    assert scores.checked.aim == (
+        "error bars: every half width is at most 0.01 at 80 %, after 40 exact runs."
+    )
+    scores.audit(sample=12, progress=False)
+    assert scores.checked.counts.checked == 12
+    # the other runs are not lost, so the bars are as short as they were
+    assert scores.checked.aim == (
+        "error bars: every half width is at most 0.01 at 80 %, after 40 exact runs."
+    )
+    assert scores.checked.bars_at == 0.8
+    assert scores.checked.aim in scores.said_of_truth()
+
+
+def test_after_a_later_audit_it_is_said_how_many_bars_are_too_wide_now():
+    scores = bent(0.01, budget=20)
+    assert "the budget of 20 exact runs ended with 20 of 40 half widths above" in scores.checked.aim
+    scores.audit(sample=30, progress=False)
+    wide = [bar for bar in scores.checked.intervals(0.8).rows if bar.half_width > 0.01]
+    known = len(scores.known())
+    assert known > 20
+    assert f"{known} exact runs leave {len(wide)} of 40 half widths" in scores.checked.aim
+
+
+def test_what_was_asked_comes_back_from_plain_data_and_needs_the_scores_to_be_judged():
+    scores = bent(0.01)
+    again = Audit.from_dict(scores.checked.to_dict())
+    assert again.asked == scores.checked.asked
+    assert again.aim == ""
+    assert again.of(scores).aim == scores.checked.aim
+    assert scores.checked.aim in repr(scores.checked)
+
+
+def test_flags_end_the_sentence_and_come_back_from_plain_data():
+    flagged = replace(sampled(), flags="routing jump a0.h0")
+    assert flagged.sentence == f"{sampled().sentence} Flags: routing jump a0.h0."
+    assert Audit.from_dict(flagged.to_dict()) == flagged

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from headwater.cli import main
+import headwater as hw
+from headwater.cli import choices, main
+from headwater.cli.spelling import typed_words
+from headwater.errors import UnknownOptionError
 
 HEADWATER = str(Path(sys.executable).with_name("headwater"))
 
@@ -122,7 +125,7 @@ REFUSED = {
     "dtype": ((*TINY, "--dtype", "flaot32"), "UnknownOptionError", "float32"),
     "layer": ((*TINY, "--layers", "9"), "GateError", "layers 0 to 3"),
     "positions": ((*TINY, "--positions", "eech"), "UnknownOptionError", "each"),
-    "kl": ((*TINY, "--metric", "kl"), "StationaryMetricError", "hw.Exact()"),
+    "kl": ((*TINY, "--metric", "kl"), "StationaryMetricError", "hw.Exact() is -e exact"),
     "run": (None, "RunFolderError", "headwater attribute"),
 }
 
@@ -141,6 +144,99 @@ def test_each_mistake_is_one_message_with_the_fix_and_exit_code_2(
     assert error in said
     assert fix in said
     assert "Traceback" not in said
+
+
+NOWHERE = ("-m", "no/such-model", "-t", "ioi")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("attribute", *NOWHERE, "-e", "gradeint"), "no estimator 'gradeint'"),
+        (("attribute", *NOWHERE, "-c", "haeds"), "no component kind 'haeds'"),
+        (("attribute", *NOWHERE, "-r", "corupted"), "no reference 'corupted'"),
+        (("attribute", "-m", "no/such-model", "-t", "ioy"), "'ioy'"),
+        (("attribute", *NOWHERE, "--tolerance", "-1"), "tolerance=-1.0 is not above 0"),
+        (("compare", *NOWHERE, "-e", "gradient,gradeint"), "no estimator 'gradeint'"),
+        (("compare", *NOWHERE, "--positions", "eech"), "--positions 'eech' is unknown"),
+        (("compare", *NOWHERE, "-r", "corupted"), "no reference 'corupted'"),
+    ],
+)
+def test_what_was_typed_is_judged_before_a_model_is_looked_for(words, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["headwater", *words])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "made"),
+    [
+        ("atp-star:grad_drop=0", hw.AtPStar(grad_drop=False)),
+        ("atp-star:grad-drop=off:keys=True", hw.AtPStar(grad_drop=False, keys=True)),
+        ("ig:path=inputs:rule=midpoint:steps=10", hw.IntegratedGradients("inputs", "midpoint", 10)),
+        ("ig:tolerance=1e-3", hw.IntegratedGradients(tolerance=0.001)),
+        ("ig:tolerance=none", hw.IntegratedGradients(tolerance=None)),
+        ("second-order:probes=exact", hw.SecondOrder(probes="exact")),
+        ("second-order:probes=4", hw.SecondOrder(probes=4)),
+        ("auto:budget=30", hw.Auto(budget=30.0)),
+        ("gradient:at=corrupted", hw.Gradient(at="corrupted")),
+        ("trained-mask:patience=none", hw.TrainedMask(patience=None)),
+        ("trained-mask:checkpoints=1", hw.TrainedMask(checkpoints="1")),
+    ],
+)
+def test_typed_options_become_what_their_field_takes(words, made):
+    # equal alone would let 1 pass for True and 3 for 3.0
+    assert repr(choices.estimator(words)) == repr(made)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("atp-star:grad_drop=flase", "atp-star: grad_drop='flase' is not one of true, yes"),
+        ("atp-star:grad_drop=none", "grad_drop='none' is not one of true"),
+        ("shapley:permutations=none", "shapley: permutations='none' is not a whole number."),
+        ("shapley:permutations=true", "permutations='true' is not a whole number."),
+        ("ig:path=jont", "ig: path='jont' is not one of inputs, family, component, joint."),
+        ("ig:tolerance=x", "ig: tolerance='x' is not a number or none."),
+        ("second-order:probes=exat", "is not a whole number or exact. Closest: 'exact'."),
+    ],
+)
+def test_options_of_another_type_are_refused(words, said):
+    with pytest.raises(UnknownOptionError) as error:
+        choices.estimator(words)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "said"),
+    [
+        ("Write reference=hw.Corrupted().", "hw.Corrupted() is -r corrupted"),
+        ('Use hw.Mean(over="clean").', 'hw.Mean(over="clean") is -r mean --over clean'),
+        ('hw.Gradient(at="corrupted")', 'hw.Gradient(at="corrupted") is -e gradient:at=corrupted'),
+        ("Type hw.IntegratedGradients(steps=4)", "is -e ig:steps=4"),
+        ("write hw.residual(layers=[...])", "hw.residual(layers=[...]) is -c residual"),
+        ("another metric such as hw.logit_diff()", "hw.logit_diff() is --metric logit-diff"),
+    ],
+)
+def test_python_in_a_refusal_is_said_as_it_is_typed(refusal, said):
+    assert said in typed_words(refusal)
+
+
+def test_what_cannot_be_typed_is_left_alone():
+    assert typed_words("no such file") == ""
+    assert typed_words("Give it one: hw.wrap(module, tokenizer=...).") == ""
+
+
+def test_an_audit_keeps_the_tolerance_that_was_asked_for_with_it():
+    done = headwater(
+        "attribute", "-m", "tiny", "-t", "ioi", "--pairs", "4", "-c", "heads",
+        "--tolerance", "0.05", "--audit", "4",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "4 of 16 components checked exactly" in done.stdout
+    assert "error bars: every half width is at most 0.05 at 90 %" in done.stdout
 
 
 def test_an_unknown_flag_is_refused_with_exit_code_2():
@@ -173,6 +269,11 @@ def test_compare_prints_a_row_an_estimator_and_writes_runs_and_a_page(tmp_path):
     assert "20 of 20 components checked exactly" in done.stdout
     assert (tmp_path / "cmp" / "page.html").is_file()
     assert (tmp_path / "cmp" / "ig-steps=2" / "run.json").is_file()
+    other = headwater(
+        "compare", "-m", "tiny", "-t", "ioi", "-e", "gradient", "-o", tmp_path / "cmp"
+    )
+    assert other.returncode == 2
+    assert "already holds another comparison" in other.stderr
     inside = headwater("page", tmp_path / "cmp")
     assert inside.returncode == 2
     assert "holds a comparison, one run an estimator: exact, gradient, ig-steps=2" in inside.stderr

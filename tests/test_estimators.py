@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 import headwater as hw
 from headwater.components import Selection
+from headwater.errors import UnknownOptionError
+from headwater.estimators.draws import RunningMean
 from headwater.gates import GatedFunction
 from oracles import NAMES, Part, Twin, logit_difference
+from shape_checks import unchecked
 from tiny_models import BUILDERS
 from tiny_tasks import gated, model, task, tokenizer
 
@@ -142,7 +145,29 @@ def test_adding_one_in_equals_a_plain_hook_in_the_corrupted_run_in_float64(famil
     assert_same(ours, twins, 1e-10)
 
 
+# --- draws ------------------------------------------------------------
+
+
+def test_a_running_mean_has_the_standard_error_of_its_draws_however_far_from_zero():
+    draws = RunningMean(torch.zeros(2, dtype=torch.float64))
+    for first, second in ((1.0, 1e9), (2.0, 1e9 + 3), (6.0, 1e9 + 6)):
+        draws.add(torch.tensor([first, second], dtype=torch.float64))
+    assert draws.mean.tolist() == [3.0, 1e9 + 3]
+    # squares of the distances: 4 + 1 + 9 and 9 + 0 + 9; over 2, over 3
+    assert draws.standard_error().tolist() == pytest.approx([(14 / 6) ** 0.5, 3**0.5])
+
+
 # --- Gradient ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [hw.Exact, hw.Gradient, hw.SecondOrder])
+def test_an_end_is_refused_where_it_is_typed(kind):
+    with unchecked(), pytest.raises(UnknownOptionError) as refused:
+        kind(at="corupted")
+    assert str(refused.value) == (
+        "at='corupted' is unknown. Closest: 'corrupted'.\nWrite one of 'clean', 'corrupted'."
+    )
+
 
 STEP = 1e-5
 """Rounding of 1e-15 over this step is 1e-10; the difference's own error is of the order 1e-10."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -147,6 +149,48 @@ def test_a_jump_is_never_called_converged():
     assert found.gaps is not None
     assert found.gaps.values[0, 0].item() == pytest.approx(-1, abs=1e-3)
     assert found.scores[0, 0].item() == pytest.approx(1, abs=1e-3)
+
+
+def test_jumps_that_cancel_in_the_sum_are_jumps_all_the_same():
+    def up_and_down(m: Tensor) -> Tensor:
+        window = (m[..., 0] > 0.3) & (m[..., 0] < 0.7)
+        # the steep part makes it halve the path: over the whole of it the jumps are not seen
+        return torch.tanh(100 * (m[..., 0] - 0.45)) + window.to(m.dtype)
+
+    found = estimate(function(up_and_down, "router"), path="component", tolerance=1e-3)
+    (note,) = found.notes
+    assert note.startswith("router: the metric jumps near gate 0.3, 0.7")
+    assert "a gap of 1 stays" in note
+
+
+def steep(places: Sequence[float], heights: Sequence[float], sharpness: float):
+    """A sum of smooth steps."""
+    where, height = (torch.tensor(x, dtype=DOUBLE) for x in (places, heights))
+    return lambda m: (height * (torch.tanh(sharpness * (m - where)) + 1) / 2).sum(-1)
+
+
+def test_where_pieces_run_out_the_largest_gap_is_halved_and_not_the_smallest():
+    # a step of height 1 among 100 of 0.001: all are far narrower than 1 / 128
+    small = [(k + 0.5) / 100 for k in range(100)]
+    f = steep([0.371, *small], [1.0, *[0.001] * 100], 2000.0)
+    found = estimate(function(f, "a"), path="component", tolerance=1e-3)
+    (note,) = found.notes
+    pieces = re.search(r"after (\d+) pieces", note)
+    assert pieces is not None
+    assert int(pieces[1]) <= 128
+    # whatever is missed of the small ones: together they are 0.1
+    assert found.gaps is not None
+    assert found.gaps.values.abs().item() < 0.1
+    assert found.scores.item() == pytest.approx(1.1, abs=0.1)
+
+
+def test_a_sum_that_closes_is_called_converged_though_pieces_ran_out():
+    # 64 steps up and down in turn, each at the same place of its piece: what is missed cancels
+    f = steep([(k + 0.37) / 64 for k in range(64)], [0.1, -0.1] * 32, 2000.0)
+    found = estimate(function(f, "a"), path="component", tolerance=1e-3)
+    assert found.gaps is not None
+    assert found.gaps.values.abs().item() < 1e-9
+    assert found.notes == ()
 
 
 def test_rounding_is_not_called_a_jump():
@@ -331,12 +375,15 @@ def test_a_family_starts_at_its_layer():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"steps": 0}, "steps=0: integrating needs a whole number of points"),
+        ({"steps": 0}, "steps=0 is no whole number from 1 on: they are the points of the integral"),
         ({"path": "imputs"}, "path='imputs' is unknown. Closest: 'inputs'"),
         ({"rule": "simpson"}, "rule='simpson' is unknown"),
-        ({"tolerance": 0.0}, "tolerance=0.0 is not above 0"),
-        ({"tolerance": -1.0}, "tolerance=-1.0 is not above 0"),
-        ({"steps": 2.5}, "steps=2.5: integrating needs a whole number of points"),
+        ({"steps": "8"}, "steps='8' is no whole number from 1 on"),
+        ({"tolerance": 0.0}, "tolerance=0.0 is no number above 0"),
+        ({"tolerance": -1.0}, "tolerance=-1.0 is no number above 0"),
+        ({"tolerance": "0.1"}, "tolerance='0.1' is no number above 0"),
+        ({"tolerance": True}, "tolerance=True is no number above 0"),
+        ({"steps": 2.5}, "steps=2.5 is no whole number from 1 on"),
         ({"rule": "left", "tolerance": 0.1}, 'rule="left" with tolerance='),
         ({"path": "inputs", "tolerance": 0.1}, "tolerance= needs a sum to check"),
         ({"path": "joint", "increments": "path"}, 'increments="path" goes with path="inputs"'),

@@ -11,10 +11,12 @@ import pytest
 
 import page_cases as cases
 from headwater import page
+from headwater.components.kinds import KINDS
 from headwater.errors import ResultError, UnknownOptionError
 from headwater.page import static
 from headwater.page.document import asset
 from headwater.page.payload import payload
+from headwater.page.ticks import ticks
 
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\">"
 
@@ -225,3 +227,25 @@ def test_a_page_too_large_for_a_notebook_is_left_out_in_words(monkeypatch):
     text = page.fragment(cases.page(cases.transformer(2, 2)))
     assert "<iframe" not in text
     assert "The page is too large for a notebook" in text
+
+
+def test_every_kind_of_component_has_a_plural_and_a_color():
+    script = asset("data.js")
+    plurals = dict(re.findall(r"(\w+): '([^']+)'", script[script.index("const PLURAL") :]))
+    assert set(KINDS) <= set(plurals)
+    assert plurals["ssm_head"] == "SSM heads"
+    colored = set(re.findall(r"\.kind-(\w+)", asset("page.css")))
+    assert colored == set(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "most", "expected"),
+    [
+        (-1.0, 1.0, 4, [-1, -0.5, 0, 0.5, 1]),
+        (0.0, 10.0, 7, [0, 2, 4, 6, 8, 10]),
+        (-0.3, 7.2, 4, [0, 2, 4, 6]),
+        (1234.0, 1241.0, 7, [1234, 1235, 1236, 1237, 1238, 1239, 1240, 1241]),
+    ],
+)
+def test_ticks_are_round_and_inside(low, high, most, expected):
+    assert ticks(low, high, most) == pytest.approx(expected)

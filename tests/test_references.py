@@ -28,7 +28,7 @@ from headwater.errors import (
     UnknownOptionError,
 )
 from headwater.estimators import Estimate
-from headwater.gates import GatedTask, ModelGates
+from headwater.gates import Family, GatedTask, ModelGates
 from headwater.models import Model
 from headwater.references import REFERENCES, capture, reference_from_dict
 from headwater.sites import Site
@@ -590,8 +590,8 @@ class Sizes(hw.Estimator):
     def scores(self, function: hw.GatedFunction) -> Tensor:
         return function.effects(range(len(function.names))).T.abs()
 
-    def forwards(self, shares: Sequence[float]) -> float:
-        return sum(shares)
+    def forwards(self, families: Sequence[Family]) -> float:
+        return 1.0 + sum(family.one_by_one for family in families)
 
 
 def test_what_is_not_linear_is_averaged_over_draws_after_the_estimator():

@@ -97,7 +97,7 @@ def test_the_sampled_diagonal_is_unbiased_with_the_variance_it_reports():
 def test_the_error_of_the_mean_over_pairs_is_that_of_independent_draws():
     found, exact, a = sampled()
     variance = (a.square().sum(1) - a.diagonal().square()) / 4 / PROBES
-    errors = torch.tensor([row.error for row in found.rows()], dtype=torch.float64)
+    errors = torch.tensor([row.draw_se for row in found.rows()], dtype=torch.float64)
     assert_close(errors, (variance / PAIRS).sqrt(), rtol=0.05, atol=0)
     assert bool(((found.mean() - exact).abs() < 4 * errors).all())
 
@@ -225,18 +225,39 @@ def test_other_failures_of_the_function_stay_what_they_are():
         attribute(function(broken, 2), estimator=hw.SecondOrder())
 
 
+def test_a_failure_that_sounds_like_a_missing_derivative_stays_what_it_is():
+    def broken(m: Tensor) -> Tensor:
+        raise RuntimeError("the lookup for the derivative for row 3 was read twice")
+
+    with pytest.raises(RuntimeError, match=r"^the lookup for the derivative for row 3") as raised:
+        attribute(function(broken, 2), estimator=hw.SecondOrder())
+    assert type(raised.value) is RuntimeError
+
+
 @pytest.mark.parametrize(
     ("probes", "said"),
     [
-        (0, "probes=0: the spread of at least 2 probes gives the standard error."),
-        (1, "probes=1: the spread of at least 2 probes gives the standard error."),
-        ("all", "probes='all' is unknown. Write a number such as 16, or \"exact\"."),
+        (0, "probes=0"),
+        (1, "probes=1"),
+        (4.0, "probes=4.0"),
+        (True, "probes=True"),
+        ("all", "probes='all'"),
     ],
 )
 def test_probes_that_give_no_error_are_refused(probes, said):
     with unchecked(), pytest.raises(UnknownOptionError) as refused:
         hw.SecondOrder(probes=probes)
-    assert str(refused.value).splitlines()[0] == said
+    assert str(refused.value) == (
+        f"{said} is no whole number from 2 on: the standard error is taken from the spread of at "
+        'least 2 (probes="exact" takes one product a component and leaves none).\nType probes=16.'
+    )
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5, -1, True])
+def test_a_seed_that_draws_nothing_is_refused(seed):
+    with unchecked(), pytest.raises(UnknownOptionError) as refused:
+        hw.SecondOrder(seed=seed)
+    assert str(refused.value) == f"seed={seed!r} is no whole number from 0 on.\nType seed=0."
 
 
 # --- trapezoid ------------------------------------------------------------
@@ -271,6 +292,8 @@ def test_what_two_points_cannot_see_is_in_the_gap():
 def test_it_names_the_estimand_of_the_joint_path():
     assert hw.Trapezoid.estimand == hw.IntegratedGradients(path="joint").estimand
     assert hw.Trapezoid.estimand != hw.SecondOrder.estimand == hw.Gradient.estimand
+    assert hw.SecondOrder().leaves_one_out
+    assert not hw.Trapezoid().leaves_one_out
 
 
 def test_the_trapezoid_of_a_model_is_the_mean_of_finite_differences_at_both_ends():

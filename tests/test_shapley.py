@@ -20,6 +20,7 @@ from headwater.errors import (
     UnknownOptionError,
 )
 from headwater.estimators import ESTIMATORS
+from shape_checks import unchecked
 from tiny_tasks import gated, model, task
 
 
@@ -115,8 +116,8 @@ def test_standard_errors_cover_the_values_by_all_orders(antithetic, permutations
         assert 0.91 < share < 0.97
     rows = found.rows()
     for row, value in zip(rows, truth.tolist(), strict=True):
-        assert row.error is not None
-        assert abs(row.score - value) < 4 * row.error
+        assert row.draw_se is not None
+        assert abs(row.score - value) < 4 * row.draw_se
 
 
 def test_a_seed_draws_the_same_orders_and_another_seed_others():
@@ -134,7 +135,7 @@ def test_it_costs_what_it_says():
     estimator = hw.Shapley(permutations=6)
     cost = attribute(f, estimator=estimator).cost
     # and one more run for the clean value of the result
-    assert cost.forwards == 3 * (1 + estimator.forwards([1.0] * 4)) == 3 * (1 + 2 + 6 * 3)
+    assert cost.forwards == 3 * (1 + estimator.forwards(f.families)) == 3 * (1 + 2 + 6 * 3)
 
 
 # --- models ------------------------------------------------------------
@@ -177,7 +178,7 @@ def test_standard_errors_are_saved_with_the_scores(tmp_path):
     assert back.parts.errors is not None
     assert found.parts.errors is not None
     assert torch.equal(back.parts.errors, found.parts.errors)
-    assert back.rows()[0].error == found.rows()[0].error
+    assert back.rows()[0].draw_se == found.rows()[0].draw_se
 
 
 @pytest.mark.parametrize(
@@ -185,12 +186,28 @@ def test_standard_errors_are_saved_with_the_scores(tmp_path):
     [
         (
             {"permutations": 0},
-            "permutations=0: a standard error takes at least 4 orders in antithetic pairs. "
-            "Type permutations=16.",
+            "permutations=0 is no whole number from 4 on: a standard error takes at least two "
+            "antithetic pairs of orders.\nType permutations=16.",
         ),
         (
             {"permutations": 1, "antithetic": False},
-            "permutations=1: a standard error takes at least 2 orders. Type permutations=16.",
+            "permutations=1 is no whole number from 2 on: a standard error takes at least two "
+            "orders.\nType permutations=16.",
+        ),
+        (
+            {"permutations": 4.0},
+            "permutations=4.0 is no whole number from 4 on: a standard error takes at least two "
+            "antithetic pairs of orders.\nType permutations=16.",
+        ),
+        (
+            {"permutations": "8", "antithetic": False},
+            "permutations='8' is no whole number from 2 on: a standard error takes at least two "
+            "orders.\nType permutations=16.",
+        ),
+        ({"seed": None}, "seed=None is no whole number from 0 on.\nType seed=0."),
+        (
+            {"antithetic": "no"},
+            "antithetic='no' is neither True nor False.\nType antithetic=True or antithetic=False.",
         ),
         (
             {"permutations": 7},
@@ -199,8 +216,8 @@ def test_standard_errors_are_saved_with_the_scores(tmp_path):
         ),
     ],
 )
-def test_orders_that_give_no_error_are_refused(options, said):
-    with pytest.raises(UnknownOptionError) as refused:
+def test_options_that_have_no_meaning_are_refused(options, said):
+    with unchecked(), pytest.raises(UnknownOptionError) as refused:
         hw.Shapley(**options)
     assert str(refused.value) == said
 
@@ -284,5 +301,5 @@ def test_components_that_are_not_two_are_refused():
 
 def test_a_result_does_not_take_another_task():
     scores = attribute(model("GPT-2"), task(5), hw.heads(), hw.Gradient())
-    with pytest.raises(PromptError, match="task given, but a result"):
+    with pytest.raises(PromptError, match="task was given, but a result"):
         hw.interaction(scores, task(6), "a0.h1", "a1.h1")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -114,6 +116,27 @@ def test_scores_are_probabilities_with_the_sign_of_the_slope_the_same_on_every_p
     assert hw.TrainedMask().magnitudes
 
 
+def test_a_fitted_mask_answers_for_its_scores_as_its_settings_do():
+    settings = hw.TrainedMask(steps=2)
+    fitted = settings.fitted([function(linear)])
+    assert fitted.are_effects is settings.are_effects is False
+    assert fitted.uses_slopes is settings.uses_slopes is False
+    assert fitted.magnitudes is settings.magnitudes is True
+    assert fitted.leaves_one_out is settings.leaves_one_out is False
+
+
+def test_a_function_seen_from_the_corrupted_end_is_trained_as_from_the_clean_one():
+    ends = [
+        hw.GatedFunction(linear, tuple(NAMES), batch=4, dtype=torch.float64, end=end)
+        for end in ("clean", "corrupted")
+    ]
+    clean, corrupted = (hw.TrainedMask(steps=30).fitted([f]) for f in ends)
+    assert torch.equal(clean.mask, corrupted.mask)
+    assert corrupted.circuit == clean.circuit
+    assert corrupted.circuit.clean == 4.5
+    assert corrupted.circuit.closed == 0.0
+
+
 def test_the_circuit_is_run_exactly_and_faithfulness_is_of_means_over_pairs():
     scales = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64)
     f = function(lambda m: linear(m) * scales + 10, batch=4)
@@ -128,8 +151,14 @@ def test_the_circuit_is_run_exactly_and_faithfulness_is_of_means_over_pairs():
 
 def test_undecided_gates_and_a_missed_target_are_said():
     found, _ = trained(function(linear), sparsity=0.5, steps=40)
-    undecided, missed = found.parts.notes
+    undecided, missed, cut = found.parts.notes
     share = found.scores[0].abs()
+    kept = torch.tensor([name in found.trained_circuit.kept for name in NAMES])
+    dropped = int((~kept & (share > 0.5)).sum())
+    assert dropped > 0
+    assert cut.startswith(
+        f"to keep exactly 4 components the circuit drops {dropped} that the mask left open"
+    )
     open_between = int(((share > 0.1) & (share < 0.9)).sum())
     assert undecided.startswith(f"the mask left {open_between} of 8 gates undecided after 40 steps")
     assert missed.startswith("the mask's expected sparsity is 0.")
@@ -334,6 +363,69 @@ def test_a_broken_checkpoint_is_refused(tmp_path):
         hw.TrainedMask(checkpoints=tmp_path).fitted([function(linear)])
 
 
+@pytest.mark.parametrize(
+    ("options", "change", "problem"),
+    [
+        ({"price": 0.05}, {"end.open": None}, "it lacks end.open"),
+        (
+            {"price": 0.05},
+            {"location": None, "adam.0.step": None},
+            "it lacks adam.0.step, location",
+        ),
+        ({"price": 0.05}, {"more": torch.zeros(1)}, "it holds the unknown more"),
+        (
+            {"sparsity": 0.5},
+            {"adam.1.exp_avg": None, "adam.1.average": torch.zeros(2)},
+            "it lacks adam.1.exp_avg and it holds the unknown adam.1.average",
+        ),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_with_other_tensors_is_refused_by_their_names(
+    tmp_path, options, change, problem
+):
+    estimator = hw.TrainedMask(**options, steps=20, checkpoints=tmp_path)
+    estimator.fitted([function(linear)])
+    path = tmp_path / "mask.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()} | change  # noqa: SIM118
+    whole = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    save_file(whole, path, metadata=metadata)
+    with pytest.raises(RunFolderError) as refused:
+        estimator.fitted([function(linear)])
+    assert str(refused.value) == (
+        f"{path} is no checkpoint this release can read: {problem}.\n"
+        "Delete it to train from the start, or choose another folder."
+    )
+
+
+def test_an_interrupted_training_says_that_it_can_be_continued(tmp_path, caplog):
+    def interrupted_after(calls: int) -> hw.GatedFunction:
+        left = iter(range(calls))
+
+        def fn(m: Tensor) -> Tensor:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return linear(m)
+
+        return function(fn)
+
+    kept = hw.TrainedMask(steps=1500, patience=None, checkpoints=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        kept.fitted([interrupted_after(2 + 19)])
+    assert caplog.messages == []  # nothing was kept yet
+    with pytest.raises(KeyboardInterrupt):
+        kept.fitted([interrupted_after(2 + 47)])
+    assert caplog.messages == [
+        f"the mask after 40 of at most 1,500 steps is kept in {tmp_path / 'mask.safetensors'}: "
+        "type the same again to go on from there."
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        hw.TrainedMask(steps=1500).fitted([interrupted_after(2 + 47)])
+    assert len(caplog.messages) == 1  # no folder, nothing to go on from
+
+
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="cannot be written"):
@@ -423,8 +515,14 @@ def test_a_sparsity_that_keeps_none_or_all_is_refused(sparsity):
         ({"price": float("nan")}, "price=nan: a price is a finite number from 0 on."),
         ({"sparsity": 0.0}, "sparsity=0.0 is not between 0 and 1"),
         ({"sparsity": 1.0}, "sparsity=1.0 is not between 0 and 1"),
-        ({"steps": 0}, "steps=0 is below 1. Type steps=1000."),
-        ({"patience": 0}, "patience=0 is below 1. Type patience=5."),
+        ({"steps": 0}, "steps=0 is no whole number from 1 on.\nType steps=1000."),
+        ({"steps": 20.5}, "steps=20.5 is no whole number from 1 on.\nType steps=1000."),
+        ({"steps": "9"}, "steps='9' is no whole number from 1 on.\nType steps=1000."),
+        ({"steps": True}, "steps=True is no whole number from 1 on.\nType steps=1000."),
+        ({"patience": 0}, "patience=0 is no whole number from 1 on.\nType patience=5."),
+        ({"patience": 2.5}, "patience=2.5 is no whole number from 1 on.\nType patience=5."),
+        ({"seed": 1.5}, "seed=1.5 is no whole number from 0 on.\nType seed=0."),
+        ({"seed": None}, "seed=None is no whole number from 0 on.\nType seed=0."),
         ({"learning_rate": 0.0}, "learning_rate=0.0 is not above 0. Type learning_rate=0.1."),
     ],
 )

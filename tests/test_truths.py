@@ -25,7 +25,7 @@ from headwater.estimators import (
 )
 from headwater.zoo.truths import TRUTHS, ModelTruth, compare, truth
 from headwater.zoo.truths.induction import COMPONENTS, induction_model, induction_task
-from headwater.zoo.truths.verdicts import label, merged, verdict, verdict_of, words
+from headwater.zoo.truths.verdicts import merged, verdict, verdict_of, words
 
 GATES = [name for name, one in TRUTHS.items() if not isinstance(one, ModelTruth)]
 MODELS = [name for name in TRUTHS if name not in GATES]
@@ -34,7 +34,7 @@ MODELS = [name for name in TRUTHS if name not in GATES]
 def entries(of: str) -> list:
     """Every truth with every estimator that has an entry there."""
     return [
-        pytest.param(name, estimator, id=f"{name}-{label(estimator)}")
+        pytest.param(name, estimator, id=f"{name}-{estimator}")
         for name, one in TRUTHS.items()
         for estimator in getattr(one, of)
     ]
@@ -304,12 +304,14 @@ def test_a_magnitude_is_judged_without_its_sign_and_a_mask_not_as_an_effect():
         "kept",
         "closed",
     ]
+    f = hw.GatedFunction(lambda m: m.sum(-1), ["a"])
+    assert verdict_of(hw.TrainedMask(steps=1).fitted([f]), 0.99, 3.0, 3.0) == "kept"
 
 
 def test_estimators_are_named_in_words_and_as_python():
-    assert label(hw.Gradient()) == "Gradient()"
-    assert label(hw.Exact(at="corrupted")) == "Exact('corrupted')"
-    assert label(AtPStar(grad_drop=False)) == "AtPStar(grad_drop=False)"
+    assert str(hw.Gradient()) == "Gradient()"
+    assert str(hw.Exact(at="corrupted")) == "Exact(at='corrupted')"
+    assert str(AtPStar(grad_drop=False)) == "AtPStar(grad_drop=False)"
     joint = [IntegratedGradients("joint", "midpoint", steps) for steps in (5, 8)]
     assert words(joint[1]) == ("ig", "joint", "midpoint", "8")
     assert merged([words(one) for one in joint]) == ["ig joint midpoint 5, 8"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,13 +12,18 @@ import torch
 from torch import Tensor
 
 from headwater.attribution import folders
-from headwater.attribution.checks import refuse_arguments, refuse_modes
+from headwater.attribution.checks import (
+    refuse_arguments,
+    refuse_exact,
+    refuse_given,
+    refuse_modes,
+)
 from headwater.attribution.collected import Collected
 from headwater.attribution.manifest import Provenance, describe_model, planned
 from headwater.attribution.result import Attribution
 from headwater.attribution.scores import Scores
 from headwater.components import Selection
-from headwater.errors import NonFiniteError
+from headwater.errors import NonFiniteError, UnknownOptionError
 from headwater.estimators import Estimator, Gradient
 from headwater.gates import Cost, GatedFunction, GatedTask
 from headwater.metrics import Metric
@@ -70,7 +75,7 @@ def attribute(
             this run.
         tolerance: Half width, in units of the metric, that every error bar is to have at most:
             exact runs are spent on an audit and then on the widest, until all are short enough or
-            `budget` ends. `scores.checked.intervals(confidence)` holds them. None: no error bars.
+            `budget` ends. `scores.error_bars()` holds them. None: no error bars.
         confidence: Of the error bars.
         budget: Most exact runs for the error bars; None spends what it takes.
 
@@ -81,6 +86,7 @@ def attribute(
         UnsupportedModelError: If the model has no adapter, or lacks a selected component.
         ModelStateError: If dropout, autocast or inference mode is active.
         RunFolderError: If `out` cannot take this run.
+        PromptError: If a gated function is given with a task, components or a reference.
         MissingFieldError: If the metric or reference needs a field that the task lacks.
         NonFiniteError: If a metric value or score is NaN or infinite.
 
@@ -91,27 +97,73 @@ def attribute(
         3
     """
     estimator = Gradient() if estimator is None else estimator
-    aim = None if tolerance is None else _Aim(tolerance, confidence, budget, seed, progress)
+    aim = None
+    if tolerance is not None:
+        refuse_exact(estimator)
+        aim = _Aim(tolerance, confidence, budget, seed, progress)
+    elif budget is not None:
+        raise UnknownOptionError(
+            "budget= is of the error bars that tolerance= asks for.\nAdd for example tolerance=0.1."
+        )
     if isinstance(model, GatedFunction):
         refuse_arguments(estimator=estimator)
-        result = _of_function(model, estimator, seed)
-        if aim is not None:
+        refuse_given(
+            "a gated function has its own: hw.attribute(function, estimator=hw.Gradient())",
+            task=task,
+            components=components,
+            reference=reference,
+            metric=metric,
+            dtype=dtype,
+            device=device,
+        )
+        result = _of_function(model, estimator, seed, out)
+    else:
+        refuse_arguments(
+            model=model, task=task, components=components, estimator=estimator, reference=reference
+        )
+        assert task is not None
+        assert components is not None
+        refuse_modes()
+        runner = model
+        if dtype is not None or device is not None:
+            runner = model.to(dtype=dtype, device=device)
+        task = task if metric is None else task.with_metric(metric)
+        reference = Corrupted() if reference is None else reference.anew()
+        result = _of_model(
+            runner,
+            task,
+            components,
+            estimator,
+            reference,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress,
+            out=out,
+            owner=None if runner is model else runner,
+        )
+    if out is not None:
+        result.save(out)
+    if aim is not None:
+        with result.kept_in(out):
             aim.tighten(result)
-        return result
-    refuse_arguments(
-        model=model, task=task, components=components, estimator=estimator, reference=reference
-    )
-    assert task is not None
-    assert components is not None
-    refuse_modes()
-    if metric is not None:
-        task = task.with_metric(metric)
-    reference = Corrupted() if reference is None else reference.anew()
-    runner = model
-    if dtype is not None or device is not None:
-        runner = model.to(dtype=dtype, device=device)
+    return result
+
+
+def _of_model(
+    model: Model,
+    task: Task,
+    components: Selection,
+    estimator: Estimator,
+    reference: Reference,
+    *,
+    batch_size: int,
+    seed: int,
+    progress: bool | None,
+    out: str | Path | None,
+    owner: Model | None,
+) -> Attribution:
     provenance = Provenance(
-        model=describe_model(runner),
+        model=describe_model(model),
         estimator=estimator.to_dict(),
         reference=reference.to_dict(),
         components=components.to_list(),
@@ -121,21 +173,16 @@ def attribute(
     if out is not None:
         folders.claim(Path(out), planned(provenance, task))
     scores, reference = _score(
-        runner, task, components, estimator, reference, provenance, progress, out
+        model, task, components, estimator, reference, provenance, progress, out
     )
-    result = Attribution(
+    return Attribution(
         scores=scores,
         provenance=provenance,
         task=task,
-        model=runner,
-        owner=None if runner is model else runner,
+        model=model,
+        owner=owner,
         reference=reference,
     )
-    if aim is not None:
-        aim.tighten(result)
-    if out is not None:
-        result.save(out)
-    return result
 
 
 class _Aim:
@@ -186,7 +233,7 @@ def _score(
                 folders.claim(Path(out), planned(provenance, task))
         collected = Collected(gated, dtype=torch.promote_types(model.dtype, torch.float))
         fitted = estimator.fitted(_Batches(gated, estimator), progress=progress)
-        total = len(task.pairs) * gated.draws * (1 + fitted.forwards(gated.shares()))
+        total = len(task.pairs) * gated.draws * (1 + fitted.forwards(gated.families()))
         title = f"{estimator.name} over {len(gated.table):,} components"
         with progress_bar(title, total, show=progress) as cost.listener:
             for batch, function in gated:
@@ -209,21 +256,19 @@ class _Batches:
     def __init__(self, gated: GatedTask, estimator: Estimator) -> None:
         self._gated, self._estimator = gated, estimator
 
+    def __len__(self) -> int:
+        return len(self._gated.batches) * self._gated.draws
+
     def __iter__(self) -> Iterator[GatedFunction]:
         for _, function in self._gated:
             self._estimator.check(function)
             yield function.at(self._estimator.end)
 
 
-def _of_function(function: GatedFunction, estimator: Estimator, seed: int) -> Attribution:
+def _of_function(
+    function: GatedFunction, estimator: Estimator, seed: int, out: str | Path | None
+) -> Attribution:
     estimator.check(function)
-    function.cost = Cost(pairs=function.batch)
-    started = time.perf_counter()
-    found = estimator.fitted([function]).estimate(function)
-    values = found.scores.detach()
-    clean = function.at("clean").value()
-    function.cost.seconds = time.perf_counter() - started
-    _refuse_non_finite(values, function.names)
     provenance = Provenance(
         model={"name": "gated function"},
         estimator=estimator.to_dict(),
@@ -232,6 +277,16 @@ def _of_function(function: GatedFunction, estimator: Estimator, seed: int) -> At
         batch_size=function.batch,
         seed=seed,
     )
+    if out is not None:
+        folders.claim(Path(out), planned(provenance, None))
+    seen = function.at(estimator.end)
+    started = time.perf_counter()
+    with seen.counting() as cost:
+        found = estimator.fitted([seen]).estimate(seen)
+        clean = seen.at("clean").value()
+    cost.seconds = time.perf_counter() - started
+    values = found.scores.detach()
+    _refuse_non_finite(values, function.names)
     return Attribution(
         scores=Scores(
             components=tuple(function.names),
@@ -239,7 +294,7 @@ def _of_function(function: GatedFunction, estimator: Estimator, seed: int) -> At
             clean=clean,
             corrupted=None,
             sizes=None,
-            cost=function.cost,
+            cost=cost,
             is_cut=False,
             tokens=(),
             errors=None if found.errors is None else found.errors.detach(),
@@ -258,8 +313,8 @@ def _of_function(function: GatedFunction, estimator: Estimator, seed: int) -> At
     )
 
 
-def _refuse_non_finite(scores: Tensor, names) -> None:
-    bad = (~torch.isfinite(scores)).any(0).nonzero().flatten().tolist()
+def _refuse_non_finite(scores: Tensor, names: Sequence[str]) -> None:
+    bad: list[int] = (~torch.isfinite(scores)).any(0).nonzero().flatten().tolist()
     if bad:
         listed = ", ".join(names[i] for i in bad[:8])
         raise NonFiniteError(

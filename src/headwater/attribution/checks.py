@@ -12,10 +12,11 @@ from headwater.errors import (
     HeadwaterError,
     ModelStateError,
     PromptError,
+    ResultError,
     UnfitReferenceError,
     UnsupportedModelError,
 )
-from headwater.estimators import Estimator
+from headwater.estimators import Estimator, Exact
 from headwater.models import Model
 from headwater.prompts import Task
 from headwater.references import Reference
@@ -56,6 +57,35 @@ def refuse_arguments(**given: Any) -> None:
             shown += f" ({'a class' if isinstance(value, type) else type(value).__name__})"
         article = "an" if name == "estimator" else "a"
         raise error(f"{name}: expected {article} {kind.__name__}, got {shown}.\n{advice}")
+
+
+def refuse_given(why: str, **given: Any) -> None:
+    """Refuse arguments that have no meaning for what was given as the model.
+
+    Args:
+        why: Why they have none, and what to write.
+        given: Arguments; None where they were left out.
+
+    Raises:
+        PromptError: Naming those that were given.
+    """
+    extra = [name for name, value in given.items() if value is not None]
+    if extra:
+        verb = "was" if len(extra) == 1 else "were"
+        raise PromptError(f"{' and '.join(extra)} {verb} given, but {why}.")
+
+
+def refuse_exact(estimator: Estimator | None) -> None:
+    """Refuse error bars for exact effects.
+
+    Raises:
+        ResultError: Saying what to leave out.
+    """
+    if isinstance(estimator, Exact):
+        raise ResultError(
+            "tolerance= is for estimates: exact effects have no error bars.\n"
+            "Leave tolerance= out, or estimate: estimator=hw.Gradient()."
+        )
 
 
 def refuse_modes() -> None:

@@ -61,11 +61,7 @@ class Curve:
     @property
     def sentence(self) -> str:
         """The three readings side by side."""
-        tangent, chord = float(self.tangent.mean()), float(self.chord.mean())
-        return (
-            f"tangent at gate {self.rest:g} (AtP) {tangent:+.4g}, chord (exact) {chord:+.4g}, "
-            f"{len(self.nodes)} slopes along the way (IG) {float(self.integral.mean()):+.4g}"
-        )
+        return ", ".join(pages.readings(self.summary(), lambda value: f"{value:+.4g}"))
 
     def __repr__(self) -> str:
         pairs = len(self.values)

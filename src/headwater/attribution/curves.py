@@ -10,7 +10,12 @@ from torch import Tensor
 
 from headwater.attribution.curve import Curve
 from headwater.audits.again import estimator_of, gated_again, model_of, refuse_other_numbers
-from headwater.errors import UnknownComponentError, UnknownOptionError, did_you_mean
+from headwater.errors import (
+    NonFiniteError,
+    UnknownComponentError,
+    UnknownOptionError,
+    did_you_mean,
+)
 from headwater.estimators.quadrature import Rule
 from headwater.gates import Cost, GatedFunction, Move
 from headwater.models import Model
@@ -48,6 +53,7 @@ def curves_of(
         UnknownComponentError: If a component was not scored.
         UnknownOptionError: If points or steps are too few.
         ModelGoneError: If the model is gone and none was given.
+        NonFiniteError: If the metric or a slope is NaN or infinite on the way.
         ResultError: If the model given is not the one the scores came from.
     """
     if points < 2 or steps < 1:
@@ -61,7 +67,9 @@ def curves_of(
     model = model_of(scores, model, "scores.curve(name, model=function)")
     end = estimator_of(scores).end
     if isinstance(model, GatedFunction):
-        plan.add(range(len(scores.scores)), model.at(end))
+        function = model.at(end)
+        with function.counting():
+            plan.add(range(len(scores.scores)), function)
         return plan.curves(scores, len(scores.scores))
     cost = Cost()
     with gated_again(scores, model, cost, batch_size=batch_size) as gated:
@@ -117,6 +125,12 @@ class _Plan:
                 self._by_pair(torch.cat(part), pairs)
                 for part in zip(*self._parts[column], strict=True)
             )
+            if not all(bool(part.isfinite().all()) for part in (values, tangent, slopes)):
+                raise NonFiniteError(
+                    f"the metric or its slope is NaN or infinite on the way of "
+                    f"{scores.names[column]} from open to closed.\n"
+                    "Run in a wider dtype (dtype='float32'), or leave this component out."
+                )
             curves.append(
                 Curve(
                     name=scores.names[column],

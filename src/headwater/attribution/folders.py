@@ -48,10 +48,30 @@ def claim(folder: Path, manifest: Manifest) -> None:
     make_writable(folder)
     if (folder / MANIFEST).exists():
         _refuse_other(folder, read_manifest(folder), manifest)
-    elif foreign := sorted({path.name for path in folder.iterdir()} - _OURS):
+    elif foreign := sorted(path.name for path in folder.iterdir() if not _is_ours(path.name)):
         raise RunFolderError(
             f"{folder} holds no run but other files ({', '.join(foreign[:3])}).\n"
             "Choose another folder."
+        )
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a file is one of a run's, or what a killed process left of one."""
+    return name in _OURS or any(name.startswith(f".{ours}.") for ours in (MANIFEST, *_OURS))
+
+
+def refuse_other_scores(folder: Path, manifest: Manifest, scores: Scores) -> None:
+    """Refuse to add to a folder what is about other scores than those in it.
+
+    Raises:
+        RunFolderError: If the folder holds no run, another one, or other numbers of the same one.
+    """
+    there = read_manifest(folder)
+    _refuse_other(folder, there, manifest)
+    if there.scores_hash != _hash(_tensors(scores)):
+        raise RunFolderError(
+            f"{folder} holds other scores of the same run (another machine, another function?).\n"
+            f"Go on with those: hw.Attribution.load({str(folder)!r}); or save these: scores.save()."
         )
 
 

@@ -11,15 +11,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headwater.attribution.checks import refuse_arguments, refuse_modes
+from headwater.attribution.checks import refuse_arguments, refuse_given, refuse_modes
 from headwater.attribution.result import Attribution
+from headwater.audits.again import gated_again, model_of, refuse_other_numbers
 from headwater.components import Choice, Selection, parse_component
-from headwater.errors import GateError, PromptError, UnknownComponentError, did_you_mean
-from headwater.gates import Averages, GatedFunction, GatedTask, Move
+from headwater.errors import GateError, UnknownComponentError, did_you_mean
+from headwater.gates import Averages, Cost, GatedFunction, GatedTask, Move
 from headwater.metrics import Metric
 from headwater.models import Model
 from headwater.prompts import Task
-from headwater.references import Corrupted, Reference, reference_from_dict
+from headwater.references import Corrupted, Reference
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +94,7 @@ def interaction(
 
     Args:
         model: A model, a gated function, or the result of `hw.attribute`: then its model, task,
-            metric and reference are used.
+            metric, reference and batch size are used.
         task: Prompt pairs and metric; only for a model.
         a: A component's name, such as `"a3.h5"`.
         b: Another's.
@@ -108,7 +109,8 @@ def interaction(
         UnknownComponentError: If there is no such component.
         NestedComponentsError: If one lies inside the other.
         GateError: If a and b are the same component.
-        ModelGoneError: If a result's model is no longer there.
+        ModelGoneError: If a result's model is no longer there; give model, task and reference.
+        ResultError: If a result's model has changed since.
 
     Example:
         >>> import headwater as hw
@@ -122,43 +124,50 @@ def interaction(
             f"{said} not two components.\n"
             'Name two, for example hw.interaction(model, task, "a0.h1", "m2").'
         )
-    reference = None if reference is None else reference.anew()
     if isinstance(model, Attribution):
-        _refuse_given(task=task, reference=reference)
-        task, reference = model.task, model.reference
-        if reference is None and task is not None:
-            reference = reference_from_dict(model.provenance.reference)
-        model = model.model
+        refuse_given(_OWN, task=task, reference=reference, metric=metric)
+        return _of_result(model, a, b)
     if isinstance(model, GatedFunction):
-        _refuse_given(task=task, reference=reference, metric=metric)
-        function = model.at("clean")
-        return _made(a, b, _settings(function, function.names, a, b))
+        refuse_given(_OWN, task=task, reference=reference, metric=metric)
+        return _of_function(model, a, b)
     refuse_arguments(model=model, task=task, reference=reference)
     assert task is not None
     refuse_modes()
     task = task if metric is None else task.with_metric(metric)
+    reference = Corrupted() if reference is None else reference.anew()
     with model.frozen():
-        gated = GatedTask(
-            model, task, _selection(a, b), reference or Corrupted(), batch_size=batch_size
-        )
-        values = Averages(len(task.pairs))
-        for batch, function in gated:
-            values.add(batch, _settings(function, gated.table.names, a, b).T)
+        gated = GatedTask(model, task, _selection(a, b), reference, batch_size=batch_size)
+        return _of_task(gated, a, b)
+
+
+_OWN = (
+    "a result or a gated function has its own.\n"
+    'Write hw.interaction(scores, a="a0.h1", b="m2"), or give the model instead'
+)
+
+
+def _of_result(scores: Attribution, a: str, b: str) -> Interaction:
+    """Use a result's model, if it still is the one that was scored."""
+    model = model_of(scores, None, "hw.interaction(function, a=..., b=...)")
+    if isinstance(model, GatedFunction):
+        return _of_function(model, a, b)
+    with gated_again(scores, model, Cost(), selection=_selection(a, b)) as gated:
+        return _of_task(gated, a, b, scores)
+
+
+def _of_function(function: GatedFunction, a: str, b: str) -> Interaction:
+    function = function.at("clean")
+    with function.counting():
+        return _made(a, b, _settings(function, function.names, a, b))
+
+
+def _of_task(gated: GatedTask, a: str, b: str, scores: Attribution | None = None) -> Interaction:
+    values = Averages(len(gated.task.pairs))
+    for batch, function in gated:
+        if scores is not None:
+            refuse_other_numbers(scores, batch.pairs, function.clean_value())
+        values.add(batch, _settings(function, gated.table.names, a, b).T)
     return _made(a, b, values.mean().T)
-
-
-def _refuse_given(**given: Any) -> None:
-    """Refuse arguments that have no meaning for what was given as `model`.
-
-    Raises:
-        PromptError: Naming them.
-    """
-    extra = [name for name, value in given.items() if value is not None]
-    if extra:
-        raise PromptError(
-            f"{' and '.join(extra)} given, but a result or a gated function has its own.\n"
-            'Write hw.interaction(scores, a="a0.h1", b="m2"), or give the model instead.'
-        )
 
 
 def _made(a: str, b: str, values: Float[Tensor, "four pair"]) -> Interaction:

@@ -11,11 +11,12 @@ from headwater.attribution import folders
 from headwater.attribution.curve import Curve
 from headwater.attribution.extras import Extras, say_flags
 from headwater.audits.diagnosis import Diagnosis
-from headwater.audits.error_bars import CONFORMAL, ErrorBar
+from headwater.audits.error_bars import CONFORMAL, ErrorBars
 from headwater.audits.known import known_effects
 from headwater.audits.ledger import Ledger
 from headwater.audits.report import Audit
 from headwater.audits.verification import Verification
+from headwater.errors import ResultError
 
 if TYPE_CHECKING:
     from headwater.attribution.result import Attribution
@@ -28,7 +29,7 @@ class Later:
     ledger: Ledger
 
     def __init__(self) -> None:
-        self._bars: tuple[Audit, int, dict[str, ErrorBar]] | None = None
+        self._bars: tuple[Audit, int, ErrorBars] | None = None
 
     @property
     def _result(self) -> Attribution:
@@ -76,10 +77,18 @@ class Later:
         """Make the response curves of the strongest components; they go into folder and page.
 
         Strongest by the score, or by the exact effect where an audit found a stronger one.
+
+        Raises:
+            ResultError: If the count is negative.
+            ModelGoneError: If the model is gone and none was given.
         """
         from headwater.attribution.curves import curves_of
         from headwater.audits.diagnose import strongest
 
+        if count < 0:
+            raise ResultError(f"add_curves({count}): there is no such number.\nType add_curves(8).")
+        if count == 0:
+            return []
         names = [self._result.names[column] for column in strongest(self._result, count)]
         made = curves_of(self._result, names, **options)
         self.extras.curves |= {curve.name: curve for curve in made}
@@ -91,27 +100,28 @@ class Later:
         found = known_effects(result, result.checked, result.parts.magnitudes)
         return {column: one.signed for column, one in found.items()}
 
-    def error_bars(self) -> dict[str, ErrorBar]:
-        """Return the error bars that tables show, by component; none without an audit."""
+    def error_bars(self) -> ErrorBars | None:
+        """Return the error bars that tables show; None without an audit, or of exact effects."""
         audit, runs = self._result.checked, len(self.ledger.lost)
         if audit is None or self._result.is_exact:
-            return {}
+            return None
         if self._bars is None or self._bars[0] is not audit or self._bars[1] != runs:
-            bars = audit.intervals(audit.bars_at)
-            self._bars = audit, runs, {row.name: row for row in bars.rows}
+            self._bars = audit, runs, audit.bars()
         return self._bars[2]
 
     def said_of_truth(self) -> list[str]:
         """Return what audit, error bars and verification found, in sentences; none without them."""
         audit, said = self._result.checked, []
         if audit is not None:
+            bars = self.error_bars()
             said.append(audit.sentence)
-            if any(bar.how == CONFORMAL for bar in self.error_bars().values()):
+            if bars is not None and any(bar.how == CONFORMAL for bar in bars.rows):
                 said.append(
                     "components that were not checked have error bars (in brackets): at least "
-                    f"{100 * audit.bars_at:g} % of a group's hold their exact effects; all of "
-                    "them: scores.checked.intervals()."
+                    f"{100 * bars.confidence:g} % of a group's hold their exact effects, "
+                    f"{bars.how_often}. All of them: scores.error_bars()."
                 )
+                said += [f"doubtful: {doubt}" for doubt in bars.doubts]
             if audit.aim:
                 said.append(audit.aim)
         if self.verification is not None:
@@ -132,6 +142,7 @@ class Later:
             yield
             return
         folder, result = Path(folder), self._result
+        folders.refuse_other_scores(folder, result.manifest(), result.parts)
         self.ledger.merge(folders.read_ledger(folder, result.manifest()))
         self.ledger.keep = lambda: folders.write_ledger(folder, result.manifest(), self.ledger)
         try:

@@ -21,6 +21,7 @@ from headwater.attribution.rows import Row, rows_of, warnings_of
 from headwater.attribution.scores import Scores
 from headwater.audits import Audit
 from headwater.audits.ledger import Ledger
+from headwater.audits.words import figure
 from headwater.errors import (
     ModelGoneError,
     UnknownComponentError,
@@ -146,7 +147,13 @@ class Attribution(Later):
         return rows_of(self, columns)
 
     def top(self, count: int = 10) -> list[Row]:
-        """Return the strongest components by |mean score over pairs|, strongest first."""
+        """Return the strongest components by |mean score over pairs|, strongest first.
+
+        Raises:
+            ResultError: If the count is negative.
+        """
+        if count < 0:
+            raise ResultError(f"top({count}): there is no such number.\nType scores.top(10).")
         strength = self.mean().abs()
         order = strength.argsort(descending=True, stable=True)[:count]
         return rows_of(self, order.tolist())
@@ -179,12 +186,23 @@ class Attribution(Later):
         return self._bootstraps[options]
 
     def resampled(self) -> Bootstrap | None:
-        """Return the bootstrap that tables show; None where there is one pair only."""
+        """Return the bootstrap that tables show; None where pairs have no scores of their own.
+
+        So it is with one pair, and with a mask: that was trained on all pairs together, and what
+        it would be on other pairs only training again can tell.
+        """
         pairs, count = self.scores.shape
-        return None if pairs < 2 else self.bootstrap(table_resamples(count))
+        if pairs < 2 or self.trained_circuit is not None:
+            return None
+        return self.bootstrap(table_resamples(count))
 
     def stability(self) -> str:
         """Return in words how stable the strongest components are over resampled pairs."""
+        if self.trained_circuit is not None:
+            return (
+                "one mask, trained on all pairs together: no standard errors and no rank "
+                "intervals. Train on other pairs, or with another seed, to see what stays"
+            )
         resampled = self.resampled()
         if resampled is None:
             return "one pair: no standard errors and no rank intervals"
@@ -212,6 +230,30 @@ class Attribution(Later):
     def is_exact(self) -> bool:
         """Whether every score is an exact effect, by intervention."""
         return len(self.parts.exact) == len(self.names)
+
+    def gap_sizes(self) -> dict[str, float] | None:
+        """Return how far each sum of scores misses its exact change, mean over pairs of the size.
+
+        By what is summed; None where the estimator knows no sum.
+        """
+        sizes = self.parts.gap_sizes()
+        if sizes is None:
+            return None
+        return dict(zip(self.parts.gap_names, sizes.mean(0).tolist(), strict=True))
+
+    def sums(self) -> str | None:
+        """Return in words how far the worst sum of scores misses its exact change."""
+        gaps, sizes = self.gap_sizes(), self.parts.gap_sizes()
+        if not gaps or sizes is None:
+            return None
+        worst = max(gaps, key=lambda name: gaps[name])
+        largest = float(sizes[:, self.parts.gap_names.index(worst)].max())
+        of = "" if len(gaps) == 1 else f" (the worst of {len(gaps):,} sums)"
+        beyond = f", on one pair by {figure(largest)}" if len(sizes) > 1 else ""
+        return (
+            f"completeness: {worst}{of} misses its exact change by {figure(gaps[worst])}{beyond}; "
+            f"the whole effect is {figure(self.parts.whole_effect)}"
+        )
 
     def gaps(self) -> dict[str, float] | None:
         """Return the mean over pairs of every completeness gap the estimator found, by its sum."""
@@ -254,6 +296,7 @@ class Attribution(Later):
                 f"{size:>8}{flags}"
             )
         lines.append(self.stability())
+        lines += filter(None, [self.sums()])
         lines += self.said_of_truth() or [
             "exact effects, by intervention"
             if self.is_exact
@@ -293,6 +336,7 @@ class Attribution(Later):
             "circuit": None if self.trained_circuit is None else self.trained_circuit.to_dict(),
             "components": [row.to_dict() for row in self.rows()],
             "stability": self.stability(),
+            "gaps": self.gap_sizes(),
             "audit": None if self.checked is None else self.checked.to_dict(),
             "diagnosis": None if self.diagnosis is None else self.diagnosis.to_dict(),
             "curves": [curve.to_dict() for curve in self.extras.curves.values()],

@@ -43,11 +43,12 @@ class Row:
     """Standard error of the score over resampled pairs; None for one pair or a mask."""
     ranks: str | None = None
     """Interval of the rank by |score| over resampled pairs, as in `1-3`; None if `se` is."""
-    error: float | None = None
-    """Standard error of the score, from estimators that draw at random."""
+    draw_se: float | None = None
+    """Standard error of the score over draws, from estimators and references that draw at random.
+    """
     low: float | None = None
-    """Lower end of the error bar, of an audited result: where its exact effect is, at the
-    confidence `audit.bars_at`; the effect itself if checked, None if nothing can be said."""
+    """Lower end of the error bar of an audited result (`scores.error_bars()`), which says where its
+    exact effect is; the effect itself if checked, None if nothing can be said."""
     high: float | None = None
     """Upper end of the error bar."""
 
@@ -72,7 +73,8 @@ def rows_of(result: Attribution, columns: Sequence[int] | None) -> list[Row]:
     spread = parts.values.std(0, correction=0).tolist()
     errors = None if parts.errors is None else parts.mean_errors().tolist()
     sizes = None if parts.sizes is None else parts.sizes.tolist()
-    checked, known, bars = result.checked, result.known(), result.error_bars()
+    checked, known, found_bars = result.checked, result.known(), result.error_bars()
+    bars = {} if found_bars is None else {bar.name: bar for bar in found_bars.rows}
     audited = {} if checked is None else {row.name: row for row in checked.rows}
     floor = 0.0 if checked is None else checked.counts.noise_floor or 0.0
     scale, more = parts.whole_effect, flags_by_name(result)
@@ -110,7 +112,7 @@ def rows_of(result: Attribution, columns: Sequence[int] | None) -> list[Row]:
                 flags=flags,
                 se=None if resampled is None else float(resampled.se[column]),
                 ranks=None if resampled is None else resampled.ranks(column),
-                error=None if errors is None else errors[column],
+                draw_se=None if errors is None else errors[column],
                 low=exact if bar is None else bar.low,
                 high=exact if bar is None else bar.high,
             )
@@ -181,5 +183,5 @@ def _about_metric(parts: Scores) -> list[str]:
 
 
 def _some(result: Attribution, columns: Sequence[int]) -> str:
-    names = [row.name for row in rows_of(result, columns[:5])]
+    names = [result.names[column] for column in columns[:5]]
     return ", ".join(names) + (f" and {len(columns) - 5:,} more" if len(columns) > 5 else "")

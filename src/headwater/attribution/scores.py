@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -78,13 +79,20 @@ class Scores:
             )
         return self.errors.square().sum(0).sqrt() / len(self.errors)
 
+    def gap_sizes(self) -> Float[Tensor, "pair sum"] | None:
+        """Return how far each sum of scores misses its exact change, pair by pair.
+
+        None where the estimator knows no sum. Sizes: gaps of opposite sign do not cancel.
+        """
+        return None if self.gaps is None else self.gaps.double().abs()
+
     @property
     def whole_effect(self) -> float:
         """How far corruption moves the metric, else the size of the metric; mean over pairs."""
         whole = self.clean if self.corrupted is None else self.clean - self.corrupted
         return float(whole.abs().mean())
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The components' names, in the order of the score columns."""
         if isinstance(self.components, ComponentTable):

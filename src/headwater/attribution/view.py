@@ -26,6 +26,8 @@ def page_data(result: Attribution) -> dict[str, Any]:
         headline.append(f"Flags: {flags}.")
     stability = result.stability()
     headline.append(f"{stability[0].upper()}{stability[1:]}.")
+    if sums := result.sums():
+        headline.append(f"{sums[0].upper()}{sums[1:]}.")
     headline.append(f"Cost: {result.cost}.")
     metric = result.task.metric if result.task is not None else None
     return {

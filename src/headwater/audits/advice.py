@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from headwater.audits import words
 from headwater.audits.diagnosis import Diagnosis
-from headwater.audits.report import AuditRow
+from headwater.audits.report import Audit, AuditRow
 
 if TYPE_CHECKING:
     from headwater.attribution import Attribution
-    from headwater.audits.comparison import ComparedEstimator
+    from headwater.audits.comparison_result import ComparedEstimator
+    from headwater.gates import End
 
 MISSED = 0.1
 """A score below this share of the exact effect has missed it."""
@@ -19,8 +20,6 @@ WORTH_NAMING = 0.1
 """Components with at least this share of the largest effect are named."""
 NAMED = 3
 """Flagged components whose flags are spelled out."""
-FIRST_ORDER = ("gradient", "trapezoid")
-"""Estimators that see one or two points of the path."""
 
 
 def advice(
@@ -29,63 +28,103 @@ def advice(
     components: int,
     diagnosis: Diagnosis | None = None,
 ) -> tuple[str, ...]:
-    """Return what to use, then why the others fall short.
+    """Return what to use at each end that was compared, then why the others fall short.
 
     Args:
         rows: The compared estimators.
         runs: Their audited scores, by name.
         components: How many were scored.
-        diagnosis: Of the gradient, if that was compared.
+        diagnosis: Of the gradient at the clean end, if that was compared.
 
     Returns:
-        Sentences, the recommendation first.
+        Sentences, the recommendations first.
     """
-    exact = next((row for row in rows if row.kind == "exact"), None)
-    estimates = sorted((row for row in rows if row is not exact), key=lambda row: row.passes)
-    said = [_recommended(estimates, exact)] if estimates else []
+    ends: dict[End, None] = {row.end: None for row in rows}
+    first: list[str] = []
+    last: list[str] = []
+    for end in ends:
+        there = [row for row in rows if row.end == end]
+        exact = next((row for row in there if row.kind == "exact"), None)
+        estimates = sorted((row for row in there if row.kind != "exact"), key=lambda r: r.passes)
+        if not estimates:
+            continue
+        where = f"At the {end} end: " if len(ends) > 1 else ""
+        audits = {row.name: _audit_of(runs[row.name]) for row in estimates}
+        first.append(where + _judged(estimates, audits, exact, end))
+        if exact is not None:
+            last.append(
+                f"{where}Exact effects of all {components:,} components cost {_cost(exact)}; they "
+                "need no audit."
+            )
     flags = {}
     if diagnosis is not None:
         flags = {found.name: found.flags for found in diagnosis.findings}
-        said.append(_not_seen(diagnosis))
-    for row in estimates:
-        checked = runs[row.name].checked
-        assert checked is not None
-        said += _why(row, checked.rows, flags)
-    if exact is not None and estimates:
-        said.append(
-            f"Exact effects of all {components:,} components cost {_cost(exact)}; they need no "
-            "audit."
-        )
-    return tuple(said)
+        first += _not_seen(diagnosis)
+    for row in sorted((row for row in rows if row.kind != "exact"), key=lambda row: row.passes):
+        first += _why(row, _audit_of(runs[row.name]), flags)
+    return (*first, *last)
 
 
-def _not_seen(diagnosis: Diagnosis) -> str:
+def _audit_of(scores: Attribution) -> Audit:
+    assert scores.checked is not None
+    return scores.checked
+
+
+def _not_seen(diagnosis: Diagnosis) -> list[str]:
+    """Return what a diagnosis flagged, else what it looked for: not all of it is everywhere."""
     if any(found.flags for found in diagnosis.findings):
-        return f"What a gradient cannot see here: {diagnosis.sentence}."
-    looked = f" (jumps in the {len(diagnosis.jumps_in):,} strongest)" if diagnosis.jumps_in else ""
-    return (
-        "Looked for what a gradient cannot see, saturated attention, cancellation, routing "
-        f"jumps{looked}: none found."
-    )
+        return [f"What a gradient cannot see here: {diagnosis.sentence}."]
+    looked = []
+    if any(found.saturated_rows is not None for found in diagnosis.findings):
+        looked.append("saturated attention")
+    if any(found.cancellation is not None for found in diagnosis.findings):
+        looked.append("cancellation")
+    if count := len(diagnosis.jumps_in):
+        looked.append(f"routing jumps (in {count:,} of {len(diagnosis.findings):,})")
+    if not looked:
+        return []
+    return [f"Looked for what a gradient cannot see, {', '.join(looked)}: none found."]
 
 
-def _recommended(estimates: Sequence[ComparedEstimator], exact: ComparedEstimator | None) -> str:
-    sized = next((row for row in estimates if _is_sized(row)), None)
-    ranked = next((row for row in estimates if _is_ranked(row)), None)
+def _judged(
+    estimates: Sequence[ComparedEstimator],
+    audits: Mapping[str, Audit],
+    exact: ComparedEstimator | None,
+    end: End,
+) -> str:
+    """Return the recommendation, with what a sample leaves open where not all was checked."""
+    counts = min((audits[row.name].counts for row in estimates), key=lambda one: one.checked)
+    if not counts.suffice:
+        return (
+            f"Too few checks to say which to use ({counts.checked:,} of {counts.components:,} "
+            "components): raise sample=."
+        )
+    said = _recommended(estimates, audits, exact, end)
+    if counts.complete:
+        return said
+    return f"{counts.so_far}{said[0].lower()}{said[1:]}{counts.unseen}"
+
+
+def _recommended(
+    estimates: Sequence[ComparedEstimator],
+    audits: Mapping[str, Audit],
+    exact: ComparedEstimator | None,
+    end: End,
+) -> str:
+    sized = next((row for row in estimates if _is_sized(audits[row.name])), None)
+    ranked = next((row for row in estimates if _is_ranked(audits[row.name])), None)
     if sized is not None:
         if exact is not None and exact.passes <= sized.passes:
             return (
                 f"Use exact here: it costs no more ({_cost(exact)}) than {sized.name}, the "
                 "cheapest estimate with the right sizes."
             )
-        error = sized.figures["relative error"]
-        assert error is not None
         rest = ""
         if ranked is not None and ranked.passes < sized.passes:
             rest = f" For the ranking alone {ranked.name} is enough ({_cost(ranked)})."
         return (
-            f"Use {sized.name} here: the cheapest whose sizes are right (relative error "
-            f"{words.figure(error)}), at {_cost(sized)}.{rest}"
+            f"Use {sized.name} here: the cheapest whose sizes are right "
+            f"({audits[sized.name].statistic('relative error').brief}), at {_cost(sized)}.{rest}"
         )
     if exact is not None and ranked is not None and exact.passes <= ranked.passes:
         return (
@@ -93,30 +132,32 @@ def _recommended(estimates: Sequence[ComparedEstimator], exact: ComparedEstimato
             "estimate that ranks these components."
         )
     if ranked is not None:
-        error = ranked.figures["relative error"]
-        size = "" if error is None else f" (relative error {words.figure(error)})"
+        audit = audits[ranked.name]
+        r, error = audit.statistic("r"), audit.statistic("relative error")
+        ranking = "" if audit.counts.complete else f" ({r.brief})"
+        size = "" if error.value is None else f" ({error.brief})"
         return (
-            f"Use {ranked.name} here for the ranking, not for sizes{size}; "
-            "for sizes use hw.Exact()."
+            f"Use {ranked.name} here for the ranking{ranking}, not for sizes{size}; "
+            f"for sizes use {_exact(end)}."
         )
-    return "Use hw.Exact() here: no estimate that was compared ranks these components well."
+    return f"Use {_exact(end)} here: no estimate that was compared ranks these components well."
 
 
-def _is_sized(row: ComparedEstimator) -> bool:
-    error = row.figures["relative error"]
-    return error is not None and error <= words.GOOD_ERROR
+def _is_sized(audit: Audit) -> bool:
+    return audit.statistic("relative error").most <= words.GOOD_ERROR
 
 
-def _is_ranked(row: ComparedEstimator) -> bool:
-    r, recall = row.figures["r"], row.figures["recall"]
+def _is_ranked(audit: Audit) -> bool:
+    r, recall = audit.statistic("r").value, audit.recall.value
     enough = recall is None or recall >= words.GOOD_RECALL
     return r is not None and r >= words.GOOD_CORRELATION and enough
 
 
 def _why(
-    row: ComparedEstimator, checked: Sequence[AuditRow], flags: Mapping[str, tuple[str, ...]]
+    row: ComparedEstimator, audit: Audit, flags: Mapping[str, tuple[str, ...]]
 ) -> list[str]:
     """Return what an estimator missed, with the reason where a diagnosis or its kind shows it."""
+    checked = audit.rows
     largest = max((abs(one.exact) for one in checked), default=0.0)
     total = sum(abs(one.exact) for one in checked)
     missed = [
@@ -128,9 +169,10 @@ def _why(
     if missed:
         share = 100 * sum(abs(one.exact) for one in missed) / total
         names = words.name_list([one.name for one in missed])
+        whole = "all |exact|" if audit.counts.complete else "the |exact| checked"
         said.append(
-            f"{row.name} misses {names} (score below a tenth of the effect), {share:.0f} % of all "
-            f"|exact|: {_reason(row, missed, flags)}."
+            f"{row.name} misses {names} (score below a tenth of the effect), {share:.0f} % of "
+            f"{whole}: {_reason(row, missed, flags)}."
         )
     if row.note:
         said.append(f"{row.name}: {row.note}")
@@ -140,21 +182,25 @@ def _why(
 def _reason(
     row: ComparedEstimator, missed: Sequence[AuditRow], flags: Mapping[str, tuple[str, ...]]
 ) -> str:
-    if row.kind not in FIRST_ORDER:
-        return "confirm these with hw.Exact()"
+    confirm = f"confirm these with {_exact(row.end)}"
+    if row.kind == "trapezoid":
+        return f"it sees the slope at two points, with all components moved together; {confirm}"
+    if row.kind != "gradient":
+        return confirm
+    clean = row.end == "clean"  # where it was diagnosed, and where other slopes are taken
     found = [f"{one.name}: {', '.join(flags[one.name])}" for one in missed if flags.get(one.name)]
-    if found:
+    if clean and found:
         more = f"; and {len(found) - NAMED} more flagged" if len(found) > NAMED else ""
         return "; ".join(found[:NAMED]) + more
     if all("<q>" in one.name or "<k>" in one.name for one in missed):
-        return (
-            "queries and keys act through a softmax, which bends and saturates; hw.AtPStar() "
-            "computes its rows again"
-        )
-    return (
-        "there is little slope to see at the clean end; integrate along the path, "
-        "hw.IntegratedGradients()"
-    )
+        better = "hw.AtPStar() computes its rows again" if clean else confirm
+        return f"queries and keys act through a softmax, which bends and saturates; {better}"
+    better = "integrate along the path, hw.IntegratedGradients()" if clean else confirm
+    return f"there is little slope to see at the {row.end} end; {better}"
+
+
+def _exact(end: End) -> str:
+    return "hw.Exact()" if end == "clean" else f'hw.Exact(at="{end}")'
 
 
 def _cost(row: ComparedEstimator) -> str:

@@ -65,7 +65,7 @@ def audit_scores(
             to it. None if they are not.
         magnitudes: Whether estimates are sizes of effects with a sign attached: then |estimate| is
             compared with |exact effect|, each averaged over pairs, and signs apart from that.
-        gaps: By what is summed, the mean over pairs of sum of scores minus exact change, where the
+        gaps: By what is summed, the mean over pairs of |sum of scores - exact change|, where the
             estimator has checked its own sums.
 
     Returns:
@@ -106,7 +106,7 @@ def audit_scores(
     wrong = tuple(row.name for row in case.rows if row.stratum == TOP and "wrong sign" in row.flags)
     by_error = sorted(case.rows, key=lambda row: -abs(row.error))
     return Audit(
-        sentence=words.sentence(counts, figures, wrong),
+        agreement=words.sentence(counts, figures, wrong),
         verdict=words.verdict(counts, figures, wrong),
         figures=tuple(figures),
         counts=counts,
@@ -339,9 +339,9 @@ def _completeness(case: _Case, total: Tensor | None) -> Statistic:
 
 def _own_sums(gaps: Mapping[str, float]) -> Statistic:
     """Return the largest gap among the sums that the estimator checked itself."""
-    name = max(gaps, key=lambda one: abs(gaps[one]))
-    of = "" if len(gaps) == 1 else f"the largest of {len(gaps):,} sums: "
-    text = f"{of}the scores of {name} sum to {words.effect(gaps[name])} more than the exact change"
+    name = max(gaps, key=lambda one: gaps[one])
+    of = "" if len(gaps) == 1 else f"the worst of {len(gaps):,} sums: "
+    text = f"{of}{name} misses its exact change by {words.figure(gaps[name])}, mean over pairs"
     return Statistic("completeness gap", gaps[name], None, None, text)
 
 

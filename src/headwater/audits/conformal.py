@@ -14,6 +14,12 @@ at least that probability (Vovk et al., "Algorithmic Learning in a Random World"
 
 The promise is about the unchecked components of a group together, over draws of the sample. It is
 not one about the strongest of them, and a component unlike all that were drawn is not covered.
+
+It holds on average over draws: of samples that happen to give short intervals, less of what is left
+lies inside. Whoever spends runs until intervals are short picks such samples. For that there is
+`sure`: the rank is then the smallest for which, with this probability over the draw, the share of
+the group that lies inside is at least the confidence (Wilks, 1941; Vovk, "Conditional validity of
+inductive conformal predictors", 2012).
 """
 
 from __future__ import annotations
@@ -57,30 +63,71 @@ class Population:
     """Whether effects are means of |effect|, and so not negative."""
 
 
-def fewest(confidence: float) -> int:
-    """Return how many checks a group needs before it can have a finite interval."""
-    return math.ceil(confidence / (1 - confidence) - 1e-9)
+@dataclass(frozen=True)
+class Promise:
+    """What intervals are to hold: this share of a group, on average or in most draws."""
+
+    confidence: float
+    sure: float | None = None
+    """Probability over the draw of the sample; None: on average over draws."""
+
+    @property
+    def fewest(self) -> int:
+        """How many checks a group needs before it can have a finite interval."""
+        if self.sure is None:
+            return math.ceil(self.confidence / (1 - self.confidence) - 1e-9)
+        return math.ceil(math.log(1 - self.sure) / math.log(self.confidence) - 1e-9)
+
+    def rank(self, count: int) -> int:
+        """Return which of `count` errors, the smallest first, is the half width's."""
+        if self.sure is None:
+            return math.ceil((count + 1) * self.confidence - 1e-9)
+        # The share below the r-th of n errors has a Beta(r, n + 1 - r) distribution, which is below
+        # the confidence as often as a Binomial(n, confidence) is at least r.
+        beyond, rank = 0.0, count
+        while rank > 0:
+            beyond += _binomial(count, rank, self.confidence)
+            if beyond > 1 - self.sure:
+                break
+            rank -= 1
+        return rank + 1
 
 
-def error_bars(population: Population, confidence: float) -> ErrorBars:
+def _binomial(count: int, successes: int, probability: float) -> float:
+    ways = math.lgamma(count + 1) - math.lgamma(successes + 1) - math.lgamma(count - successes + 1)
+    failures = count - successes
+    return math.exp(ways + successes * math.log(probability) + failures * math.log1p(-probability))
+
+
+def error_bars(population: Population, confidence: float, sure: float | None = None) -> ErrorBars:
     """Return an interval for every component: a point if checked, split-conformal if not.
 
+    Args:
+        population: What the audit was drawn from.
+        confidence: The share of a group that is to lie inside.
+        sure: With which probability over the draw; None: on average over draws.
+
     Raises:
-        ResultError: If the confidence is not between 0 and 1.
+        ResultError: If confidence or `sure` is not between 0 and 1.
     """
-    if not 0 < confidence < 1:
-        raise ResultError(f"confidence={confidence} is not between 0 and 1.\nType confidence=0.9.")
+    for name, value in (("confidence", confidence), ("sure", sure)):
+        if value is not None and not 0 < value < 1:
+            raise ResultError(f"{name}={value} is not between 0 and 1.\nType {name}=0.9.")
+    promise = Promise(confidence, sure)
     bars: dict[int, ErrorBar] = {}
     notes: list[str] = []
+    doubts: list[str] = []
     for stratum in population.strata:
-        for name, members in _groups(population, stratum, confidence):
+        for name, members in _groups(population, stratum, promise):
             unchecked = [column for column in members if column not in population.known]
             group = _Group(population, name, members)
-            half = group.half_widths(unchecked, confidence)
+            half = group.half_widths(unchecked, promise)
             for column, width in zip(unchecked, half, strict=True):
                 bars[column] = group.bar(column, width)
-            if unchecked:
-                notes += group.notes(unchecked, confidence)
+            if unchecked and len(group.errors) < promise.fewest:
+                notes.append(group.too_few(unchecked, promise))
+            elif unchecked:
+                doubts += group.doubts(unchecked)
     for column, effect in population.known.items():
         bars[column] = ErrorBar(
             population.names[column],
@@ -91,7 +138,27 @@ def error_bars(population: Population, confidence: float) -> ErrorBars:
             "",
         )
     ordered = [bars[column] for column in np.argsort(-np.abs(population.estimate), kind="stable")]
-    return ErrorBars(confidence, tuple(ordered), tuple(notes), population.magnitudes)
+    return ErrorBars(
+        confidence, tuple(ordered), tuple(notes), population.magnitudes, tuple(doubts), sure
+    )
+
+
+def half_widths(population: Population, promise: Promise) -> list[dict[int, float]]:
+    """Return for each group half the width of the interval of every member, by column.
+
+    Of the checked ones too: what theirs would be. Infinite where too few were checked.
+    """
+    return [
+        dict(
+            zip(
+                members,
+                _Group(population, name, members).half_widths(members, promise),
+                strict=True,
+            )
+        )
+        for stratum in population.strata
+        for name, members in _groups(population, stratum, promise)
+    ]
 
 
 class _Group:
@@ -120,13 +187,12 @@ class _Group:
     def _weight(self, columns: Sequence[int]) -> np.ndarray:
         return np.abs(self.population.estimate[list(columns)]) + self.scale
 
-    def half_widths(self, columns: Sequence[int], confidence: float) -> list[float]:
+    def half_widths(self, columns: Sequence[int], promise: Promise) -> list[float]:
         """Return half the width of each interval; infinite if too few were checked."""
         count = len(self.errors)
-        if count < fewest(confidence):
+        if count < promise.fewest:
             return [math.inf] * len(columns)
-        rank = math.ceil((count + 1) * confidence - 1e-9)
-        return (self.errors[count - rank] * self._weight(columns)).tolist()
+        return (self.errors[count - promise.rank(count)] * self._weight(columns)).tolist()
 
     def bar(self, column: int, half: float) -> ErrorBar:
         """Return the interval of an unchecked component."""
@@ -140,15 +206,17 @@ class _Group:
             low, high = max(low, 0.0), max(high, 0.0)
         return ErrorBar(name, score, low, high, CONFORMAL, self.name)
 
-    def notes(self, unchecked: Sequence[int], confidence: float) -> list[str]:
-        """Return where exchangeability is doubtful, and what is unknown, in sentences."""
-        count, need = len(self.errors), fewest(confidence)
-        if count < need:
-            return [
-                f"{self.name}: {count} of {count + len(unchecked)} checked; an interval at "
-                f"{100 * confidence:g} % needs {need}. Raise sample=."
-            ]
-        said = []
+    def too_few(self, unchecked: Sequence[int], promise: Promise) -> str:
+        """Say how many checks are missing."""
+        count = len(self.errors)
+        return (
+            f"{self.name}: {count} of {count + len(unchecked)} checked; an interval at "
+            f"{100 * promise.confidence:g} % needs {promise.fewest}. Raise sample=."
+        )
+
+    def doubts(self, unchecked: Sequence[int]) -> list[str]:
+        """Return where exchangeability is doubtful, in sentences."""
+        count, said = len(self.errors), []
         if count > 1 and self.errors[0] > DOMINANT * self.errors[1]:
             times = self.errors[0] / self.errors[1] if self.errors[1] > 0 else math.inf
             said.append(
@@ -186,11 +254,11 @@ def _slope(estimate: np.ndarray, exact: np.ndarray, scale: float) -> float:
 
 
 def _groups(
-    population: Population, stratum: Sequence[int], confidence: float
+    population: Population, stratum: Sequence[int], promise: Promise
 ) -> list[tuple[str, list[int]]]:
     """Split a stratum by kind and then by half of the layers, where enough checks are expected."""
     share = sum(column in population.drawn for column in stratum) / max(1, len(stratum))
-    enough = EXPECTED_TIMES * fewest(confidence)
+    enough = EXPECTED_TIMES * promise.fewest
     place = _place(population, stratum)
 
     def expects(columns: Sequence[int]) -> bool:

@@ -53,9 +53,13 @@ class ErrorBars:
     confidence: float
     rows: tuple[ErrorBar, ...]
     notes: tuple[str, ...] = ()
-    """Where exchangeability is doubtful, or too few were checked, in sentences."""
+    """Where too few were checked, in sentences."""
     magnitudes: bool = False
     """Whether the effects are means over pairs of |effect|."""
+    doubts: tuple[str, ...] = ()
+    """Where exchangeability is doubtful, in sentences."""
+    sure: float | None = None
+    """With which probability over the draw of the sample they hold; None: on average over draws."""
 
     @property
     def sentence(self) -> str:
@@ -67,11 +71,18 @@ class ErrorBars:
         if rest:
             said += (
                 f"; of the {rest:,} other intervals at least {100 * self.confidence:g} % hold "
-                f"their exact {quantity}, on average over draws of the sample"
+                f"their exact {quantity}, {self.how_often}"
             )
         if counts[UNKNOWN]:
             said += f"; nothing can be said of {counts[UNKNOWN]:,}"
         return f"{said}."
+
+    @property
+    def how_often(self) -> str:
+        """With which samples they hold, in words."""
+        if self.sure is None:
+            return "on average over draws of the sample"
+        return f"in {100 * self.sure:g} % of draws of the sample"
 
     def __getitem__(self, name: str) -> ErrorBar:
         """Return one component's interval.
@@ -92,7 +103,8 @@ class ErrorBars:
         return {
             "sentence": self.sentence,
             "confidence": self.confidence,
-            "notes": list(self.notes),
+            "sure": self.sure,
+            "notes": [*self.doubts, *self.notes],
             "components": [row.to_dict() for row in self.rows],
         }
 
@@ -113,7 +125,7 @@ class ErrorBars:
         ]
         if len(self.rows) > SHOWN_ROWS:
             lines.append(f"... {len(self.rows) - SHOWN_ROWS:,} more in .rows")
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        return "\n".join([*lines, *(f"note: {note}" for note in (*self.doubts, *self.notes))])
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(repr(self))}</pre>"

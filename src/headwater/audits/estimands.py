@@ -17,11 +17,11 @@ def about_estimand(checked: Audit, estimator: Estimator) -> Audit:
     """Return the audit with its words changed where the estimand is not leave-one-out."""
     if not estimator.are_effects:
         return _ranking_only(checked, estimator)
-    if estimator.estimand.startswith("each component alone"):
+    if estimator.leaves_one_out:
         return checked
     return replace(
         checked,
-        sentence=f"{checked.sentence} The estimand of these scores is another "
+        agreement=f"{checked.agreement} The estimand of these scores is another "
         f"({estimator.estimand}); they are compared here with closing each component alone.",
     )
 
@@ -37,7 +37,7 @@ def _ranking_only(checked: Audit, estimator: Estimator) -> Audit:
     shown = [checked.statistic("rho").brief, checked.recall.brief]
     return replace(
         checked,
-        sentence=f"{checked_words(checked.counts)}: {', '.join(shown)}. The estimand of these "
+        agreement=f"{checked_words(checked.counts)}: {', '.join(shown)}. The estimand of these "
         f"scores is another ({estimator.estimand}); they are ranked here against closing each "
         "component alone, and have no size to compare.",
         verdict="These scores say what to keep together, not how large effects are: judge the kept "

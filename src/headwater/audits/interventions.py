@@ -195,16 +195,17 @@ def interventions(
     ledger = scores.ledger if dtype is None and device is None else Ledger()
     if isinstance(model, GatedFunction):
         ledger = ledger if model is scores._owner else Ledger()
-        model.cost = cost = Cost(pairs=pairs)
-        yield Interventions(
-            lambda: [(range(pairs), model.at(end))],
-            pairs=pairs,
-            table=None,
-            end=end,
-            cost=cost,
-            progress=progress,
-            ledger=ledger,
-        )
+        function = model.at(end)
+        with function.counting(pairs) as cost:
+            yield Interventions(
+                lambda: [(range(pairs), function)],
+                pairs=pairs,
+                table=None,
+                end=end,
+                cost=cost,
+                progress=progress,
+                ledger=ledger,
+            )
         return
     if dtype is not None or device is not None:
         model = model.to(dtype=dtype, device=device)

@@ -40,14 +40,19 @@ def population_of(scores: Attribution, audit: Audit) -> Population:
     drawn = {column_of[name]: value for name, value in effect.items()}
     alone = {column: Known.of(lost, magnitudes) for column, lost in scores.ledger.alone().items()}
     also = {column: one.size if magnitudes else one.signed for column, one in alone.items()}
+    # what the estimator found exactly, or somebody picked, says nothing of the errors of the others
+    own = scores.parts.exact | {column_of[name] for name in audit.before}
+    mean = scores.mean().double().tolist()
+    also |= {c: abs(mean[c]) if magnitudes else mean[c] for c in scores.parts.exact}
+    strata = [[c for c in stratum if c not in own] for stratum in _strata(estimate, audit)]
     components = scores.parts.components
     return Population(
         names=scores.names,
         kinds=["gate" if isinstance(c, str) else c.kind for c in components],
         layers=[None if isinstance(c, str) else c.layer for c in components],
         estimate=estimate,
-        strata=_strata(estimate, audit),
-        drawn=drawn,
+        strata=[stratum for stratum in strata if stratum],
+        drawn={column: effect for column, effect in drawn.items() if column not in own},
         known=also | drawn,
         magnitudes=magnitudes,
     )

@@ -45,12 +45,25 @@ class AuditRow:
         return asdict(self) | {"flags": list(self.flags)}
 
 
+@dataclass(frozen=True)
+class Aim:
+    """The error bars that were asked for."""
+
+    tolerance: float
+    """Largest half width that is accepted, in units of the metric."""
+    confidence: float
+    budget: int | None
+    """Exact runs that ended it; None: as many as it took, or a later audit has spent more."""
+    sure: float | None = None
+    """With which probability over the draw they are to hold; None: on average over draws."""
+
+
 @dataclass(frozen=True, repr=False)
 class Audit:
     """How far an estimate is from the exact effects, on the components that were checked."""
 
-    sentence: str
-    """The audit in one line of plain words."""
+    agreement: str
+    """What was checked, and how well it agrees, in one line of plain words."""
     verdict: str
     """What to trust, by the thresholds in `headwater.audits.words`."""
     figures: tuple[Statistic, ...]
@@ -69,12 +82,41 @@ class Audit:
     """Estimates of the checked components by pair, in the order of `rows`; not saved."""
     pair_effects: Float[Tensor, "pair index"] | None = field(default=None, compare=False)
     """Exact effects of the checked components by pair, in the order of `rows`; not saved."""
-    aim: str = ""
-    """Which tolerance the error bars were asked to meet, and whether they do, in words."""
-    bars_at: float = 0.9
-    """Confidence of the error bars that tables show."""
+    flags: str = ""
+    """What a diagnosis flagged, in words; empty if nobody has looked."""
+    asked: Aim | None = None
+    """The error bars that were asked for, by this audit or an earlier one of the same scores."""
+    before: tuple[str, ...] = ()
+    """Components whose effects were known before it drew, because somebody had picked them; they
+    say nothing of the others."""
     source: Callable[[], Any] = field(default=lambda: None, compare=False)
     """The scores that were audited, while they live; not saved."""
+
+    @property
+    def sentence(self) -> str:
+        """The audit in plain words: what agrees, and what was flagged."""
+        return f"{self.agreement} Flags: {self.flags}." if self.flags else self.agreement
+
+    @property
+    def bars_at(self) -> float:
+        """Confidence of the error bars that tables show."""
+        return 0.9 if self.asked is None else self.asked.confidence
+
+    def bars(self) -> "ErrorBars":
+        """Return the error bars that tables show: those asked for, else those at 90 %."""
+        return self.intervals(self.bars_at, None if self.asked is None else self.asked.sure)
+
+    @property
+    def aim(self) -> str:
+        """Which tolerance the error bars were asked to meet, and whether they do, in words.
+
+        Empty if none was asked for, or the scores are gone.
+        """
+        if self.asked is None or self.source() is None:
+            return ""
+        from headwater.audits.adaptive import aim_words  # needs the estimators
+
+        return aim_words(self.asked, self.bars())
 
     @property
     def statistics(self) -> list[dict[str, Any]]:
@@ -142,7 +184,7 @@ class Audit:
             theta: The smallest effect that matters, in units of the metric; None only asks for
                 the smallest that can be bounded.
             confidence: Of the bound.
-            options: `subsets` (64): runs to spend. `seed` (0): of the subsets. `magnitudes`
+            options: `subsets` (72): runs to spend. `seed` (0): of the subsets. `magnitudes`
                 (None: as the estimator): whether to bound mean |effect|. `model`, `batch_size`,
                 `progress`: as in `hw.audit`.
 
@@ -157,7 +199,7 @@ class Audit:
 
         return bound(self.scores, self, theta, confidence=confidence, **options)
 
-    def intervals(self, confidence: float = 0.9) -> "ErrorBars":
+    def intervals(self, confidence: float = 0.9, sure: float | None = None) -> "ErrorBars":
         """Return an interval for the exact effect of every component; costs no run.
 
         Checked components have their exact effect. The others get split-conformal intervals after
@@ -166,20 +208,24 @@ class Audit:
 
         Args:
             confidence: The share; 0.9 needs 9 checks in a group, 0.95 needs 19.
+            sure: Instead of on average, with this probability over the draw: for whoever goes on
+                until intervals are short. 0.9 of 0.9 needs 22 checks in a group.
 
         Raises:
-            ResultError: If the confidence is not between 0 and 1.
+            ResultError: If confidence or `sure` is not between 0 and 1.
             ModelGoneError: If the scores are gone.
         """
         from headwater.audits.conformal import error_bars
         from headwater.audits.population import population_of
 
-        return error_bars(population_of(self.scores, self), confidence)
+        return error_bars(population_of(self.scores, self), confidence, sure)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the audit as plain data; `from_dict` reads it back, without the pair values."""
         return {
             "sentence": self.sentence,
+            "agreement": self.agreement,
+            "flags": self.flags,
             "verdict": self.verdict,
             "statistics": self.statistics,
             "counts": asdict(self.counts) | {"by_stratum": dict(self.counts.by_stratum)},
@@ -189,8 +235,8 @@ class Audit:
             "seed": self.seed,
             "confidence": self.confidence,
             "cost": self.cost,
-            "aim": self.aim,
-            "bars_at": self.bars_at,
+            "before": list(self.before),
+            "asked": None if self.asked is None else asdict(self.asked),
         }
 
     @classmethod
@@ -203,7 +249,7 @@ class Audit:
         try:
             rows = tuple(AuditRow(**{**row, "flags": tuple(row["flags"])}) for row in data["rows"])
             return cls(
-                sentence=data["sentence"],
+                agreement=data["agreement"],
                 verdict=data["verdict"],
                 figures=tuple(Statistic(**row) for row in data["statistics"]),
                 counts=Counts(**data["counts"]),
@@ -213,8 +259,9 @@ class Audit:
                 seed=data["seed"],
                 confidence=data["confidence"],
                 cost=data["cost"],
-                aim=data["aim"],
-                bars_at=data["bars_at"],
+                flags=data["flags"],
+                before=tuple(data["before"]),
+                asked=None if data["asked"] is None else Aim(**data["asked"]),
             )
         except (KeyError, TypeError) as error:
             raise ResultError(

@@ -71,7 +71,7 @@ def audit(
         ResultError: If the model given is not the one the scores came from.
     """
     model = model_of(scores, model, "hw.audit(scores, model=function)")
-    estimator, started = estimator_of(scores), time.perf_counter()
+    started, picked = time.perf_counter(), _picked(scores)
     with interventions(
         scores,
         model,
@@ -81,36 +81,89 @@ def audit(
         device=device,
         hold=False,
     ) as exact:
-        strongest = scores.mean().abs().argsort(descending=True)[:NOISE_COMPONENTS].tolist()
-        floor = exact.noise_floor(strongest)
+        floor = noise_floor(scores, exact)
         measuring = exact.cost.forwards / max(exact.cost.pairs, 1)
-
-        def effects(columns: Sequence[int]) -> Float[Tensor, "pair index"]:
-            title = f"exact effects of {len(columns):,} components"
-            lost = exact.runs([(column,) for column in columns], title)
-            return torch.from_numpy(np.stack(list(lost.values()), 1))
-
-        checked = audit_scores(
-            scores.names,
-            scores.scores,
-            effects,
-            sample=sample,
-            seed=seed,
-            top=top,
-            confidence=confidence,
-            noise_floor=floor,
-            total=_whole_effect(scores, exact),
-            magnitudes=estimator.magnitudes,
-            gaps=scores.gaps(),
+        checked = judged(
+            scores, exact, floor, sample=sample, seed=seed, top=top, confidence=confidence
         )
     exact.cost.seconds = time.perf_counter() - started
     if isinstance(model, Model):
         noise = f"{measuring:.3g} of the forwards measured the noise floor"
         checked = checked.with_cost(f"{exact.cost}; {noise}")
-    checked = _repeated(checked) if scores.is_exact else about_estimand(checked, estimator)
-    checked = noted(checked, flag_words(scores))
+    checked, before = replace(checked, before=picked), scores.checked
+    if before is not None and before.asked is not None:
+        # what is asked of error bars holds on; the runs of this audit are beyond their budget
+        checked = replace(checked, asked=replace(before.asked, budget=None))
     scores.checked = checked.of(scores)
     return checked.of(scores, weakly=False)
+
+
+def _picked(scores: Attribution) -> tuple[str, ...]:
+    """Return the components whose effects are known, but not because an audit drew them."""
+    drawn = set() if scores.checked is None else {row.name for row in scores.checked.rows}
+    names = scores.names
+    return tuple(names[c] for c in sorted(scores.ledger.alone()) if names[c] not in drawn)
+
+
+def judged(
+    scores: Attribution,
+    exact: Interventions,
+    floor: float | None,
+    *,
+    sample: int,
+    seed: int,
+    top: int,
+    confidence: float,
+    are_truth: bool = False,
+) -> Audit:
+    """Hold scores against exact runs, and say in words how far they are apart.
+
+    Args:
+        scores: The result.
+        exact: The exact runs, at the end of its estimator.
+        floor: The noise floor there; None if it is not known.
+        sample: Components to check.
+        seed: Of the sample.
+        top: How many count as the strongest.
+        confidence: Of the intervals.
+        are_truth: Whether the scores are themselves the exact effects that `exact` knows.
+    """
+    estimator = estimator_of(scores)
+
+    def effects(columns: Sequence[int]) -> Float[Tensor, "pair index"]:
+        title = f"exact effects of {len(columns):,} components"
+        lost = exact.runs([(column,) for column in columns], title)
+        return torch.from_numpy(np.stack(list(lost.values()), 1))
+
+    checked = audit_scores(
+        scores.names,
+        scores.scores,
+        effects,
+        sample=sample,
+        seed=seed,
+        top=top,
+        confidence=confidence,
+        noise_floor=floor,
+        total=_whole_effect(scores, exact),
+        magnitudes=estimator.magnitudes,
+        gaps=scores.gap_sizes(),
+    )
+    if scores.is_exact:
+        checked = _without_doubt(checked, again=not are_truth)
+    else:
+        checked = about_estimand(checked, estimator)
+    return noted(checked, flag_words(scores))
+
+
+def noise_floor(scores: Attribution, exact: Interventions) -> float | None:
+    """Return how far rounding moves the mean metric, seen at the strongest components.
+
+    None for a gated function: how it rounds is not known.
+    """
+    if exact.table is None:
+        return None
+    strongest = scores.mean().abs().argsort(descending=True)[:NOISE_COMPONENTS].tolist()
+    return exact.noise_floor(strongest)
 
 
 def _whole_effect(scores: Attribution, exact: Interventions) -> Float[Tensor, " pair"] | None:
@@ -122,15 +175,19 @@ def _whole_effect(scores: Attribution, exact: Interventions) -> Float[Tensor, " 
     return torch.from_numpy(lost[everything])
 
 
-def _repeated(checked: Audit) -> Audit:
-    """Say of exact effects what an audit of them is: the same runs once more."""
-    largest = max((abs(row.error) for row in checked.rows), default=0.0)
+def _without_doubt(checked: Audit, *, again: bool) -> Audit:
+    """Say of exact effects what an audit of them is: no doubt, at most the same runs once more."""
     counts = checked.counts
-    floor = "" if counts.noise_floor is None else f" (noise floor {counts.noise_floor:.2g})"
+    said = f"{counts.checked:,} of {counts.components:,} exact effects"
+    if again:
+        largest = max((abs(row.error) for row in checked.rows), default=0.0)
+        floor = "" if counts.noise_floor is None else f" (noise floor {counts.noise_floor:.2g})"
+        said += f" run again: the largest difference is {largest:.2g}{floor}."
+    else:
+        said += ": the other estimates are held against them."
     return replace(
         checked,
-        sentence=f"{counts.checked:,} of {counts.components:,} exact effects run again: the "
-        f"largest difference is {largest:.2g}{floor}.",
+        agreement=said,
         verdict="These are exact effects, by intervention: there is no estimate to doubt.",
         figures=tuple(replace(figure, low=None, high=None) for figure in checked.figures),
     )

@@ -205,7 +205,9 @@ class _Verifier:
         return look
 
     def result(self) -> Verification:
-        """Return what was found."""
+        """Return what was found, with all that earlier runs of these scores know."""
+        self.known |= known_effects(self.scores, None, self.evidence.magnitudes)
+        self.unknown = [column for column in self.unknown if column not in self.known]
         outcome: Outcome = "open"
         if not self.unknown:
             outcome = "complete"

@@ -49,6 +49,12 @@ class Statistic:
         }
 
     @property
+    def most(self) -> float:
+        """How large it may be: the upper end of the interval, else the value."""
+        ends = [end for end in (self.high, self.value) if end is not None]
+        return ends[0] if ends else math.nan
+
+    @property
     def brief(self) -> str:
         """Name, value and interval, as in `slope 0.41 [0.35, 0.50]`."""
         if self.value is None:
@@ -78,6 +84,27 @@ class Counts:
     def complete(self) -> bool:
         """Whether every component was checked."""
         return self.checked == self.components
+
+    @property
+    def suffice(self) -> bool:
+        """Whether enough was checked to judge by."""
+        return self.complete or self.intervals
+
+    @property
+    def so_far(self) -> str:
+        """How a judgment starts that rests on a sample; empty where everything was checked."""
+        return "" if self.complete else f"As far as the {self.checked:,} checked tell, "
+
+    @property
+    def unseen(self) -> str:
+        """What no sample of this size excludes; empty where everything was checked."""
+        rest = self.components - self.checked
+        if not rest:
+            return ""
+        return (
+            f" Strong effects that the estimate does not see may be among the {rest:,} not "
+            "checked: hw.verify(scores, theta=...) looks for them."
+        )
 
 
 def figure(value: float) -> str:
@@ -174,7 +201,8 @@ def verdict(counts: Counts, statistics: Sequence[Statistic], wrong: Sequence[str
     """Return what to trust, by the thresholds of this module.
 
     The ranking is trusted from r 0.8 on (and recall 0.7, where known), sizes up to a relative
-    error of 0.2, signs if none is wrong among the top and 90 % agree. Below r 0.5, nothing.
+    error of 0.2, signs if none is wrong among the top and 90 % agree. Below r 0.5, nothing. Of a
+    sample sizes are trusted if the whole interval is below 0.2, and what it leaves open is said.
     """
     by_name = {statistic.name: statistic for statistic in statistics}
     error, r = by_name["relative error"], by_name["r"]
@@ -182,34 +210,43 @@ def verdict(counts: Counts, statistics: Sequence[Statistic], wrong: Sequence[str
         return f"Nothing to judge: {error.words.partition(': ')[2]}."
     if counts.within_noise == counts.checked:
         return "Nothing to judge: every exact effect checked is within the noise floor."
-    if not counts.complete and not counts.intervals:
+    if not counts.suffice:
         return "Too few checks for a verdict: raise sample=."
     recall = next((s for s in statistics if s.name.startswith("recall")), None)
-    judged = _trust(r.value, None if recall is None else recall.value, error.value)
+    judged, useful = _trust(r.value, None if recall is None else recall.value, error)
     agreement = by_name["sign agreement"].value
     distrusted = bool(wrong) or (agreement is not None and agreement < GOOD_SIGNS)
-    useful = judged.startswith("Trust") or judged.startswith("The estimate finds")
     if useful and distrusted:
         judged += "; do not trust single signs"
-    return f"{judged}.{_open(counts, r, error)}"
+    if not counts.complete:
+        judged = counts.so_far + judged[0].lower() + judged[1:]
+    return f"{judged}.{_open(counts, r, error)}{counts.unseen if useful else ''}"
 
 
-def _trust(r: float | None, recall: float | None, error: float) -> str:
-    about = f"the size (to {'about' if error >= 0.01 else 'within'} {max(1, round(100 * error))} %)"
-    size = error <= GOOD_ERROR
+def _trust(r: float | None, recall: float | None, error: Statistic) -> tuple[str, bool]:
+    """Return what to trust, and whether that is anything at all."""
+    off = error.value
+    assert off is not None
+    about = f"the size (to {'about' if off >= 0.01 else 'within'} {max(1, round(100 * off))} %)"
+    size, is_open = off <= GOOD_ERROR, off <= GOOD_ERROR < error.most
     if r is None:
         if size:
-            return f"Trust {about}"
-        guess = "it is no better than zero everywhere" if error >= 1 else "the sizes are off"
-        return f"Do not trust this estimate: {guess}"
+            return "The size is open" if is_open else f"Trust {about}", True
+        guess = "it is no better than zero everywhere" if off >= 1 else "the sizes are off"
+        return f"Do not trust this estimate: {guess}", False
     ranked = r >= GOOD_CORRELATION and (recall is None or recall >= GOOD_RECALL)
+    if is_open:
+        ranking = "Trust the ranking" if ranked else "Do not trust the ranking"
+        return f"{ranking}; the size is open", True
     if ranked:
-        return f"Trust the ranking and {about}" if size else "Trust the ranking, not the size"
+        said = f"Trust the ranking and {about}" if size else "Trust the ranking, not the size"
+        return said, True
     if size:
-        return f"Trust {about}, not the ranking"
+        return f"Trust {about}, not the ranking", True
     if r >= WEAK_CORRELATION:
-        return "The estimate finds strong components but misorders some: confirm with hw.Exact()"
-    return "Do not trust this estimate: use hw.Exact(), or another estimator or reference"
+        weak = "The estimate finds strong components but misorders some: confirm with hw.Exact()"
+        return weak, True
+    return "Do not trust this estimate: use hw.Exact(), or another estimator or reference", False
 
 
 def _open(counts: Counts, r: Statistic, error: Statistic) -> str:

@@ -15,6 +15,7 @@ from headwater.cli.options import (
     AsJson,
     At,
     BatchSize,
+    BatchSizeAgain,
     Components,
     Device,
     Draws,
@@ -22,16 +23,19 @@ from headwater.cli.options import (
     Layers,
     MetricName,
     ModelName,
+    MovedModel,
     Out,
     Over,
     Pairs,
     Positions,
     Progress,
     ReferenceName,
+    Run,
     Seed,
     TaskName,
     Top,
 )
+from headwater.cli.spelling import typed_words
 from headwater.cli.survey import survey
 from headwater.cli.verify import verify
 from headwater.cli.zoo import zoo
@@ -97,6 +101,7 @@ def attribute(
 ) -> None:
     """Score components: how much the metric falls when each is switched off."""
     import headwater as hw
+    from headwater.audits.adaptive import refuse_aim
     from headwater.cli import choices, show
 
     if tolerance is None and (confidence is not None or budget is not None):
@@ -104,15 +109,22 @@ def attribute(
             "--confidence and --budget are of the error bars that --tolerance asks for.\n"
             "Add for example --tolerance 0.1."
         )
-    loaded = hw.load(model, device=device, dtype=dtype)
+    confidence = 0.9 if confidence is None else confidence
+    if tolerance is not None:
+        refuse_aim(tolerance, confidence, budget)
+    # what was typed is judged before a model is loaded
+    method = choices.estimator(estimator, at)
+    parts = choices.components(components, layers, positions)
+    off = choices.reference(reference, over, seed, draws)
+    prompts = choices.task(task, metric, pairs)
     scores = hw.attribute(
-        loaded,
-        choices.task(task, metric, pairs),
-        choices.components(components, layers, positions),
-        choices.estimator(estimator, at),
-        reference=choices.reference(reference, over, seed, draws),
+        loaded := hw.load(model, device=device, dtype=dtype),
+        prompts,
+        parts,
+        method,
+        reference=off,
         tolerance=tolerance,
-        confidence=0.9 if confidence is None else confidence,
+        confidence=confidence,
         budget=budget,
         batch_size=batch_size,
         seed=seed,
@@ -121,7 +133,7 @@ def attribute(
     )
     if audit is not None:
         with scores.kept_in(out):
-            scores.audit(sample=audit, seed=seed, progress=progress)
+            scores.audit(model=loaded, sample=audit, seed=seed, progress=progress)
     _print(scores, as_json, show.attribution)
     if out is not None and not as_json:
         show.next_steps(out, audited=scores.checked is not None)
@@ -129,13 +141,11 @@ def attribute(
 
 @app.command()
 def audit(
-    run: Annotated[Path, typer.Argument(help="Folder written by `headwater attribute --out`.")],
+    run: Run,
     sample: Annotated[int, typer.Option(min=1, help="Components to check exactly.")] = 32,
     seed: Seed = 0,
     top: Top = 10,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Where the model is, if it has moved.")
-    ] = None,
+    model: MovedModel = None,
     diagnose: Annotated[
         bool, typer.Option("--diagnose", help="Flag saturation, cancellation, jumps and rounding.")
     ] = False,
@@ -143,7 +153,7 @@ def audit(
         int,
         typer.Option(min=0, help="Response curves of this many of the strongest, for the page."),
     ] = 0,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Default: as in the run.")] = None,
+    batch_size: BatchSizeAgain = None,
     device: Device = None,
     dtype: Dtype = None,
     progress: Progress = None,
@@ -178,7 +188,7 @@ app.command()(verify)
 
 @app.command()
 def page(
-    run: Annotated[Path, typer.Argument(help="Folder written by `headwater attribute --out`.")],
+    run: Run,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="File to write; default RUN/page.html.")
     ] = None,
@@ -263,7 +273,8 @@ def main() -> None:
     try:
         app()
     except HeadwaterError as error:
-        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        said = f"{type(error).__name__}: {error}"
+        typer.echo("\n".join(filter(None, [said, typed_words(said)])), err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)

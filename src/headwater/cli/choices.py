@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import Field, fields
+from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from headwater.components import SELECTORS, Selection
 from headwater.errors import UnknownOptionError, did_you_mean
@@ -45,7 +47,8 @@ def estimator(words: str, at: str = "clean") -> Estimator:
             f"--at {at!r} is unknown.{did_you_mean(at, ('clean', 'corrupted'))}\n"
             "Write --at clean or --at corrupted."
         )
-    known = {field.name: field for field in fields(kind)}
+    types = get_type_hints(kind)
+    known = {field.name: types[field.name] for field in fields(kind)}
     if at != "clean" and "at" not in known:
         having = [
             name for name, one in ESTIMATORS.items() if any(f.name == "at" for f in fields(one))
@@ -57,13 +60,18 @@ def estimator(words: str, at: str = "clean") -> Estimator:
     for option in options:
         name, equals, value = option.partition("=")
         name = name.replace("-", "_")
-        if name not in known or not equals:
+        if name not in known:
             listed = ", ".join(f"{one}=" for one in known) or "none"
             raise UnknownOptionError(
-                f"{word} has no option {option!r}.{did_you_mean(name, known)}\n"
+                f"{word} has no option {name!r}.{did_you_mean(name, known)}\n"
                 f"Write {word}:name=value; its options: {listed}."
             )
-        given[name] = _value(word, known[name], value)
+        if not equals:
+            raise UnknownOptionError(
+                f"{word}: option {name!r} has no value.\n"
+                f"Write {word}:{name}=value{_such_as(known[name])}."
+            )
+        given[name] = _value(f"{word}: {name}", known[name], value)
     return kind(**given)
 
 
@@ -76,22 +84,47 @@ def estimators(words: str) -> dict[str, Estimator]:
     return {word: estimator(word) for word in typed}
 
 
-def _value(word: str, option: Field[Any], text: str) -> Any:
-    """Return a typed option as the number, truth value or text that its field takes."""
-    truths: dict[str, Any] = {"true": True, "yes": True, "false": False, "no": False, "none": None}
-    if text.lower() in truths:
-        return truths[text.lower()]
-    for kind, name in ((int, "a whole number"), (float, "a number")):
-        if kind.__name__ not in str(option.type):
-            continue
-        try:
-            return kind(text)
-        except ValueError:
-            if "float" in str(option.type) and kind is int:
-                continue
-            if "str" not in str(option.type) and "Literal" not in str(option.type):
-                raise UnknownOptionError(f"{word}: {option.name}={text!r} is not {name}.") from None
-    return text
+TRUTHS = {"true": True, "yes": True, "on": True, "1": True}
+TRUTHS |= {"false": False, "no": False, "off": False, "0": False}
+READ = {int: "a whole number", float: "a number", str: "text"}
+"""Types that read what was typed, in words; all others know the words they take."""
+
+
+def _value(option: str, kind: Any, text: str) -> Any:
+    """Return a typed option as the type of its field takes it.
+
+    Args:
+        option: Estimator and option, for the refusal.
+        kind: The field's type; of a union, the first that takes the text.
+        text: What was typed.
+    """
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    known = {word: value for one in kinds for word, value in _words(one).items()}
+    if text.lower() in known:
+        return known[text.lower()]
+    readers = [one for one in kinds if one in READ]
+    for read in readers:
+        with suppress(ValueError):
+            return read(text)
+    wanted = [READ[one] for one in readers]
+    if known:
+        wanted.append(("one of " if len(known) > 1 else "") + ", ".join(known))
+    raise UnknownOptionError(
+        f"{option}={text!r} is not {' or '.join(wanted)}.{did_you_mean(text, known)}"
+    )
+
+
+def _such_as(kind: Any) -> str:
+    """Return the words a type takes, as the end of a sentence; empty for types that read."""
+    known = _words(kind)
+    return f", the value one of {', '.join(known)}" if known else ""
+
+
+def _words(kind: Any) -> dict[str, Any]:
+    """Return what a type takes by the word typed for it; nothing for types that read."""
+    if get_origin(kind) is Literal:
+        return {str(word): word for word in get_args(kind)}
+    return {bool: TRUTHS, NoneType: {"none": None}}.get(kind, {})
 
 
 def reference(word: str, over: str | None, seed: int, draws: int = 1) -> Reference:
@@ -162,10 +195,16 @@ def _numbers(text: str, option: str) -> list[int]:
             part.strip().partition("-") if part.strip()[:1] != "-" else (part, "", "")
         )
         try:
-            numbers += range(int(first), int(last) + 1) if dash else [int(first)]
+            ends = int(first), int(last or first)
         except ValueError:
             raise UnknownOptionError(
                 f"{option} {text!r}: {part.strip()!r} is not a number.\n"
                 "Write for example 0,2 or 0-5."
             ) from None
+        if ends[0] > ends[1]:
+            raise UnknownOptionError(
+                f"{option} {text!r}: the range {part.strip()} is reversed.\n"
+                f"Write {ends[1]}-{ends[0]}."
+            )
+        numbers += range(ends[0], ends[1] + 1)
     return numbers

@@ -51,7 +51,9 @@ def compare(
     sample: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Components to check exactly; default all, and all if exact is compared."
+            min=1,
+            help="Components to check exactly; default all, and all of an end whose exact is "
+            "compared.",
         ),
     ] = None,
     top: Top = 10,
@@ -67,22 +69,25 @@ def compare(
     import headwater as hw
     from headwater.cli import choices, show
 
+    # what was typed is judged before a model is loaded
+    methods = choices.estimators(estimators)
+    parts = choices.components(components, layers, positions)
+    off = choices.reference(reference, over, seed, draws)
+    prompts = choices.task(task, metric, pairs)
     found = hw.compare(
         hw.load(model, device=device, dtype=dtype),
-        choices.task(task, metric, pairs),
-        choices.components(components, layers, positions),
-        choices.estimators(estimators),
-        reference=choices.reference(reference, over, seed, draws),
+        prompts,
+        parts,
+        methods,
+        reference=off,
         sample=sample,
         top=top,
         batch_size=batch_size,
         seed=seed,
         progress=progress,
+        out=out,
     )
-    page = None
-    if out is not None:
-        found.save(out)
-        page = found.page(out / "page.html")
+    page = None if out is None else found.page(out / "page.html")
     if as_json:
         typer.echo(json.dumps(found.to_dict()))
         return

@@ -36,13 +36,16 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to save th
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default the model's.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float64 (true float64), ...")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Most pairs in one forward.")]
+BatchSizeAgain = Annotated[int | None, typer.Option(min=1, help="Default: as in the run.")]
+Run = Annotated[Path, typer.Argument(help="Folder written by `headwater attribute --out`.")]
+MovedModel = Annotated[
+    str | None, typer.Option("--model", "-m", help="Where the model is, if it has moved.")
+]
 Seed = Annotated[int, typer.Option(help="Seeds whatever draws random numbers.")]
 Progress = Annotated[
     bool | None, typer.Option("--progress/--no-progress", help="Default: a bar on a terminal.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
-
 At = Annotated[str, typer.Option(help="End of the path: clean or corrupted.")]
 ReferenceName = Annotated[
     str,

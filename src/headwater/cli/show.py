@@ -10,8 +10,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from headwater.audits.comparison import COLUMNS, cell
-
 if TYPE_CHECKING:
     from headwater.attribution import Attribution
     from headwater.audits.comparison import Comparison
@@ -40,6 +38,8 @@ def attribution(scores: Attribution) -> None:
         console.print(f"strongest {SHOWN} of {count:,} components", highlight=False)
     console.print(_strongest(scores))
     console.print(f"\n{scores.stability()}", highlight=False, markup=False)
+    if sums := scores.sums():
+        console.print(sums, highlight=False, markup=False)
     for sentence in (said := scores.said_of_truth()):
         console.print(escape(sentence), highlight=False)
     if scores.checked is not None:
@@ -82,11 +82,10 @@ def comparison(found: Comparison) -> None:
     console.print(f"[bold]{escape(found.title)}[/]\n")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("estimator", overflow="fold")
-    for heading in ("F", "B", *found.headings()):
+    for heading in found.headings():
         table.add_column(heading, justify="right", no_wrap=True)
     for row in found.rows:
-        figures = (cell(row.figures[name]) for name in COLUMNS)
-        table.add_row(escape(row.name), f"{row.forwards:.3g}", f"{row.backwards:.3g}", *figures)
+        table.add_row(escape(row.name), *found.cells(row))
     console.print(table)
     console.print(f"\n{found.checked_words()}", highlight=False, style="dim")
     for place, sentence in enumerate(found.advice):

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from headwater.cli.options import (
+    AsJson,
+    BatchSizeAgain,
+    Device,
+    MovedModel,
+    Progress,
+    Run,
+    Seed,
+)
+
 
 def verify(
-    run: Annotated[Path, typer.Argument(help="Folder written by `headwater attribute --out`.")],
+    run: Run,
     theta: Annotated[
         float, typer.Option(help="The smallest effect that matters, in units of the metric.")
     ],
@@ -25,16 +34,12 @@ def verify(
             help="Bound mean |effect| or |mean effect|; default what the scores estimate.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seeds the random subsets.")] = 0,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Where the model is, if it has moved.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Default: as in the run.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
-    progress: Annotated[
-        bool | None, typer.Option("--progress/--no-progress", help="Default: a bar on a terminal.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    seed: Seed = 0,
+    model: MovedModel = None,
+    batch_size: BatchSizeAgain = None,
+    device: Device = None,
+    progress: Progress = None,
+    as_json: AsJson = False,
 ) -> None:
     """Check components exactly until no other one can reach theta, or the budget ends.
 

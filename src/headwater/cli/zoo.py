@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
+from headwater.cli.options import AsJson
+
 
 def zoo(
     name: Annotated[
         str | None,
         typer.Argument(help="A ground-truth model, such as saturated-softmax; all if left out."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print every number as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show models with known answers: which estimators are right, which wrong, by how much.
 

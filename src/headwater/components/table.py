@@ -115,6 +115,11 @@ class ComponentTable(Sequence[Component]):
             for slot, position in enumerate(group.positions or (None,)):
                 if position in places:
                     name = group.component(slot * group.count).name
+                    if position in (group.positions or ())[:slot]:
+                        raise GateError(
+                            f"position {position} is given twice, and with it {name!r}.\n"
+                            "Give each position once, such as 0,-1."
+                        )
                     raise GateError(
                         f"component {name!r} is selected twice.\n"
                         "Select each kind once: hw.nodes() already holds tokens, heads and MLPs."

@@ -4,20 +4,22 @@ Along a path on which some gates move together, the slopes integrate to the chan
 (fundamental theorem of calculus), on the whole path and on every piece of it. So each piece has a
 gap of its own that costs one run to know, and pieces with too large a gap are halved. At a jump
 (hard routing) slopes never see the change: the piece that holds it keeps its gap however short it
-is, which is reported and never called converged.
+is, which is reported and never called converged. Rounding keeps a gap, too, and in every piece:
+halving ends where it no longer shrinks a gap that rounding could make.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from headwater.estimators.quadrature import Panel, Rule
-from headwater.gates import GatedFunction, Move
+from headwater.gates import GatedFunction, ModelGates, Move
 
 Piece = tuple[tuple[int, ...], Panel, Mapping[float, Tensor]]
 """Columns that move together, a piece of their path, and the metric [batch] where pieces meet."""
@@ -26,8 +28,12 @@ SHORTEST = 2.0**-16
 """A piece of this length that still has a gap holds a jump."""
 MOST_PANELS = 128
 """Pieces of one path; beyond them the integral is given up, and it says so."""
-ROUNDINGS = 1000.0
-"""Roundings of the metric up to which a gap at a short piece is no jump."""
+ROUNDINGS = 32.0
+"""Roundings up to which a gap may be nothing else. One rounding is the dtype's eps times the size
+of what is summed; with nothing else to see, gaps of small models are 1 to 12 of them."""
+SHRUNK = 0.25
+"""Share of a gap that a half may keep to be worth halving again; smooth slopes leave an eighth or
+less (the midpoint rule), rounding all of it."""
 
 
 @dataclass
@@ -52,9 +58,16 @@ class _Path:
     done: list[tuple[Panel, Tensor, Tensor]] = field(default_factory=list)
     """Finished pieces: integral [batch, index] and gap [batch]."""
     open: list[Panel] = field(default_factory=lambda: [Panel()])
-    short: dict[Panel, float] = field(default_factory=dict)
-    """The gaps of pieces that are too short to be halved once more."""
-    given_up: bool = False
+    before: dict[Panel, float] = field(default_factory=dict)
+    """The gap of the piece that a piece is half of."""
+
+    def rounding(self, precision: torch.dtype) -> float:
+        """Return the largest gap that rounding could make; no piece may be open."""
+        ends = torch.stack([self.edges[0.0], self.edges[1.0]])
+        scores = torch.stack([integral for _, integral, _ in self.done]).sum(0)
+        # terms that cancel round as what they are, not as what is left of them
+        size = max(_size(ends), _size(scores.abs().sum(1)))
+        return ROUNDINGS * torch.finfo(precision).eps * size
 
 
 def integrate(
@@ -75,6 +88,8 @@ def integrate(
         One integral a family. Its gap sums what its pieces miss.
     """
     rest = function.value()
+    # what a model returns is wider than what it computes in
+    precision = function.model.dtype if isinstance(function, ModelGates) else rest.dtype
     closed = function.moved([Move(columns, 1.0) for columns in families])
     paths = [
         _Path(columns, {0.0: rest, 1.0: end}) for columns, end in zip(families, closed, strict=True)
@@ -83,8 +98,8 @@ def integrate(
         _measure(function, paths, rule)
         if tolerance is None:
             break
-        _refine(function, paths, tolerance)
-    return [_integral(path, tolerance) for path in paths]
+        _refine(function, paths, tolerance, precision)
+    return [_integral(path, tolerance, precision) for path in paths]
 
 
 def integrals(
@@ -123,56 +138,80 @@ def _measure(function: GatedFunction, paths: Sequence[_Path], rule: Rule) -> Non
         path.open = []
 
 
-def _refine(function: GatedFunction, paths: Sequence[_Path], tolerance: float) -> None:
+def _refine(
+    function: GatedFunction, paths: Sequence[_Path], tolerance: float, precision: torch.dtype
+) -> None:
     """Halve the pieces with the largest gaps until the rest together is within tolerance."""
-    halved = [(path, panel) for path in paths for panel in _too_coarse(path, tolerance)]
+    halved = [(path, panel) for path in paths for panel in _too_coarse(path, tolerance, precision)]
     middles = function.moved([Move(path.columns, panel.middle) for path, panel in halved])
     for (path, panel), value in zip(halved, middles, strict=True):
         path.edges[panel.middle] = value
         path.open += panel.halves()
 
 
-def _too_coarse(path: _Path, tolerance: float) -> list[Panel]:
+def _too_coarse(path: _Path, tolerance: float, precision: torch.dtype) -> list[Panel]:
     """Take out of a path the pieces to be halved: the largest gaps beyond the tolerance."""
-    by_gap = sorted(path.done, key=lambda piece: float(piece[2].abs().max()))
-    kept, halved, total = [], [], 0.0
-    for piece in by_gap:
-        panel, _, gap = piece
-        total += float(gap.abs().max())
-        if total <= tolerance:
-            kept.append(piece)
-        elif panel.width <= SHORTEST:
-            path.short[panel] = float(gap.abs().max())
-            kept.append(piece)
-        elif len(kept) + 2 * len(halved) >= MOST_PANELS:
-            path.given_up = True
-            kept.append(piece)
-        else:
-            halved.append(panel)
-    path.done = kept
+    rounding = path.rounding(precision)
+    pieces = sorted(path.done, key=lambda piece: _size(piece[2]))
+    together = accumulate(_size(gap) for _, _, gap in pieces)
+    within = sum(total <= tolerance for total in together)
+    # a round takes at most half of the pieces that are left: where they run out, the largest gap
+    # can still be halved again and again
+    room = (MOST_PANELS - len(pieces) + 1) // 2
+    coarse = [
+        (panel, _size(gap))
+        for panel, _, gap in reversed(pieces[within:])
+        if panel.width > SHORTEST and not _is_stuck(path, panel, _size(gap), rounding)
+    ][:room]
+    halved = [panel for panel, _ in coarse]
+    path.done = [piece for piece in pieces if piece[0] not in halved]
+    path.before |= {half: size for panel, size in coarse for half in panel.halves()}
     return halved
 
 
-def _integral(path: _Path, tolerance: float | None) -> Integral:
+def _is_stuck(path: _Path, panel: Panel, size: float, rounding: float) -> bool:
+    """Whether halving did not shrink a gap that may be rounding."""
+    before = path.before.get(panel)
+    return before is not None and before <= rounding and size > SHRUNK * before
+
+
+def _integral(path: _Path, tolerance: float | None, precision: torch.dtype) -> Integral:
     score = torch.stack([integral for _, integral, _ in path.done]).sum(0)
     gap = torch.stack([gap for _, _, gap in path.done]).sum(0)
-    return Integral(score, gap, "" if tolerance is None else _problem(path, gap, tolerance))
+    problem = "" if tolerance is None else _problem(path, gap, tolerance, precision)
+    return Integral(score, gap, problem)
 
 
-def _problem(path: _Path, gap: Tensor, tolerance: float) -> str:
-    largest = float(gap.abs().max())
-    ends = torch.stack([path.edges[0.0], path.edges[1.0]])
-    rounding = ROUNDINGS * torch.finfo(ends.dtype).eps * float(ends.abs().max())
-    jumps = sorted({1 - panel.middle for panel, size in path.short.items() if size > rounding})
-    if jumps:
-        places = ", ".join(f"{place:.3g}" for place in jumps[:3])
+def _problem(path: _Path, gap: Tensor, tolerance: float, precision: torch.dtype) -> str:
+    rounding = path.rounding(precision)
+    jumps = {
+        1 - panel.middle: _size(missed)
+        for panel, _, missed in path.done
+        if panel.width <= SHORTEST and _size(missed) > rounding
+    }
+    # asked first: jumps up and down may cancel in the sum, and no slope has seen either
+    if sum(jumps.values()) > tolerance:
+        places = ", ".join(f"{place:.3g}" for place in sorted(jumps)[:3])
         return (
             f"the metric jumps near gate {places}, where no slope sees it (hard routing, ties): "
-            f"not converged, the gap stays {largest:.2g}. Use hw.Exact() there."
+            f"not converged, a gap of {max(jumps.values()):.2g} stays. Use hw.Exact() there."
         )
-    if path.short or path.given_up:
+    if _size(gap) <= tolerance:
+        return ""
+    said = f"not converged to {tolerance:g}: the gap is up to {_size(gap):.2g} on a pair"
+    wider = "float64" if precision == torch.float32 else "float32"
+    if precision != torch.float64 and all(_size(missed) <= rounding for *_, missed in path.done):
+        name = str(precision).removeprefix("torch.")
         return (
-            f"not converged to {tolerance:g}: the gap is {largest:.2g} after {len(path.done)} "
-            "pieces. Raise tolerance=, compute in dtype='float64', or use hw.Exact()."
+            f"{said}, which rounding in {name} alone can make. Compute in dtype='{wider}', or "
+            "raise tolerance=."
         )
-    return ""
+    return (
+        f"{said} after {len(path.done)} pieces. Raise tolerance=, compute in dtype='float64', or "
+        "use hw.Exact()."
+    )
+
+
+def _size(gap: Tensor) -> float:
+    """Return the largest on any example."""
+    return float(gap.abs().max())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from headwater.errors import GateError
 from headwater.estimators.attention_fix import Fixed
-from headwater.estimators.estimator import Estimator
+from headwater.estimators.choices import refuse_unswitched
+from headwater.estimators.estimator import ALONE, Estimator
 from headwater.estimators.gradient import Gradient, refuse_stationary
-from headwater.gates import ATTENTION, DROPS, GatedFunction, Linearized, Slopes
+from headwater.gates import ATTENTION, DROPS, Family, GatedFunction, Linearized, Replaced, Slopes
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,18 @@ class AtPStar(Estimator):
 
     name: ClassVar[str] = "atp-star"
 
+    def __post_init__(self) -> None:
+        refuse_unswitched(self, "queries", "keys", "grad_drop")
+
     @property
     def estimand(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The intervention this estimates, in words."""
-        alone = "each component alone, by intervention"
-        return f"{alone}, as a magnitude: mean over pairs of |effect|" if self.grad_drop else alone
+        return f"{ALONE}, as a magnitude: mean over pairs of |effect|" if self.grad_drop else ALONE
+
+    @property
+    def leaves_one_out(self) -> bool:
+        """True: magnitudes are sizes of such effects."""
+        return True
 
     @property
     def magnitudes(self) -> bool:
@@ -85,32 +93,39 @@ class AtPStar(Estimator):
                 "GradDrop holds one layer constant and looks at the others, but this model has "
                 f"{linear.depth} layer.\nWrite hw.AtPStar(grad_drop=False)."
             )
-        fixes = [
+        # made one by one where they are used: each holds rows of attention in float64
+        fixes = (
             (part, Fixed(linear.rows[part.layer], part))
             for part in linear.replaced
             if (self.queries if part.kind == "query" else self.keys)
-        ]
+        )
+        return _counted(linear, tuple(fixes)) if self.grad_drop else _effects(linear.slopes, fixes)
 
-        def effects(slopes: Slopes) -> Float[Tensor, "batch component"]:
-            scores = slopes.gates.clone()
-            for part, fixed in fixes:
-                slope = slopes.patterns.get(part.layer)
-                scores[:, part.columns] = 0 if slope is None else fixed.effects(slope).to(scores)
-            return scores
-
-        plain = effects(linear.slopes)
-        return self._counted(plain, linear, effects) if self.grad_drop else plain
-
-    def _counted(self, plain: Tensor, linear: Linearized, effects) -> Tensor:
-        """Return the mean magnitude over dropped layers, with the plain effect's sign."""
-        total = torch.zeros_like(plain)
-        for layer in range(linear.depth):
-            total += effects(linear.dropped(layer)).abs()
-        terms = torch.tensor(linear.survivals, device=total.device, dtype=total.dtype)
-        magnitude = total / terms
-        # an effect that cancels exactly has no sign of its own: it counts as support
-        return torch.where(plain < 0, -magnitude, magnitude)
-
-    def forwards(self, shares: Sequence[float]) -> float:
+    def forwards(self, families: Sequence[Family]) -> float:
         """One run, whose graph serves every backward."""
         return 1.0
+
+
+def _effects(
+    slopes: Slopes, fixes: Iterable[tuple[Replaced, Fixed]]
+) -> Float[Tensor, "batch component"]:
+    """Return first-order effects, those of replaced queries and keys through their softmax."""
+    scores = slopes.gates.clone()
+    for part, fixed in fixes:
+        slope = slopes.patterns.get(part.layer)
+        scores[:, part.columns] = 0 if slope is None else fixed.effects(slope).to(scores)
+    return scores
+
+
+def _counted(
+    linear: Linearized, fixes: Sequence[tuple[Replaced, Fixed]]
+) -> Float[Tensor, "batch component"]:
+    """Return the mean magnitude over dropped layers, with the plain effect's sign."""
+    plain = _effects(linear.slopes, fixes)
+    total = torch.zeros_like(plain)
+    for layer in range(linear.depth):
+        total += _effects(linear.dropped(layer), fixes).abs()
+    terms = torch.tensor(linear.survivals, device=total.device, dtype=total.dtype)
+    magnitude = total / terms
+    # an effect that cancels exactly has no sign of its own: it counts as support
+    return torch.where(plain < 0, -magnitude, magnitude)

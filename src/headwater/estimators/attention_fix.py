@@ -84,23 +84,22 @@ class KeyRows:
     """
 
     def __init__(self, rows: AttentionRows, replaced: Rows) -> None:
-        self._scores = _wide(rows.scores)
-        sinks = None if rows.sinks is None else _wide(rows.sinks).expand_as(self._scores[..., :1])
-        self._sinks = sinks
-        self._others = _without_own(self._scores, sinks)
-        before = torch.sigmoid(self._scores - self._others)
-        after = torch.sigmoid(_wide(replaced) - self._others)
-        self._lost = before - after
-        self._dtype = rows.scores.dtype
+        # kept as they are and widened at each use: GradDrop keeps the rows of every layer at once
+        self._scores = rows.scores
+        scores = _wide(rows.scores)
+        sinks = None if rows.sinks is None else _wide(rows.sinks).expand_as(scores[..., :1])
+        self._others = _without_own(scores, sinks)
+        before = torch.sigmoid(scores - self._others)
+        self._lost = before - torch.sigmoid(_wide(replaced) - self._others)
 
     def lost(self, slope: Rows) -> Float[Tensor, "batch head key"]:
         """Return what the metric loses by each key's replacement, summed over the queries."""
-        slope = _wide(slope)
+        scores, slope = _wide(self._scores), _wide(slope)
         # a mean over the others of numbers of either sign, each part in logarithms
-        up = _without_own(self._scores + slope.clamp(min=0).log(), None)
-        down = _without_own(self._scores + (-slope).clamp(min=0).log(), None)
+        up = _without_own(scores + slope.clamp(min=0).log(), None)
+        down = _without_own(scores + (-slope).clamp(min=0).log(), None)
         mean = (up - self._others).exp() - (down - self._others).exp()
-        return (self._lost * (slope - mean)).sum(2).to(self._dtype)
+        return (self._lost * (slope - mean)).sum(2).to(self._scores.dtype)
 
 
 def _without_own(scores: Rows, sinks: Tensor | None) -> Rows:

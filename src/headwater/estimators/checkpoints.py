@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,8 +64,11 @@ class Checkpoints:
         said = {"settings": json.dumps(self.settings)}
         write_atomically(self.path, lambda there: save_file(tensors, there, metadata=said))
 
-    def read(self) -> dict[str, Tensor] | None:
+    def read(self, names: Collection[str]) -> dict[str, Tensor] | None:
         """Return the state saved; None if there is none yet.
+
+        Args:
+            names: Of the tensors that a state has.
 
         Raises:
             RunFolderError: If the file is broken, or of other settings or another function.
@@ -76,13 +80,26 @@ class Checkpoints:
                 there = json.loads((file.metadata() or {})["settings"])
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise RunFolderError(
-                f"{self.path} is no checkpoint this release can read: {error}.\n"
-                "Delete it to train from the start, or choose another folder."
-            ) from error
+            raise self._unreadable(str(error)) from error
         self._refuse_other(there)
+        self._refuse_incomplete(state, {*names, *(f"end.{end}" for end in ENDS)})
         self._refuse_moved(state)
         return state
+
+    def _unreadable(self, problem: str) -> RunFolderError:
+        return RunFolderError(
+            f"{self.path} is no checkpoint this release can read: {problem}.\n"
+            "Delete it to train from the start, or choose another folder."
+        )
+
+    def _refuse_incomplete(self, state: dict[str, Tensor], names: set[str]) -> None:
+        lists = (
+            ("lacks", sorted(names - state.keys())),
+            ("holds the unknown", sorted(state.keys() - names)),
+        )
+        problems = [f"it {verb} {', '.join(differing)}" for verb, differing in lists if differing]
+        if problems:
+            raise self._unreadable(" and ".join(problems))
 
     def _refuse_other(self, there: dict[str, Any]) -> None:
         now = json.loads(json.dumps(self.settings))

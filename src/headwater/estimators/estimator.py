@@ -9,7 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headwater.estimators.trained_circuit import TrainedCircuit
-from headwater.gates import End, GatedFunction, lacking
+from headwater.gates import End, Family, GatedFunction, lacking
+
+ALONE = "each component alone, by intervention"
+"""The estimand of most: the effect of one gate, `f(1) - f(1 - e_i)`, which audits perform."""
+TOGETHER = "all components together, split among them (Aumann-Shapley)"
+"""The estimand along the joint path, on which every gate closes: shares of `f(1) - f(0)`."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,11 @@ class Estimator(ABC):
         return Estimate(self.scores(function))
 
     @property
+    def leaves_one_out(self) -> bool:
+        """Whether the estimand is the effect of each component alone, as an audit performs it."""
+        return self.estimand == ALONE
+
+    @property
     def uses_slopes(self) -> bool:
         """Whether scores are made of the metric's slopes, and doubtful where slopes are."""
         return True
@@ -96,12 +106,26 @@ class Estimator(ABC):
         return False
 
     @abstractmethod
-    def forwards(self, shares: Sequence[float]) -> float:
-        """Return the forwards a pair this takes beyond the reference's run.
+    def forwards(self, families: Sequence[Family]) -> float:
+        """Return the forwards a pair that attributing a model takes beyond the reference's run.
+
+        One is a run of the whole model over one prompt, differentiated or not; a run from layer l
+        of L counts (L - l) / L, as in `Cost`. The clean run that the metric's value is read from is
+        among them. Where what is found decides how many, these are the most.
 
         Args:
-            shares: For each component, the share of a forward that one exact effect costs.
+            families: The components, those of one kind and layer together; each knows the share
+                of a forward that a run costs in which only its components are moved.
         """
+
+    def __str__(self) -> str:
+        """Return it as it is written in Python, without the options that are at their default."""
+        options = ", ".join(
+            f"{entry.name}={getattr(self, entry.name)!r}"
+            for entry in fields(self)
+            if getattr(self, entry.name) != entry.default
+        )
+        return f"{type(self).__name__}({options})"
 
     def check(self, function: GatedFunction) -> None:
         """Refuse a gated function that lacks a capability this estimator names.

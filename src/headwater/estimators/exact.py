@@ -7,8 +7,9 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from headwater.estimators.estimator import Estimate, Estimator
-from headwater.gates import End, GatedFunction
+from headwater.estimators.choices import ENDS, refuse_unknown
+from headwater.estimators.estimator import ALONE, Estimate, Estimator
+from headwater.gates import End, Family, GatedFunction
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,10 @@ class Exact(Estimator):
     """`"clean"`: leave one out. `"corrupted"`: add one in, needs `reference=hw.Corrupted()`."""
 
     name: ClassVar[str] = "exact"
-    estimand: ClassVar[str] = "each component alone, by intervention"
+    estimand: ClassVar[str] = ALONE
+
+    def __post_init__(self) -> None:
+        refuse_unknown(self, ENDS)
 
     @property
     def end(self) -> End:
@@ -46,6 +50,6 @@ class Exact(Estimator):
         """Return exact effects, and that they are."""
         return Estimate(self.scores(function), exact=tuple(range(len(function.names))))
 
-    def forwards(self, shares: Sequence[float]) -> float:
+    def forwards(self, families: Sequence[Family]) -> float:
         """One run at rest, then one from its layer on for each component."""
-        return 1.0 + (self.at == "corrupted") + sum(shares)
+        return 1.0 + (self.at == "corrupted") + sum(family.one_by_one for family in families)

@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headwater.errors import StationaryMetricError
-from headwater.estimators.estimator import Estimator
-from headwater.gates import End, GatedFunction, refuse_flat
+from headwater.estimators.choices import ENDS, refuse_unknown
+from headwater.estimators.estimator import ALONE, Estimator
+from headwater.gates import End, Family, GatedFunction, refuse_flat
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,10 @@ class Gradient(Estimator):
     `reference=hw.Corrupted()`."""
 
     name: ClassVar[str] = "gradient"
-    estimand: ClassVar[str] = "each component alone, by intervention"
+    estimand: ClassVar[str] = ALONE
+
+    def __post_init__(self) -> None:
+        refuse_unknown(self, ENDS)
 
     @property
     def end(self) -> End:
@@ -53,7 +57,7 @@ class Gradient(Estimator):
             (gradient,) = torch.autograd.grad(value.sum(), m)
         return gradient[0]
 
-    def forwards(self, shares: Sequence[float]) -> float:
+    def forwards(self, families: Sequence[Family]) -> float:
         """One run, differentiated; at the corrupted end one more for the clean values."""
         return 1.0 + (self.at == "corrupted")
 
@@ -68,6 +72,7 @@ def refuse_stationary(function: GatedFunction, end: End) -> None:
         raise StationaryMetricError(
             "the metric is the KL divergence to the clean run: at the clean end it is at its "
             "maximum, so every gradient there is exactly 0.\n"
-            'Use hw.Exact(), hw.IntegratedGradients(), hw.Gradient(at="corrupted"), or another '
-            "metric such as hw.logit_diff()."
+            "Use hw.SecondOrder(), which takes the curvature there, hw.Exact(), "
+            'hw.IntegratedGradients(), hw.Gradient(at="corrupted"), or another metric such as '
+            "hw.logit_diff()."
         )

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from headwater.errors import UnknownOptionError
 from headwater.estimators.adaptive import Integral, integrate
-from headwater.estimators.choices import refuse_unknown
-from headwater.estimators.estimator import Estimate, Estimator, Gaps
+from headwater.estimators.choices import is_number, refuse_below, refuse_unknown
+from headwater.estimators.estimator import ALONE, TOGETHER, Estimate, Estimator, Gaps
 from headwater.estimators.quadrature import Rule, RuleName
 from headwater.gates import INPUT_PATH, Family, GatedFunction
 
@@ -26,9 +26,9 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 _ESTIMANDS: dict[PathName, str] = {
-    "component": "each component alone, by intervention",
+    "component": ALONE,
     "family": "all components of one kind and layer together, split among them",
-    "joint": "all components together, split among them (Aumann-Shapley)",
+    "joint": TOGETHER,
     "inputs": "none of its own: the layer-0 input moves, no component is switched off",
 }
 
@@ -78,15 +78,12 @@ class IntegratedGradients(Estimator):
 
     def __post_init__(self) -> None:
         refuse_unknown(self, _CHOICES)
-        if type(self.steps) is not int or self.steps < 1:
+        refuse_below(self, "steps", 1, example=8, why="they are the points of the integral")
+        if self.tolerance is not None and not (is_number(self.tolerance) and self.tolerance > 0):
             raise UnknownOptionError(
-                f"steps={self.steps!r}: integrating needs a whole number of points, at least one.\n"
-                "Type steps=8."
-            )
-        if self.tolerance is not None and not self.tolerance > 0:
-            raise UnknownOptionError(
-                f"tolerance={self.tolerance} is not above 0: no sum of finitely many points is "
-                "exact.\nType a gap you accept in units of the metric, such as tolerance=0.01."
+                f"tolerance={self.tolerance!r} is no number above 0: no sum of finitely many "
+                "points is exact.\nType a gap you accept in units of the metric, such as "
+                "tolerance=0.01."
             )
         if self.tolerance is not None and self.rule == "left":
             raise UnknownOptionError(
@@ -139,12 +136,12 @@ class IntegratedGradients(Estimator):
         families = self._families(function)
         rule = Rule.of(self.rule, self.steps)
         found = integrate(function, [f.columns for f in families], rule, self.tolerance)
-        gradient = function.gates()[0].zero_()
+        scores = function.gates()[0].zero_()
         for family, integral in zip(families, found, strict=True):
-            gradient[:, list(family.columns)] = integral.score.to(gradient)
+            scores[:, list(family.columns)] = integral.score.to(scores)
         names = tuple(family.name for family in families)
         gaps = torch.stack([integral.gap for integral in found], 1)
-        return Estimate(gradient, gaps=Gaps(names, gaps), notes=_unfinished(names, found))
+        return Estimate(scores, gaps=Gaps(names, gaps), notes=_unfinished(names, found))
 
     def _families(self, function: GatedFunction) -> Sequence[Family]:
         if self.path == "component":
@@ -166,15 +163,22 @@ class IntegratedGradients(Estimator):
         scores, gap = torch.stack(gradients).sum(0), torch.stack(own).sum(0) - path.change
         return Estimate(scores, gaps=Gaps(("layer-0 input (quadrature only)",), gap[:, None]))
 
-    def forwards(self, shares: Sequence[float]) -> float:
-        """Runs beyond the reference's: by path, from a component's layer on."""
+    def forwards(self, families: Sequence[Family]) -> float:
+        """One run at rest, then the points of each path, each run from the path's layer on.
+
+        With `tolerance=` at least: pieces that are halved come on top.
+        """
         if self.path == "inputs":
-            return 1.0 + self.steps * (2 if self.increments == "path" else 1)
-        if self.path == "joint":
-            return 2.0 + self.steps
-        # one run at rest and one with the family closed, for the gap
-        sets = list(shares) if self.path == "component" else sorted(set(shares))
-        return 1.0 + sum(sets) * (self.steps + 1)
+            # the input of the corrupted prompts is known already where tokens are scored
+            ends = 1.0 + all(family.kind != "token" for family in families)
+            return ends + (1.0 + 2 * self.steps if self.increments == "path" else self.steps)
+        if self.path == "component":
+            paths = sum(family.one_by_one for family in families)
+        elif self.path == "joint":
+            paths = max(family.share for family in families)
+        else:
+            paths = sum(family.share for family in families)
+        return 1.0 + paths * (self.steps + 1)  # and one with the path's gates closed, for the gap
 
 
 def _unfinished(names: Sequence[str], found: Sequence[Integral]) -> tuple[str, ...]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,7 +19,7 @@ from headwater.errors import GateError, NonFiniteError, UnknownOptionError
 from headwater.estimators.checkpoints import Checkpoints
 from headwater.estimators.hard_concrete import GATES
 from headwater.gates import GatedFunction
-from headwater.progress import progress_bar
+from headwater.progress import log, progress_bar
 
 if TYPE_CHECKING:
     from headwater.estimators.trained_mask import TrainedMask
@@ -35,12 +36,17 @@ ASCENT = 0.3
 """Share of the learning rate at which the multipliers rise: as fast as the gates they overshoot."""
 STILL = 0.02
 """A mean loss that moves by no more than this (1: everything closed) has not changed."""
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What Adam keeps of each tensor it has moved."""
 EDGE = 1e-6
 """Noise is kept this far from 0 and 1, where its logit is infinite."""
 
 
 class Rounds:
-    """Every batch of a task, over and over in the same order, with the metric at both ends."""
+    """Every batch of a task, over and over in the same order, with the metric at both ends.
+
+    Batches are seen from the clean end, whichever they come from.
+    """
 
     def __init__(self, functions: Iterable[GatedFunction]) -> None:
         self._functions = functions
@@ -48,7 +54,7 @@ class Rounds:
         self.open: list[Float[Tensor, " batch"]] = []
         self.closed: list[Float[Tensor, " batch"]] = []
         with torch.no_grad():
-            for function in functions:
+            for function in self._anew():
                 gates = function.gates()
                 self.open.append(function(gates)[0])
                 self.closed.append(function(torch.zeros_like(gates))[0])
@@ -67,7 +73,10 @@ class Rounds:
 
     def __iter__(self) -> Iterator[GatedFunction]:
         """Yield each batch once."""
-        yield from self._functions if self._held is None else self._held
+        yield from self._anew() if self._held is None else self._held
+
+    def _anew(self) -> Iterator[GatedFunction]:
+        return (function.at("clean") for function in self._functions)
 
     def after(self, steps: int) -> Iterator[tuple[int, GatedFunction]]:
         """Yield number and batch without end, from where `steps` steps have led."""
@@ -102,14 +111,26 @@ class State:
         location = torch.full((count,), start, requires_grad=True, **like)
         multipliers = torch.zeros(2, requires_grad=True, **like)
         rate = settings.learning_rate
-        rising = {"params": [multipliers], "lr": ASCENT * rate, "maximize": True}
+        learned: list[dict[str, Any]] = [{"params": [location]}]
+        if settings.sparsity is not None:
+            learned.append({"params": [multipliers], "lr": ASCENT * rate, "maximize": True})
         return State(
             location=location,
             multipliers=multipliers,
-            optimizer=torch.optim.Adam([{"params": [location]}, rising], lr=rate),
+            optimizer=torch.optim.Adam(learned, lr=rate),
             generator=torch.Generator().manual_seed(settings.seed),
             kept=torch.ones(count, dtype=torch.bool),
         )
+
+    @property
+    def learned(self) -> list[Tensor]:
+        """What the optimizer moves: the location, and the multipliers if there is a target."""
+        return [tensor for group in self.optimizer.param_groups for tensor in group["params"]]
+
+    def names(self) -> set[str]:
+        """Return the names that `tensors` has from the first step on."""
+        moments = {f"adam.{i}.{one}" for i in range(len(self.learned)) for one in MOMENTS}
+        return self.tensors().keys() | moments
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state as tensors on the CPU, to be saved."""
@@ -167,7 +188,7 @@ class Training:
         self.scale = self._scale()
         self.state = State.new(settings, self.rounds.first)
         self.checkpoints = Checkpoints.of(settings, self.rounds)
-        saved = None if self.checkpoints is None else self.checkpoints.read()
+        saved = None if self.checkpoints is None else self.checkpoints.read(self.state.names())
         if saved is not None:
             self.state.restore(saved)
 
@@ -177,7 +198,7 @@ class Training:
         total = (settings.steps - state.step) * self.rounds.pairs / len(self.rounds)
         title = f"training a mask over {len(self.names):,} components"
         losses: list[float] = []
-        with progress_bar(title, total, show=progress) as advance:
+        with self._resumable(), progress_bar(title, total, show=progress) as advance:
             for number, function in self.rounds.after(state.step):
                 if state.done or state.step >= settings.steps:
                     break
@@ -190,6 +211,22 @@ class Training:
                     losses = []
                     if self.checkpoints is not None:
                         self.checkpoints.write(state.tensors())
+
+    @contextmanager
+    def _resumable(self) -> Iterator[None]:
+        """Say, when interrupted, that nothing is lost but the steps since the last check."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if self.checkpoints is not None and self.checkpoints.path.exists():
+                log.warning(
+                    "the mask after %s of at most %s steps is kept in %s: type the same again to "
+                    "go on from there.",
+                    f"{self.state.step - self.state.step % CHECK:,}",
+                    f"{self.settings.steps:,}",
+                    self.checkpoints.path,
+                )
+            raise
 
     @torch.no_grad()
     def open_share(self) -> Float[Tensor, " component"]:
@@ -234,10 +271,7 @@ class Training:
             loss = errors.sum() * len(self.rounds) / self.rounds.pairs / self.scale
             objective = loss + self._penalty()
             state.optimizer.zero_grad()
-            leaves = [state.location]
-            if self.settings.sparsity is not None:
-                leaves.append(state.multipliers)
-            objective.backward(inputs=leaves)
+            objective.backward(inputs=state.learned)
         reached = float(loss.detach())
         state.optimizer.step()
         if not bool(torch.isfinite(state.location).all()):

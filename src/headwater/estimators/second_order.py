@@ -1,25 +1,37 @@
 """Second order at one point: what one gate does alone, with its own curvature."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from headwater.errors import MissingCapabilityError, UnknownOptionError
-from headwater.estimators.draws import generator
-from headwater.estimators.estimator import Estimate, Estimator
-from headwater.gates import End, GatedFunction
+from headwater.errors import MissingCapabilityError
+from headwater.estimators.choices import ENDS, refuse_below, refuse_unknown
+from headwater.estimators.draws import RunningMean, generator
+from headwater.estimators.estimator import ALONE, Estimate, Estimator
+from headwater.gates import End, Family, GatedFunction
 
 Product = Callable[[Float[Tensor, "batch component"]], Float[Tensor, "batch component"]]
 """The Hessian in gate space times a vector, for each example."""
 
 _UNDERIVED = ("derivative for", "twice", "once_differentiable", "double backward")
 """What torch writes where a step has no second derivative."""
+
+
+@dataclass(frozen=True, eq=False)
+class Parabola:
+    """The effect of each gate alone to second order, term by term."""
+
+    slopes: Float[Tensor, "batch component"]
+    """First order: what `Gradient` gives."""
+    correction: Float[Tensor, "batch component"]
+    """What the curvature adds."""
+    errors: Float[Tensor, "batch component"] | None
+    """Standard error of the correction; None if no probe was drawn."""
 
 
 @dataclass(frozen=True)
@@ -51,20 +63,17 @@ class SecondOrder(Estimator):
     closed; needs `reference=hw.Corrupted()`."""
 
     name: ClassVar[str] = "second-order"
-    estimand: ClassVar[str] = "each component alone, by intervention"
+    estimand: ClassVar[str] = ALONE
 
     def __post_init__(self) -> None:
-        if self.probes == "exact":
-            return
-        if isinstance(self.probes, str):
-            raise UnknownOptionError(
-                f'probes={self.probes!r} is unknown. Write a number such as 16, or "exact".'
+        refuse_unknown(self, ENDS)
+        refuse_below(self, "seed", 0, example=0)
+        if self.probes != "exact":
+            why = (
+                "the standard error is taken from the spread of at least 2 "
+                '(probes="exact" takes one product a component and leaves none)'
             )
-        if self.probes < 2:
-            raise UnknownOptionError(
-                f"probes={self.probes}: the spread of at least 2 probes gives the standard error.\n"
-                'Type probes=16, or probes="exact" for one product a component.'
-            )
+            refuse_below(self, "probes", 2, example=16, why=why)
 
     @property
     def end(self) -> End:
@@ -81,34 +90,42 @@ class SecondOrder(Estimator):
         Raises:
             MissingCapabilityError: If a step of the function has no second derivative.
         """
+        found = self.parabola(function)
+        return Estimate(found.slopes + found.correction, found.errors)
+
+    def parabola(self, function: GatedFunction) -> Parabola:
+        """Return the two terms of the scores apart.
+
+        Raises:
+            MissingCapabilityError: If a step of the function has no second derivative.
+        """
         function = function.at(self.at)
-        with _twice_differentiable():
+        with sdpa_kernel(SDPBackend.MATH):
             m = function.gates().requires_grad_()
             with torch.enable_grad():
                 value = function(m)
                 # asks for a gradient itself, so that steps which cannot be differentiated twice
                 # leave their mark in the graph
                 one = torch.ones_like(value).requires_grad_()
-                (slopes,) = torch.autograd.grad(value, m, one, create_graph=True)
+                slopes = _differentiated(value, m, one, create_graph=True)
             gradient = slopes[0]
             _refuse_marked(gradient)
 
             def product(vector: Tensor) -> Tensor:
                 # back through the gradient's graph, and through the forward's below it
                 function.cost.backwards += 2 * function.batch
-                (found,) = torch.autograd.grad(
+                return _differentiated(
                     gradient, m, vector, retain_graph=True, materialize_grads=True
-                )
-                return found[0]
+                )[0]
 
             if self._takes_exact(len(function.names)):
                 diagonal, errors = _exact_diagonal(product, gradient), None
             else:
                 diagonal, errors = self._sampled_diagonal(product, gradient, function.pairs)
         half = diagonal / 2 if self.at == "corrupted" else -diagonal / 2
-        return Estimate(gradient.detach() + half, None if errors is None else errors / 2)
+        return Parabola(gradient.detach(), half, None if errors is None else errors / 2)
 
-    def forwards(self, shares: Sequence[float]) -> float:
+    def forwards(self, families: Sequence[Family]) -> float:
         """One run, differentiated twice; at the corrupted end one more for the clean values."""
         return 1.0 + (self.at == "corrupted")
 
@@ -121,17 +138,12 @@ class SecondOrder(Estimator):
         """Return the mean of `r * (H r)` over the probes and the standard error of that mean."""
         assert isinstance(self.probes, int)
         generators = [generator(self.seed, pair) for pair in pairs]
-        mean = torch.zeros_like(gradient)
-        squares = torch.zeros_like(mean)
-        for count in range(1, self.probes + 1):
-            rows = [torch.randint(2, mean.shape[1:], generator=one) for one in generators]
-            signs = torch.stack(rows).to(mean) * 2 - 1
-            found = signs * product(signs)
-            # Welford's update: no cancellation, and no probe is kept
-            difference = found - mean
-            mean += difference / count
-            squares += difference * (found - mean)
-        return mean, (squares / (self.probes - 1) / self.probes).sqrt()
+        diagonal = RunningMean(gradient)
+        for _ in range(self.probes):
+            rows = [torch.randint(2, gradient.shape[1:], generator=one) for one in generators]
+            signs = torch.stack(rows).to(gradient) * 2 - 1
+            diagonal.add(signs * product(signs))
+        return diagonal.mean, diagonal.standard_error()
 
 
 def _exact_diagonal(product: Product, gradient: Tensor) -> Float[Tensor, "batch component"]:
@@ -156,23 +168,26 @@ def _refuse_marked(gradient: Tensor) -> None:
             continue
         seen.add(node)
         if node.name().rpartition("::")[2] == "Error":
-            raise RuntimeError("one is marked @once_differentiable")
+            raise _underived("one is marked @once_differentiable")
         waiting += [before for before, _ in node.next_functions]
 
 
-@contextmanager
-def _twice_differentiable() -> Iterator[None]:
-    """Run attention by plain matrix products, and say what to do where that does not suffice."""
+def _differentiated(value: Tensor, m: Tensor, weights: Tensor, **options: Any) -> Tensor:
+    """Return the derivative of `value * weights` in the gates; say what to do if there is none."""
     try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
+        (found,) = torch.autograd.grad(value, m, weights, **options)
     except RuntimeError as error:
         if not any(sign in str(error) for sign in _UNDERIVED):
             raise
-        raise MissingCapabilityError(
-            "hw.SecondOrder() differentiates twice, and a step of this function has no second "
-            f"derivative: {str(error).splitlines()[0]}\n"
-            'Load the model with attn_implementation="sdpa" or "eager" and without fused kernels, '
-            "or use hw.Trapezoid(), which takes two first derivatives (of another estimand), or "
-            "hw.Exact()."
-        ) from error
+        raise _underived(str(error).splitlines()[0]) from error
+    return found
+
+
+def _underived(problem: str) -> MissingCapabilityError:
+    return MissingCapabilityError(
+        "hw.SecondOrder() differentiates twice, and a step of this function has no second "
+        f"derivative: {problem}\n"
+        'Load the model with attn_implementation="sdpa" or "eager" and without fused kernels, '
+        "or use hw.Trapezoid(), which takes two first derivatives (of another estimand), or "
+        "hw.Exact()."
+    )

@@ -9,9 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headwater.errors import UnknownOptionError
-from headwater.estimators.draws import generator
+from headwater.estimators.choices import refuse_below, refuse_unswitched
+from headwater.estimators.draws import RunningMean, generator
 from headwater.estimators.estimator import Estimate, Estimator
-from headwater.gates import GatedFunction
+from headwater.gates import Family, GatedFunction
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,11 @@ class Shapley(Estimator):
     )
 
     def __post_init__(self) -> None:
-        least = 4 if self.antithetic else 2
-        if self.permutations < least:
-            kind = "orders in antithetic pairs" if self.antithetic else "orders"
-            raise UnknownOptionError(
-                f"permutations={self.permutations}: a standard error takes at least {least} "
-                f"{kind}. Type permutations=16."
-            )
+        refuse_unswitched(self, "antithetic")
+        orders = "two antithetic pairs of orders" if self.antithetic else "two orders"
+        why = f"a standard error takes at least {orders}"
+        refuse_below(self, "permutations", 4 if self.antithetic else 2, example=16, why=why)
+        refuse_below(self, "seed", 0, example=0)
         if self.antithetic and self.permutations % 2:
             raise UnknownOptionError(
                 f"permutations={self.permutations} is odd, and antithetic orders come in pairs.\n"
@@ -77,23 +76,19 @@ class Shapley(Estimator):
         function = function.at("clean")
         generators = [generator(self.seed, pair) for pair in function.pairs]
         ends = _ends(function)
-        mean = torch.zeros_like(function.gates()[0])
-        squares = torch.zeros_like(mean)
-        draws = self.permutations // 2 if self.antithetic else self.permutations
-        for count in range(1, draws + 1):
-            rank = _ranks(len(function.names), generators).to(mean.device)
+        scores = RunningMean(function.gates()[0])
+        for _ in range(self.permutations // 2 if self.antithetic else self.permutations):
+            rank = _ranks(len(function.names), generators).to(function.device)
             found = _along_order(function, rank, ends)
             if self.antithetic:
                 reverse = len(function.names) - 1 - rank
                 found = torch.lerp(found, _along_order(function, reverse, ends), 0.5)
-            difference = found - mean  # Welford's update
-            mean += difference / count
-            squares += difference * (found - mean)
-        return Estimate(mean, (squares / (draws - 1) / draws).sqrt())
+            scores.add(found)
+        return Estimate(scores.mean, scores.standard_error())
 
-    def forwards(self, shares: Sequence[float]) -> float:
-        """Both ends, and what lies between them along each order."""
-        return 2.0 + self.permutations * (len(shares) - 1)
+    def forwards(self, families: Sequence[Family]) -> float:
+        """Both ends, the open one being the clean run, and what lies between along each order."""
+        return 2.0 + self.permutations * (sum(len(family.columns) for family in families) - 1)
 
 
 @torch.no_grad()

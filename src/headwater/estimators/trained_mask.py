@@ -12,12 +12,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headwater.errors import GateError, UnknownOptionError
-from headwater.estimators.choices import refuse_unknown
+from headwater.estimators.choices import refuse_below, refuse_unknown
 from headwater.estimators.estimator import Estimate, Estimator
 from headwater.estimators.hard_concrete import GATES
 from headwater.estimators.mask_training import Training
 from headwater.estimators.trained_circuit import TrainedCircuit
-from headwater.gates import GatedFunction
+from headwater.gates import Family, GatedFunction
 
 DEFAULT_PRICE = 0.1
 """Paid for keeping everything, where neither price nor sparsity is given."""
@@ -40,11 +40,15 @@ class TrainedMask(Estimator):
     share of open gates, or a Lagrangian that pushes the expected sparsity to a target.
 
     The score of a component is the probability that its gate is open (with sigmoid gates, how far
-    it is open), the same on every pair, with the sign of the mean `df/dm_i` at the mask. It is no
-    effect and has no unit: of two components that replace each other one is kept and the other
-    closed, where leaving one out gives both 0. So an audit compares its ranking with exact
-    leave-one-out effects; sizes mean nothing. The kept subset itself is run once, exactly:
-    `scores.trained_circuit`.
+    it is open), the same on every pair, with the sign of the mean `df/dm_i` taken where training
+    left the gates, without noise: at `sigmoid(location)`, for hard-concrete gates stretched and
+    clamped, so a gate may be partly open there. It is no effect and has no unit: of two components
+    that replace each other one is kept and the other closed, where leaving one out gives both 0.
+    So an audit compares its ranking with exact leave-one-out effects; sizes mean nothing.
+
+    The circuit is another rule's: it keeps every gate whose probability (sigmoid: whose value) is
+    above 0.5, or with a target sparsity exactly as many as that asks for, the most open ones. It
+    is run once, exactly, with every gate at 0 or 1: `scores.trained_circuit`.
 
     Costs one forward-backward over one batch a step, `steps` of them; batches take turns.
 
@@ -101,12 +105,10 @@ class TrainedMask(Estimator):
                 f"sparsity={self.sparsity} is not between 0 and 1: it is the share of components "
                 "to close. Type sparsity=0.9 to close nine in ten."
             )
-        for option, least, example in (("steps", 1, 1000), ("patience", 1, 5)):
-            given = getattr(self, option)
-            if given is not None and given < least:
-                raise UnknownOptionError(
-                    f"{option}={given} is below {least}. Type {option}={example}."
-                )
+        refuse_below(self, "steps", 1, example=1000)
+        refuse_below(self, "seed", 0, example=0)
+        if self.patience is not None:
+            refuse_below(self, "patience", 1, example=5)
         if not 0 < self.learning_rate < float("inf"):
             raise UnknownOptionError(
                 f"learning_rate={self.learning_rate} is not above 0. Type learning_rate=0.1."
@@ -168,9 +170,13 @@ class TrainedMask(Estimator):
         """Return the scores of a mask learned on this batch alone, and what was left undecided."""
         return self.fitted([function]).estimate(function)
 
-    def forwards(self, shares: Sequence[float]) -> float:
-        """At most, for a task of one batch: every step, both ends, the circuit and the signs."""
-        return 4.0 + self.steps
+    def forwards(self, families: Sequence[Family]) -> float:
+        """At most, of a task of one batch; of more, each pair takes part in fewer steps.
+
+        Both ends, every step, the circuit and the signs. Then the mask is put on the batches, which
+        are made again for it: the reference's run once more, and the clean one.
+        """
+        return 6.0 + self.steps
 
     def to_dict(self) -> dict[str, Any]:
         """Return name and fields; where checkpoints lie decides no number and is left out."""
@@ -197,6 +203,16 @@ class FittedMask(Estimator):
         """As for `TrainedMask`."""
         return self.settings.magnitudes
 
+    @property
+    def are_effects(self) -> bool:
+        """As for `TrainedMask`."""
+        return self.settings.are_effects
+
+    @property
+    def uses_slopes(self) -> bool:
+        """As for `TrainedMask`."""
+        return self.settings.uses_slopes
+
     def scores(self, function: GatedFunction) -> Float[Tensor, "batch component"]:
         """Return the mask once an example.
 
@@ -214,9 +230,9 @@ class FittedMask(Estimator):
         """Return the scores, the circuit, and what was left undecided."""
         return Estimate(self.scores(function), notes=self.notes, circuit=self.circuit)
 
-    def forwards(self, shares: Sequence[float]) -> float:
-        """None: the mask is there."""
-        return 0.0
+    def forwards(self, families: Sequence[Family]) -> float:
+        """The clean run of the result: the mask is there."""
+        return 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return what it was learned with."""
@@ -261,5 +277,15 @@ def _notes(training: Training) -> tuple[str, ...]:
         notes.append(
             f"the mask's expected sparsity is {missed:.3f}, not {training.settings.sparsity} "
             "as asked for: raise steps=, or the learning rate."
+        )
+    kept = training.kept()
+    dropped, forced = int((~kept & (share > 0.5)).sum()), int((kept & (share < 0.5)).sum())
+    if dropped or forced:
+        said = f"drops {dropped:,} that the mask left open" if dropped else ""
+        also = f"keeps {forced:,} that it closed" if forced else ""
+        notes.append(
+            f"to keep exactly {int(kept.sum()):,} components the circuit "
+            f"{' and '.join(filter(None, [said, also]))}: nobody trained that set. Raise steps=, "
+            "or choose another sparsity."
         )
     return tuple(notes)

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headwater.estimators.estimator import Estimate, Estimator, Gaps
-from headwater.gates import GatedFunction, Move
+from headwater.estimators.estimator import TOGETHER, Estimate, Estimator, Gaps
+from headwater.gates import Family, GatedFunction, Move
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Trapezoid(Estimator):
     """
 
     name: ClassVar[str] = "trapezoid"
-    estimand: ClassVar[str] = "all components together, split among them (Aumann-Shapley)"
+    estimand: ClassVar[str] = TOGETHER
 
     def scores(self, function: GatedFunction) -> Float[Tensor, "batch component"]:
         """Return the mean of both ends' gradients, [batch, component]."""
@@ -45,6 +45,6 @@ class Trapezoid(Estimator):
         gap = scores.sum(1) - (open_.value - closed.value)
         return Estimate(scores, gaps=Gaps(("all components",), gap[:, None]))
 
-    def forwards(self, shares: Sequence[float]) -> float:
-        """One run at rest, and one that is differentiated at either end."""
-        return 3.0
+    def forwards(self, families: Sequence[Family]) -> float:
+        """One run at rest, and one from the lowest component on, differentiated, at either end."""
+        return 1.0 + 2 * max(family.share for family in families)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -183,12 +182,10 @@ class GatedFunction:
         """
         before = self.cost
         self.cost = cost = Cost(pairs=self.batch if pairs is None else pairs)
-        started = time.perf_counter()
         try:
             yield cost
         finally:
             self.cost, cost.listener = before, None
-            cost.seconds += time.perf_counter() - started
 
     def only(self, families: Sequence[Family]) -> GatedFunction:
         """Return the same function of some families' gates; the others stay at rest.

@@ -6,7 +6,7 @@ for nothing, runs only the one script it was written with, and opens from disk.
 
 from __future__ import annotations
 
-from headwater.page.curve import figure
+from headwater.page.curve import figure, readings
 from headwater.page.document import render, write, write_curve
 from headwater.page.notebook import fragment
 from headwater.page.schema import ComponentRow, CurveData, PageData, PairRow, StatisticRow
@@ -19,6 +19,7 @@ __all__ = [
     "StatisticRow",
     "figure",
     "fragment",
+    "readings",
     "render",
     "write",
     "write_curve",

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TypedDict
 
 from headwater.page.document import asset, plain, put, write_page
-from headwater.page.static import escape, number
+from headwater.page.static import escape, headline, number
+from headwater.page.ticks import ticks
 
 WIDTH, HEIGHT = 380, 330
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 40
@@ -49,13 +50,9 @@ class ComparisonData(TypedDict):
 
 def render_comparison(data: ComparisonData) -> str:
     """Return the page that shows a comparison, as the text of one HTML file."""
-    lead, *rest = data["advice"] or ("",)
     parts = {
         "title": escape(data["title"]),
-        "headline": "".join(
-            [f'<p class="lead">{escape(lead)}</p>']
-            + [f'<p class="follow">{escape(sentence)}</p>' for sentence in rest]
-        ),
+        "headline": headline(data["advice"]),
         "heading": _heading(data["columns"]),
         "rows": "".join(map(_row, data["estimators"])),
         "caption": escape(data["caption"]),
@@ -104,11 +101,7 @@ class _Axis:
         low, high = min(*values, 0.0), max(*values, 0.0)
         spare = 0.05 * (high - low) or 0.5
         self.low, self.high = low - spare, high + spare
-        rough = (self.high - self.low) / 4
-        power = 10.0 ** math.floor(math.log10(rough))
-        step = next(power * digit for digit in (1, 2, 5, 10) if power * digit >= rough)
-        first, last = math.ceil(self.low / step), math.floor(self.high / step)
-        self.ticks = [count * step for count in range(first, last + 1)]
+        self.ticks = ticks(self.low, self.high, 4)
 
     def x(self, value: float) -> float:
         return LEFT + self._share(value) * (WIDTH - LEFT - RIGHT)
@@ -137,9 +130,10 @@ def _plot(estimator: ComparedData, axis: _Axis) -> str:
         parts.append(
             f'<text x="{LEFT - 6}" y="{axis.y(tick) + 4:.1f}" text-anchor="end">{said}</text>'
         )
-    ends = [f"{place(value):.1f}" for place, value in _diagonal(axis)]
+    low, high = axis.low, axis.high
     parts.append(
-        f'<line class="identity" x1="{ends[0]}" y1="{ends[1]}" x2="{ends[2]}" y2="{ends[3]}"/>'
+        f'<line class="identity" x1="{axis.x(low):.1f}" y1="{axis.y(low):.1f}" '
+        f'x2="{axis.x(high):.1f}" y2="{axis.y(high):.1f}"/>'
     )
     parts += [_point(point, axis) for point in estimator["points"]]
     parts.append(
@@ -147,10 +141,6 @@ def _plot(estimator: ComparedData, axis: _Axis) -> str:
         f'<text class="title" x="{LEFT}" y="{HEIGHT - 6}">estimate, upward</text></svg>'
     )
     return f'<figure class="small"><h3 class="name">{name}</h3>{"".join(parts)}</figure>'
-
-
-def _diagonal(axis: _Axis):
-    return ((axis.x, axis.low), (axis.y, axis.low), (axis.x, axis.high), (axis.y, axis.high))
 
 
 def _point(point: ComparedPoint, axis: _Axis) -> str:

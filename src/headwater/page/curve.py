@@ -7,10 +7,11 @@ Colors are presentation attributes, which need no style sheet and which the page
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from headwater.page.static import escape, number
+from headwater.page.ticks import ticks
 
 WIDTH, HEIGHT = 560, 330
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 44
@@ -37,14 +38,6 @@ class _Frame:
     def at(self, gate: float, value: float) -> str:
         return f"{self.x(gate):.1f},{self.y(value):.1f}"
 
-    def ticks(self) -> list[float]:
-        """Return three to seven round values inside the picture."""
-        rough = (self.high - self.low) / 7
-        power = 10.0 ** math.floor(math.log10(rough))
-        step = next(power * digit for digit in (1, 2, 5, 10) if power * digit >= rough)
-        first, last = math.ceil(self.low / step), math.floor(self.high / step)
-        return [count * step for count in range(first, last + 1)]
-
 
 def svg(data: Mapping[str, Any], mark: str = "") -> str:
     """Return one curve as an `<svg>` element.
@@ -56,7 +49,7 @@ def svg(data: Mapping[str, Any], mark: str = "") -> str:
     """
     frame = _Frame([*data["values"], *data["low"], *data["high"]])
     clip = f"curve-clip{mark}"
-    label = f"Response curve of {data['name']}: {caption(data)}"
+    label = f"Response curve of {data['name']}: {', '.join(readings(data))}"
     parts = [
         f'<clipPath id="{clip}"><rect x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" '
         f'height="{HEIGHT - TOP - BOTTOM}"/></clipPath>',
@@ -72,12 +65,14 @@ def svg(data: Mapping[str, Any], mark: str = "") -> str:
     )
 
 
-def caption(data: Mapping[str, Any]) -> str:
-    """Return the readings of a curve in words."""
+def readings(
+    data: Mapping[str, Any], write: Callable[[float], str] = number
+) -> tuple[str, str, str]:
+    """Return what tangent, chord and slopes of a curve read, in words."""
     return (
-        f"tangent at gate {data['rest']:g} (AtP) {number(data['tangent'])}, chord (exact) "
-        f"{number(data['chord'])}, {len(data['nodes'])} slopes along the way (IG) "
-        f"{number(data['integral'])}"
+        f"tangent at gate {data['rest']:g} (AtP) {write(data['tangent'])}",
+        f"chord (exact) {write(data['chord'])}",
+        f"{len(data['nodes'])} slopes along the way (IG) {write(data['integral'])}",
     )
 
 
@@ -120,7 +115,7 @@ def _axes(frame: _Frame, metric: str) -> list[str]:
             f'<path class="grid" d="M{x} {TOP}V{bottom}" stroke="{GRAY}"/>',
             _text(x, bottom + 16, f"{gate:g}", "middle"),
         ]
-    for value in frame.ticks():
+    for value in ticks(frame.low, frame.high, 7):
         y = frame.y(value)
         parts += [
             f'<path class="grid" d="M{LEFT} {y:.1f}H{right}" stroke="{GRAY}"/>',
@@ -217,7 +212,7 @@ def _key(data: Mapping[str, Any]) -> str:
             f'aria-hidden="true" fill="none">{shape}</svg> {escape(text)}</span> '
         )
 
-    steps = len(data["nodes"])
+    tangent, chord, slopes = readings(data)
     return "".join(
         [
             item(
@@ -225,17 +220,17 @@ def _key(data: Mapping[str, Any]) -> str:
             ),
             item(
                 f'<path d="M0 5H24" class="tangent" stroke="{ORANGE}" stroke-width="2"/>',
-                f"tangent at gate {data['rest']:g} (AtP) {number(data['tangent'])}",
+                tangent,
             ),
             item(
                 '<path d="M0 5H24" class="chord" stroke="currentColor" stroke-width="1.5" '
                 'stroke-dasharray="5 4"/>',
-                f"chord (exact) {number(data['chord'])}",
+                chord,
             ),
             item(
                 '<g class="node" stroke="currentColor"><path d="M2 9L22 1"/><circle cx="12" cy="5" '
                 'r="2.5" fill="currentColor"/></g>',
-                f"{steps} slopes taken (IG) {number(data['integral'])}",
+                slopes,
             ),
         ]
     )

@@ -58,7 +58,7 @@ def render(data: Mapping[str, Any]) -> str:
         "title": static.escape(data["title"]),
         "kicker": "attribution, audited" if audited else "attribution, not audited yet",
         "facts": static.facts(data),
-        "headline": static.headline(data),
+        "headline": static.headline(data.get("headline") or []),
         "warnings": static.warnings(data),
         "sense": static.sense(data),
         "strongest": rows,

@@ -13,7 +13,8 @@ class ComponentRow(TypedDict, total=False):
 
     name: str
     kind: str
-    """`head` `mlp` `attention` `neuron` `query` `key` `value` `token` `residual` `mixer`."""
+    """`token` `head` `query` `key` `value` `attention` `mixer` `channel` `ssm_head` `ssm` `conv`
+    `mlp` `neuron` `residual`."""
     layer: int | None
     index: int | None
     """Which one within its layer: the column of the heat map."""

@@ -89,9 +89,8 @@ def of_pairs(data: Mapping[str, Any]) -> int:
     return int((data.get("pairs_shown") or {}).get("of", len(data.get("pairs") or [])))
 
 
-def headline(data: Mapping[str, Any]) -> str:
+def headline(sentences: Sequence[str]) -> str:
     """Return the sentences to read first, the first of them set larger."""
-    sentences = data.get("headline") or []
     return "".join(
         f'<p class="{"lead" if place == 0 else "follow"}">{escape(sentence)}</p>'
         for place, sentence in enumerate(sentences)

@@ -15,7 +15,14 @@ from torch import Tensor
 from headwater.errors import UnfitReferenceError, UnknownOptionError, did_you_mean
 from headwater.models import Model
 from headwater.prompts import Batch, Task, prompt_batches
-from headwater.references.reference import Off, OffValues, Reference, capture, no_corrupted, prompt_mask
+from headwater.references.reference import (
+    Off,
+    OffValues,
+    Reference,
+    capture,
+    no_corrupted,
+    prompt_mask,
+)
 from headwater.references.streams import Lost, Once, Reading, described, refuse_unreadable
 from headwater.sites import Site
 

@@ -25,8 +25,11 @@ class Resample(Reference):
     its own donor; in each draw every prompt is the donor of exactly one pair; a pair's donors are
     all different.
 
-    With several draws a score is the mean over draws, and `scores.errors` its standard error:
-    the standard deviation over draws, divided by the square root of their number.
+    With several draws a score is the mean over draws. `row.draw_se` in `scores.rows()` is its
+    standard error: of each pair the standard deviation over draws divided by the square root of
+    their number, and of the mean over pairs the root of their squares' sum divided by the number of
+    pairs. Donors stand for prompts beyond the task: as an estimate of the mean over all n - 1 other
+    pairs, d draws of which none comes twice are closer, by `sqrt(1 - d / (n - 1))`.
     """
 
     seed: int = 0

@@ -156,11 +156,16 @@ def train(recipe: Recipe, log: Callable[[str], None] | None = None) -> PreTraine
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Return the learning rate of a step: linear warm-up, then a cosine to zero."""
-    if step < recipe.warmup:
-        return recipe.learning_rate * (step + 1) / recipe.warmup
-    progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    """Return the learning rate of a step."""
+    return scheduled(recipe.learning_rate, step, warmup=recipe.warmup, steps=recipe.steps)
+
+
+def scheduled(highest: float, step: int, *, warmup: int, steps: int) -> float:
+    """Return a rate at a step: linear warm-up to the highest, then a cosine to zero."""
+    if step < warmup:
+        return highest * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return highest * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

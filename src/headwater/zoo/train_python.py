@@ -33,7 +33,7 @@ from headwater.zoo.python_source import (
     source_root,
 )
 from headwater.zoo.python_windows import Windows, bits_per_byte
-from headwater.zoo.train import save
+from headwater.zoo.train import save, scheduled
 
 POSITIONS = 192
 """The longest prompt the model reads, in tokens."""
@@ -148,11 +148,8 @@ def train(
 
 
 def rate_share(recipe: PythonRecipe, step: int) -> float:
-    """Return the share of the highest rate at a step: linear warm-up, then a cosine to zero."""
-    if step < recipe.warmup:
-        return (step + 1) / recipe.warmup
-    progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return 0.5 * (1 + math.cos(math.pi * progress))
+    """Return the share of the highest rates at a step."""
+    return scheduled(1.0, step, warmup=recipe.warmup, steps=recipe.steps)
 
 
 def save_rounded(folder: Path, model: PreTrainedModel, record: dict[str, Any]) -> None:

@@ -1,11 +1,13 @@
 // The data, and how its numbers and names are written. Text reaches the page through textContent.
 
 const data = JSON.parse(document.getElementById('data').textContent);
-const KINDS = ['token', 'head', 'query', 'key', 'value', 'attention', 'mixer', 'mlp', 'neuron', 'residual'];
+// In the order in which kinds are shown.
 const PLURAL = {
   token: 'tokens', head: 'heads', query: 'queries', key: 'keys', value: 'values',
-  attention: 'attention', mixer: 'mixers', mlp: 'MLPs', neuron: 'neurons', residual: 'residual',
+  attention: 'attention', mixer: 'mixers', channel: 'channels', ssm_head: 'SSM heads', ssm: 'SSM', conv: 'conv',
+  mlp: 'MLPs', neuron: 'neurons', residual: 'residual',
 };
+const KINDS = Object.keys(PLURAL);
 const plural = (kind) => PLURAL[kind] ?? kind;
 const kindOrder = (kind) => (KINDS.indexOf(kind) + KINDS.length + 1) % (KINDS.length + 1);
 const isNumber = (value) => typeof value === 'number';
@@ -79,9 +81,8 @@ function exactText(component, write, absent) {
 
 /** Where a component is, in words. */
 function place(component) {
-  const words = [];
-  if (component.index != null && component.kind !== 'mlp') words.push(`${component.kind} ${component.index}`);
-  else words.push(component.kind === 'mlp' ? 'MLP' : component.kind);
+  const kind = component.kind.replace('_', ' ').replace(/mlp|ssm/, (letters) => letters.toUpperCase());
+  const words = [component.index != null && component.kind !== 'mlp' ? `${kind} ${component.index}` : kind];
   if (component.layer != null) words.push(`layer ${component.layer}`);
   if (component.position != null) words.push(`position ${component.position}`);
   return words.join(', ');

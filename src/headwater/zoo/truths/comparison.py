@@ -14,7 +14,7 @@ from headwater.estimators import ESTIMATORS, Estimator, Exact, TrainedMask
 from headwater.gates import End
 from headwater.zoo.truths.rendering import as_text
 from headwater.zoo.truths.truth import Truth
-from headwater.zoo.truths.verdicts import badness, label, verdict_of
+from headwater.zoo.truths.verdicts import badness, verdict_of
 
 CLOSE = 1e-9
 """How near a number must come to its closed form, relative to it or to 1."""
@@ -62,7 +62,7 @@ class Result:
         """Return every number as plain data."""
         shown = {
             "estimator": self.estimator.to_dict(),
-            "label": label(self.estimator),
+            "label": str(self.estimator),
             "estimand": self.estimator.estimand,
             "agrees": self.agrees,
         }
@@ -165,8 +165,9 @@ def _result(truth: Truth, estimator: Estimator, exact: Tensor | None) -> Result:
             refusal=f"{type(error).__name__}: {str(error).splitlines()[0]}",
             as_foreseen=right_error and estimator not in truth.expected,
         )
-    alone = len(truth.names) == 1 and not estimator.magnitudes  # all components: that one
-    other = estimator.estimand != Exact.estimand and not alone
+    # of one component, all together are that one; a magnitude is another question even so
+    same = estimator.leaves_one_out or len(truth.names) == 1
+    other = estimator.magnitudes or not same
     cells = tuple(_cells(truth, estimator, scores, exact))
     return Result(
         estimator,

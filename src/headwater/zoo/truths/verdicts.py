@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from headwater.estimators import Estimator, TrainedMask
+from headwater.estimators import Estimator
 
 RIGHT = 0.01
 """Scores within this share of the exact effect are called right."""
@@ -23,7 +23,7 @@ def verdict_of(estimator: Estimator, score: float, exact: float | None, scale: f
         exact: The effect; None where there is none to compare with.
         scale: The largest effect of the example, which says what counts as 0.
     """
-    if isinstance(estimator, TrainedMask):
+    if not estimator.are_effects:
         return "kept" if abs(score) > 0.5 else "closed"
     if exact is None:
         return "no exact effect"
@@ -51,25 +51,13 @@ def verdict(score: float, exact: float, scale: float) -> str:
 
 def badness(estimator: Estimator, score: float, exact: float | None, said: str) -> float:
     """Return how wrong a score is, to find the worst: 0 is right, sizes count by their ratio."""
-    if said == "right" or exact is None or isinstance(estimator, TrainedMask):
+    if said == "right" or exact is None or not estimator.are_effects:
         return 0.0
     if said == "should be 0":
         return abs(score)
     ratio = abs(score / exact)
     # at least 1: wrong signs and small errors come after none
     return 1 + max(ratio, min(1 / ratio, 1 / BLIND) if ratio else 1 / BLIND)
-
-
-def label(estimator: Estimator) -> str:
-    """Return an estimator as it is written in Python, without what is at its default."""
-    shown, positional = [], True
-    for entry in fields(estimator):
-        value = getattr(estimator, entry.name)
-        if value == entry.default:
-            positional = False
-        else:
-            shown.append(repr(value) if positional else f"{entry.name}={value!r}")
-    return f"{type(estimator).__name__}({', '.join(shown)})"
 
 
 def words(estimator: Estimator) -> tuple[str, ...]:
