@@ -42,22 +42,21 @@ def of_function(values: Tensor) -> Attribution:
 # --- standard errors and intervals -------------------------------------------------------------
 
 
-def test_the_standard_error_of_a_mean_tends_to_spread_over_root_pairs():
+def test_the_standard_error_of_a_mean_is_the_spread_over_root_pairs():
     values = gaussian(30, [0.0, 2.0, -1.0])
-    found = resampled(values, resamples=40_000)
-    expected = values.std(0, correction=0).numpy() / math.sqrt(30)
-    # the standard deviation of n draws has itself the relative error 1 / sqrt(2 n)
-    assert found.se == pytest.approx(expected, rel=5 / math.sqrt(2 * 40_000))
+    found = resampled(values)
+    assert found.se == pytest.approx(values.std(0).numpy() / math.sqrt(30), rel=1e-12)
     assert found.scores == pytest.approx(values.mean(0).numpy(), abs=1e-14)
 
 
-def test_two_pairs_are_drawn_as_the_binomial_distribution_says():
-    found = resampled(torch.tensor([[0.0], [1.0]]), resamples=20_000, confidence=0.4)
-    # the mean is 0, 1/2, 1 with probabilities 1/4, 1/2, 1/4
-    assert found.se[0] == pytest.approx(math.sqrt(1 / 8), rel=0.02)
-    assert (found.low[0], found.high[0]) == (0.5, 0.5)
-    wide = resampled(torch.tensor([[0.0], [1.0]]), resamples=20_000, confidence=0.6)
-    assert (wide.low[0], wide.high[0]) == (0.0, 1.0)
+@pytest.mark.parametrize("confidence", [0.4, 0.95])
+def test_the_interval_of_two_pairs_is_cauchy_s(confidence):
+    found = resampled(torch.tensor([[0.0], [1.0]], dtype=torch.float64), confidence=confidence)
+    # Student's t of one degree of freedom has the quantile function tan(pi (p - 1/2))
+    reach = math.tan(math.pi * confidence / 2) / 2
+    assert found.se[0] == 0.5
+    assert found.low[0] == pytest.approx(0.5 - reach, rel=1e-9)
+    assert found.high[0] == pytest.approx(0.5 + reach, rel=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -68,15 +67,17 @@ def test_constant_scores_have_no_error_at_all(dtype):
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
-def test_the_interval_covers_the_true_mean_as_often_as_it_says(confidence):
-    trials = 400
-    values = gaussian(60, [0.7] * trials, seed=1)  # each column is an experiment of its own
-    found = resampled(values, resamples=999, confidence=confidence)
+@pytest.mark.parametrize("pairs", [2, 3, 5, 8, 30])
+def test_the_interval_covers_the_true_mean_as_often_as_it_says(pairs, confidence):
+    trials = 2000
+    values = gaussian(pairs, [0.7] * trials, seed=1)  # each column is an experiment of its own
+    found = resampled(values, resamples=2, confidence=confidence)
     covered = float(((found.low <= 0.7) & (found.high >= 0.7)).mean())
-    # all columns share their resamples, which does not touch coverage; percentile intervals of 60
-    # Gaussian pairs are narrower than Student's by about 2 %
     error = 3 * math.sqrt(confidence * (1 - confidence) / trials)
-    assert confidence - 0.015 - error < covered < confidence + error
+    assert confidence - error < covered < confidence + error
+    # the mean of s is c4 sigma
+    c4 = math.sqrt(2 / (pairs - 1)) * math.gamma(pairs / 2) / math.gamma((pairs - 1) / 2)
+    assert found.se.mean() * math.sqrt(pairs) == pytest.approx(c4, abs=0.05)
 
 
 def test_the_whole_bootstrap_equals_a_slow_one_over_the_same_draws():
@@ -85,27 +86,26 @@ def test_the_whole_bootstrap_equals_a_slow_one_over_the_same_draws():
     found = resampled(values, resamples=resamples, top=top, confidence=0.9)
     generator = np.random.Generator(np.random.PCG64([0, 2]))
     drawn = generator.multinomial(pairs, [1 / pairs] * pairs, size=resamples)
-    means, ranks, overlaps = [], [], []
+    ranks, overlaps, same = [], [], torch.zeros(5)
+    whole = values.mean(0)
     best = set(values.mean(0).abs().topk(top).indices.tolist())
-    for counts in drawn:
+    for counts, chi2 in zip(drawn, generator.chisquare(pairs - 1, size=resamples), strict=True):
+        stretch = math.sqrt(pairs / chi2)
         picked = [pair for pair, count in enumerate(counts) for _ in range(count)]
         assert len(picked) == pairs
-        mean = values[picked].mean(0)
+        mean = whole + stretch * (values[picked].mean(0) - whole)
         order = mean.abs().argsort(descending=True).tolist()
-        means.append(mean)
+        same += mean.sign() == whole.sign()
         ranks.append([order.index(i) + 1 for i in range(5)])
         chosen = set(order[:top])
         overlaps.append(len(best & chosen) / len(best | chosen))
-    slow = torch.stack(means)
-    assert found.se == pytest.approx(slow.std(0).numpy(), rel=1e-12)
-    ordered, places = slow.sort(0).values, torch.tensor(ranks).sort(0).values
+    places = torch.tensor(ranks).sort(0).values
     # 5 % of 40 resamples lie outside at each end
-    assert found.low == pytest.approx(ordered[2].numpy(), abs=1e-14)
-    assert found.high == pytest.approx(ordered[-3].numpy(), abs=1e-14)
     assert found.rank_low.tolist() == places[2].tolist()
     assert found.rank_high.tolist() == places[-3].tolist()
     often = Counter(i for row in ranks for i, rank in enumerate(row) if rank <= top)
     assert found.in_top.tolist() == [often[i] / resamples for i in range(5)]
+    assert found.sign.tolist() == pytest.approx((same / resamples).tolist())
     assert found.stability.jaccard == pytest.approx(sum(overlaps) / resamples)
     assert found.stability.low == sorted(overlaps)[2]
     assert found.stability.high == sorted(overlaps)[-3]
@@ -127,7 +127,7 @@ def test_the_same_seed_draws_the_same_resamples():
     values = gaussian(9, [0.1, 0.2, 0.3])
     first, again, other = (resampled(values, seed=seed) for seed in (5, 5, 6))
     assert first.to_dict() == again.to_dict()
-    assert first.se.tolist() != other.se.tolist()
+    assert first.sign.tolist() != other.sign.tolist()
 
 
 # --- ranks -------------------------------------------------------------------------------------
@@ -149,7 +149,8 @@ def test_two_components_that_nothing_tells_apart_share_both_ranks():
 
 
 def test_components_that_tie_share_the_ranks_they_take_up():
-    values = torch.tensor([[3.0, 1.0, -1.0, 0.0, 0.0], [3.0, 2.0, -2.0, 0.0, 0.0]])
+    two = torch.tensor([[3.0, 1.0, -1.0, 0.0, 0.0], [3.0, 2.0, -2.0, 0.0, 0.0]])
+    values = two.repeat(20, 1)
     found = resampled(values)
     assert [found.ranks(i) for i in range(5)] == ["1", "2-3", "2-3", "4-5", "4-5"]
 
@@ -161,21 +162,71 @@ def test_ranks_beyond_sixteen_bits_are_whole():
     assert found.rank_low.tolist() == found.rank_high.tolist() == list(range(1, count + 1))
 
 
+def rank_coverage(pairs: int, means: list[float], trials: int = 40) -> tuple[float, float]:
+    """How often intervals hold the true rank: of all components, and of the strongest ten."""
+    order = np.argsort(np.argsort(-np.array(means))) + 1
+    every, strongest = [], []
+    for seed in range(trials):
+        found = resampled(gaussian(pairs, means, seed=seed), resamples=400)
+        holds = (found.rank_low <= order) & (order <= found.rank_high)
+        every.append(holds.mean())
+        strongest.append(holds[np.argsort(-np.abs(found.scores))[:10]].mean())
+    return float(np.mean(every)), float(np.mean(strongest))
+
+
+@pytest.mark.parametrize("pairs", [4, 8, 50])
+def test_rank_intervals_cover_the_true_rank_of_components_that_differ(pairs):
+    every, strongest = rank_coverage(pairs, [2 + 0.3 * i for i in range(20)])
+    assert min(every, strongest) > 0.92
+
+
+def test_among_equals_the_ranks_of_the_strongest_are_too_narrow_and_the_sentence_says_so():
+    means = [2 + 1e-4 * i for i in range(100)]
+    _, strongest = rank_coverage(50, means)
+    assert 0.4 < strongest < 0.7
+    assert resampled(gaussian(50, means)).sentence.endswith(
+        "not stable: below 0.8 (arXiv 2510.00845), and ranks of the strongest may lie outside "
+        "their intervals"
+    )
+
+
 # --- magnitudes --------------------------------------------------------------------------------
 
 
-def test_magnitudes_are_averaged_without_their_signs_and_ranked_by_size():
+def test_magnitudes_are_averaged_and_ranked_by_size_and_their_sign_is_told_apart():
     values = torch.tensor([[4.0, 1.0], [-2.0, 1.0], [-3.0, 1.0]], dtype=torch.float64)
-    plain, sizes = resampled(values), resampled(values, magnitudes=True)
+    plain, sizes = resampled(values), resampled(values, magnitudes=True, resamples=20_000)
     assert plain.scores.tolist() == pytest.approx([-1 / 3, 1.0])
     assert sizes.scores.tolist() == pytest.approx([-3.0, 1.0])
-    assert (sizes.ranks(0), sizes.ranks(1)) == ("1", "2")
-    # a resample of three pairs has the size's mean and, apart from it, the sign of the mean
-    generator = np.random.Generator(np.random.PCG64([0, 2]))
-    drawn = torch.from_numpy(generator.multinomial(3, [1 / 3] * 3, size=1000)).double()
-    mean, size = drawn @ values[:, 0] / 3, drawn @ values[:, 0].abs() / 3
-    signed = torch.where(mean < 0, -size, size)
-    assert sizes.se[0] == pytest.approx(float(signed.std()), rel=1e-12)
+    # the sizes 4, 2, 3 have the mean 3 and the variance 1
+    assert sizes.se[0] == pytest.approx(1 / math.sqrt(3), rel=1e-12)
+    reach = 4.302652730 / math.sqrt(3)  # Student's quantile of two degrees of freedom
+    assert (sizes.low[0], sizes.high[0]) == pytest.approx((-3 - reach, -3 + reach), rel=1e-9)
+    # a mean stretched around -1/3 is below 0 if the three drawn sum to -1 or less: no 4 among them
+    # (8 of 27 draws), or one with -2 and -3 (6), or one with -3 twice (3). With -2 twice (3) they
+    # sum to 0, and are below it where the stretch sqrt(3 / chi2) is below 1: exp(-3 / 2)
+    share = (17 + 3 * math.exp(-1.5)) / 27
+    assert sizes.sign[0] == pytest.approx(share, abs=4 * math.sqrt(0.25 / 20_000))
+    assert sizes.sign[1] == 1
+
+
+def test_the_interval_of_a_magnitude_ends_at_zero_on_its_own_side():
+    values = torch.tensor([[4.0, -4.0], [-2.0, 2.0]], dtype=torch.float64)
+    found = resampled(values, magnitudes=True)
+    reach = math.tan(0.475 * math.pi)  # of 3 with a standard error of 1
+    assert found.low.tolist() == pytest.approx([0, -3 - reach])
+    assert found.high.tolist() == pytest.approx([3 + reach, 0])
+
+
+def test_a_sign_that_is_as_good_as_drawn_does_not_widen_the_size():
+    values = gaussian(30, [0.0] * 500)
+    found = resampled(values, magnitudes=True, resamples=100)
+    # |x| of a standard normal has the mean sqrt(2 / pi) and the variance 1 - 2 / pi
+    assert found.se.mean() == pytest.approx(math.sqrt((1 - 2 / math.pi) / 30), rel=0.03)
+    sizes = np.stack([np.abs(found.low), np.abs(found.high)])
+    inside = (sizes.min(0) <= math.sqrt(2 / math.pi)) & (math.sqrt(2 / math.pi) <= sizes.max(0))
+    assert inside.mean() > 0.92
+    assert found.sign.min() < 0.6
 
 
 def test_a_result_of_magnitudes_is_resampled_as_magnitudes():
@@ -201,7 +252,7 @@ def test_huge_gaps_make_the_top_the_same_in_every_resample():
 def test_a_top_of_noise_is_called_unstable():
     found = resampled(gaussian(20, [0.0] * 200), top=10)
     assert found.stability.jaccard < STABLE
-    assert found.sentence.endswith("; not stable: below 0.8 (arXiv 2510.00845)")
+    assert "; not stable: below 0.8 (arXiv 2510.00845)" in found.sentence
 
 
 def test_the_overlap_of_two_that_swap_places_is_known():
@@ -209,9 +260,12 @@ def test_the_overlap_of_two_that_swap_places_is_known():
     # (or both tie, if each pair is drawn once), while over both pairs the first is
     values = torch.tensor([[1.1, 0.0], [0.0, 1.0]], dtype=torch.float64)
     found = resampled(values, resamples=20_000, top=1)
-    # A alone and both once: the first is the top (3/4); B alone: the second (1/4)
-    assert found.stability.jaccard == pytest.approx(0.75, abs=0.01)
-    assert found.in_top.tolist() == pytest.approx([0.75, 0.25], abs=0.01)
+    # A alone and both once: the first is the top (3/4). B alone, stretched by s around both: 1.1
+    # (1 - s) / 2 against (1 + s) / 2, so the second unless s > 21; s = sqrt(2 / chi2) is above 21
+    # where a standard normal is within sqrt(2) / 21
+    first = 0.75 + 0.25 * math.erf(1 / 21)
+    assert found.stability.jaccard == pytest.approx(first, abs=0.01)
+    assert found.in_top.tolist() == pytest.approx([first, 1 - first], abs=0.01)
 
 
 def test_components_that_are_always_zero_are_never_in_the_top():
@@ -249,6 +303,28 @@ def test_pairs_that_agree_say_nothing_of_stability():
 def test_few_resamples_are_said_to_be_few():
     found = resampled(gaussian(50, [9.0, 5.0, 0.1], spread=0.1), resamples=20, top=1)
     assert found.sentence.endswith("; 20 resamples are too few to tell")
+
+
+@pytest.mark.parametrize("pairs", [2, 3, 7])
+def test_few_pairs_are_said_to_say_little(pairs):
+    found = resampled(gaussian(pairs, [9.0, 5.0, 0.1], spread=0.1), top=1)
+    assert found.sentence.endswith(f"; {pairs} pairs say little about other pairs")
+    found = resampled(gaussian(pairs, [9.0, 5.0, 0.1], spread=0.1))
+    assert found.sentence.endswith(f"; {pairs} pairs say little about other pairs")
+
+
+def test_pairs_that_repeat_others_are_counted():
+    values = gaussian(4, [9.0, 5.0, 0.1]).repeat(50, 1)
+    values = values + 1e-9 * gaussian(200, [0.0] * 3, seed=1)  # as other batches round
+    found = resampled(values, top=1)
+    assert (found.pairs, found.different) == (200, 4)
+    assert found.sentence.endswith(
+        "; only 4 of 200 pairs differ in their scores: where the others repeat prompts, errors are "
+        "too small"
+    )
+    alone = resampled(gaussian(200, [9.0, 5.0, 0.1]), top=1)
+    assert alone.different == 200
+    assert "differ in their scores" not in alone.sentence
 
 
 # --- in tables ---------------------------------------------------------------------------------

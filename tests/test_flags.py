@@ -37,11 +37,29 @@ def names_with(scores: hw.Attribution, flag: str) -> set[str]:
 # --- each flag fires on its own planted model and on no other -----------------------------------
 
 
-@pytest.mark.parametrize("flag", words.FLAGS)
-@pytest.mark.parametrize("name", planted_models.PLANTED)
+PAIRS_OF_FLAGS = [
+    (name, flag)
+    for name in planted_models.PLANTED
+    for flag in words.FLAGS
+    if (name, flag) != (words.ATTENTION, words.BENT)  # bends, too: the next test
+]
+
+
+@pytest.mark.parametrize(("name", "flag"), PAIRS_OF_FLAGS)
 def test_a_flag_is_raised_by_the_model_it_was_planted_in_and_by_no_other(name, flag):
     scores, _ = planted(name)
     assert bool(names_with(scores, flag)) == (name == flag)
+
+
+@pytest.mark.parametrize("name", [words.ATTENTION, words.BENT])
+def test_attention_is_flagged_as_bent_only_where_the_gradient_is_wrong_by_two(name):
+    scores, _ = planted(name)
+    exact = hw.attribute(
+        scores.model, scores.task, hw.queries() + hw.keys(), hw.Exact(), progress=False
+    )
+    for one in names_with(scores, words.BENT):
+        truth, gradient = float(exact[one].mean()), float(scores[one].mean())
+        assert abs(truth - gradient) > 0.5 * max(abs(truth), abs(gradient))
 
 
 def test_saturated_attention_is_flagged_in_the_layer_where_it_was_planted_only():
@@ -106,6 +124,7 @@ def test_what_atp_misses_in_saturated_rows_is_the_closed_form():
     assert found.saturated_rows == 3 / 4
     assert found.missed == pytest.approx(sum(map(lost, saturated)) / 4, abs=1e-12)
     assert found.flags == ("saturated attention (75 % of rows, AtP misses +0.75 there)",)
+    assert found.computed == pytest.approx(sum(math.tanh(s / 2) for s in GAPS) / 4, abs=1e-12)
 
 
 class Unsloped(OneQuery):
@@ -127,6 +146,7 @@ def test_without_the_slope_of_a_pattern_what_is_missed_is_not_known():
     )
     found = hw.attribute(unsloped, estimator=hw.Gradient()).diagnose()["query"]
     assert (found.saturated_rows, found.missed, found.softened) == (3 / 4, None, None)
+    assert found.computed is None
     assert found.flags == ()
 
 
@@ -158,6 +178,29 @@ def test_what_is_missed_in_all_rows_together_is_atp_star_minus_atp(components):
         every = torch.ones_like(saturated_rows(rows))
         ours = missed(rows, part, slope, every)
         assert ours == pytest.approx(expected[:, part.columns], abs=1e-11)
+
+
+def test_what_is_computed_through_all_rows_is_atp_star_and_a_head_has_none():
+    wrapped, two = model("Llama"), task(6, 4)
+    components = hw.heads() + hw.queries() + hw.keys()
+    found = hw.attribute(wrapped, two, components, progress=False).diagnose(jumps=0, progress=False)
+    fixed = AtPStar(grad_drop=False).scores(gated(wrapped, two, components)).mean(0).tolist()
+    for one, expected in zip(found.findings, fixed, strict=True):
+        if one.name.endswith(">"):
+            assert one.computed == pytest.approx(expected, abs=1e-11)
+        else:
+            assert (one.computed, one.inside) == (None, True)
+
+
+def test_attention_that_bends_without_saturating_is_flagged_with_both_numbers():
+    _, found = planted(words.BENT)
+    query = found["a1.h1<q>"]
+    assert query.missed == pytest.approx(0, abs=1e-9)
+    assert query.flags == (
+        f"bent attention (AtP gives {query.gradient:+.3g}, with the softmax computed "
+        f"{query.computed:+.3g})",
+    )
+    assert "bent attention a1.h1<q>, a1.h1<k>" in found.sentence
 
 
 def test_of_a_grouped_head_the_numbers_are_those_of_its_query_and_of_the_key_it_reads():
@@ -254,6 +297,89 @@ def test_a_jump_on_one_pair_is_found_among_pairs_without():
     assert jump.gate == pytest.approx(0.6, abs=SHORTEST)
 
 
+def step(m: torch.Tensor) -> torch.Tensor:
+    return (m > 0).double()
+
+
+@pytest.mark.parametrize(
+    "window", [(0.3, 0.6), (0.9, 0.95), (0.02, 0.07)], ids=["wide", "near clean", "near off"]
+)
+def test_jumps_that_cancel_over_the_whole_way_are_found(window):
+    up, down = window
+    jump = find_jumps(gate(lambda m: m + 5 * (step(m - up) - step(m - down))), [0], 0.01)[0]
+    assert jump.size == pytest.approx(5.0, abs=0.01)
+    assert min(abs(jump.gate - up), abs(jump.gate - down)) <= SHORTEST
+
+
+def test_a_staircase_of_small_steps_is_one_jump_of_their_sum():
+    jump = find_jumps(gate(lambda m: 0.3 * torch.floor(30 * m) / 30), [0], 0.013)[0]
+    # steps of 0.01 at 1/30, 2/30 ... 1, of which a piece may hold two
+    assert jump.decided
+    assert jump.gate is None
+    assert jump.size == pytest.approx(0.3, rel=0.1)
+
+
+def test_a_way_with_many_kinks_is_no_staircase():
+    kinks = torch.linspace(0.01, 0.99, 40, dtype=torch.float64)
+    hinges = torch.where(torch.arange(40) % 2 == 0, 6.0, -6.0)
+    function = gate(lambda m: (torch.relu(m[..., None] - kinks) * hinges).sum(-1))
+    assert find_jumps(function, [0], 0.01)[0].size == 0
+
+
+def test_rounding_on_many_pieces_is_no_staircase():
+    def rounded(m: torch.Tensor) -> torch.Tensor:  # to steps of 0.01, up to 0.005 off
+        return m + (torch.round(m * 100) / 100 - m).detach()
+
+    function = gate(rounded)
+    with function.counting() as cost:
+        assert find_jumps(function, [0], 0.02, 0.03)[0].size == 0
+    assert cost.backwards == 16  # two slopes on each of eight pieces, none of which is halved
+
+
+def stepping(count: int = 20, jump: float = 3) -> hw.Attribution:
+    """One gate that only jumps, and others with slopes."""
+    function = GatedFunction(
+        lambda m: jump * step(m[..., 0] - 0.5) + m[..., 1:].sum(-1),
+        [f"c{i}" for i in range(count)],
+        dtype=torch.float64,
+    )
+    return planted_models._kept_function(function)
+
+
+def test_a_gate_that_only_jumps_is_looked_at_once_its_exact_effect_is_known():
+    scores = stepping(400, jump=50)  # among so many it is hardly ever drawn
+    assert scores.diagnose(progress=False).flagged(words.ROUTING) == ()
+    scores.audit(sample=400, progress=False)
+    assert scores.diagnose(progress=False).flagged(words.ROUTING) == ("c0",)
+
+
+def test_a_gate_whose_exact_effect_is_furthest_from_its_score_is_looked_at_next():
+    scores = stepping(jump=0.6)
+    scores.audit(sample=20, progress=False)
+    found = scores.diagnose(progress=False)
+    assert found.jumps_in[:5] == ("c1", "c2", "c3", "c4", "c0")
+    assert any("the 1 furthest from their exact effect (c0), 3 drawn" in n for n in found.notes)
+    assert found.flagged(words.ROUTING) == ("c0",)
+
+
+def test_half_of_the_gates_looked_at_are_drawn_and_a_note_says_which():
+    scores = stepping()
+    looks = [scores.diagnose(seed=seed, progress=False) for seed in range(20)]
+    assert looks[0] == replace(scores.diagnose(seed=0, progress=False), cost=looks[0].cost)
+    for found in looks:
+        strongest, drawn = found.jumps_in[:4], found.jumps_in[4:]
+        assert strongest == ("c1", "c2", "c3", "c4")
+        assert (
+            f"jumps were looked for in the 4 strongest (c1, c2, c3, c4), 4 drawn at random "
+            f"({', '.join(drawn)}); jumps=20 looks in all."
+        ) in found.notes
+        assert found.flagged(words.ROUTING) == (("c0",) if "c0" in drawn else ())
+        assert "jumps looked for in 8 of 20" in found.sentence
+    # c0 is drawn with probability 4/16, and not once in 20 with probability 0.3 %
+    assert any("c0" in found.jumps_in for found in looks)
+    assert scores.diagnose(jumps=20, progress=False).flagged(words.ROUTING) == ("c0",)
+
+
 def test_the_jump_flagged_in_the_routed_model_is_there_when_the_gate_is_moved_across_it():
     scores, found = planted(words.ROUTING)
     name = max(found.findings, key=lambda one: one.jump or 0).name
@@ -328,6 +454,17 @@ def test_a_saturated_output_is_a_warning_on_the_result_without_any_diagnosis():
     assert any("p > 0.99 in 100 % of pairs" in warning for warning in scores.warnings())
     audit = scores.audit(sample=8, progress=False)
     assert audit.sentence.endswith("Flags: saturated output softmax in 100 % of pairs.")
+
+
+def test_a_diagnosis_knows_of_the_saturated_output_and_rows_say_it_once():
+    scores, found = planted(words.OUTPUT)
+    assert found.flagged(words.OUTPUT) == scores.names
+    for row in scores.rows():
+        assert [one for one in row.flags if one.startswith(words.OUTPUT)] == [
+            "saturated output softmax (p > 0.99 in 100 % of pairs)"
+        ]
+    audit = scores.audit(sample=8, progress=False)
+    assert audit.sentence.count(words.OUTPUT) == 1
 
 
 def test_exact_effects_have_no_saturated_output():
@@ -411,3 +548,8 @@ def test_the_thresholds_decide_on_either_side():
     assert not flagged(found, whole=30.0)
     small = words.Finding("a", 1.0, 1.0, saturated_rows=0.5, missed=0.2, softened=3.0)
     assert not flagged(small, whole=10.0)
+    bent = words.Finding("a", 1.0, 1.0, computed=0.45)
+    assert flagged(bent, whole=10.0)  # 0.55 apart is more than half of 1, and than 1 % of 10
+    assert not flagged(bent, whole=60.0)
+    assert not flagged(replace(bent, computed=0.55), whole=10.0)
+    assert flagged(replace(bent, computed=-0.05), whole=10.0)

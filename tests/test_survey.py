@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -17,7 +18,7 @@ import planted_models
 from headwater.audits.sampling import AuditSample
 from headwater.audits.saturation import largest_share
 from headwater.audits.survey_result import Survey
-from headwater.audits.unseen import Checked, missed_share
+from headwater.audits.unseen import Checked, missed_share, most_blind, share_interval
 from headwater.components import parse_component
 from headwater.errors import (
     PairFileError,
@@ -167,6 +168,73 @@ def test_a_sample_stands_for_all_components_and_has_an_interval():
     assert sum(row.weight for row in found.rows) == pytest.approx(20)
     whole = found.share()
     assert 0 <= whole.low <= whole.share <= whole.high <= 1
+
+
+def with_interval(low: float | None, high: float | None, kind: float = 0.0) -> Survey:
+    """A survey of a sample, with this interval, and this share of queries not seen."""
+    whole = hw.survey(sharp(), task(6, 6), progress=False)
+    shares = [
+        replace(one, low=low, high=high, share=0.04)
+        if one.kind == "all"
+        else replace(one, share=kind)
+        for one in whole.shares
+    ]
+    return replace(whole, components=len(whole.rows) + 1, shares=tuple(shares))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "kind", "answer"),
+    [
+        (0.0, 0.049, 0.0, "no"),
+        (0.0, 0.049, 0.2, "in part"),
+        (0.0, 0.05, 0.2, "open"),
+        (0.049, 0.9, 0.0, "open"),
+        (0.05, 0.9, 0.0, "yes"),
+        (None, None, 0.0, "open"),
+    ],
+)
+def test_a_sample_answers_by_the_ends_of_its_interval(low, high, kind, answer):
+    found = with_interval(low, high, kind)
+    assert found.answer == answer
+    asks = (
+        "24 of 25 components checked cannot tell whether it is 5 %: raise sample=; 25 checks all."
+    )
+    assert (asks in found.sentence) == (answer == "open")
+    assert replace(found, components=24).answer != "open"  # then all were checked
+
+
+@pytest.mark.parametrize(("members", "checked", "found"), [(9, 4, 0), (9, 4, 1), (8, 3, 3)])
+def test_more_may_be_blind_as_long_as_a_sample_would_show_so_few(members, checked, found):
+    def shows_as_few(blind: int) -> float:  # sample by sample
+        samples = list(itertools.combinations(range(members), checked))
+        few = [sum(one < blind for one in sample) <= found for sample in samples]
+        return sum(few) / len(few)
+
+    possible = range(found, members - checked + found + 1)
+    expected = max(blind for blind in possible if shows_as_few(blind) >= 0.05)
+    assert most_blind(members, checked, found) == expected
+
+
+def test_of_many_the_rule_of_three_tells_how_many_may_be_blind():
+    assert most_blind(20_000, 59, 0) / 20_000 == pytest.approx(1 - 0.05 ** (1 / 59), rel=0.01)
+    assert most_blind(70, 70, 0) == 0
+
+
+@pytest.mark.parametrize("blind", [1, 5])
+def test_the_interval_covers_what_a_few_blind_components_hold(blind):
+    generator = np.random.default_rng(0)
+    exact = generator.standard_t(2, 432) * 0.1
+    estimate = 0.5 * exact * np.exp(0.5 * generator.normal(size=432))
+    chosen = generator.choice(432, blind, replace=False)
+    exact[chosen], estimate[chosen] = np.abs(exact).sum() * 0.1 / blind, 1e-4
+    truth = float(missed_share(np.ones(432), estimate, exact))
+    covered = 0
+    for seed in range(40):
+        sample = AuditSample.draw(estimate, sample=128, seed=seed)
+        low, high = share_interval(sample, estimate, exact[list(sample.indices)], seed)
+        covered += low <= truth <= high
+    assert truth > 0.05
+    assert covered >= 36
 
 
 def test_estimates_are_held_against_their_own_exact_effects_where_float32_takes_two_for_equal():
@@ -382,7 +450,10 @@ def test_the_command_answers_in_a_sentence_and_saves_the_survey(tmp_path, monkey
     said = capsys.readouterr().out
     assert "Does a gradient miss effects in tiny here?" in said
     found = Survey.load(tmp_path / "out")
-    assert found.sentence in said
+    assert found.answer == "open"
+    asks = "raise sample=; 40 checks all."
+    assert found.sentence.count(asks) == 1
+    assert found.sentence.replace(asks, asks.replace("sample=", "--sample")) in said
     assert (found.tested, len(found.rows), found.prompts) == (4, 20, 200)
 
 

@@ -1,21 +1,32 @@
-"""The bootstrap over pairs: how far scores, ranks and the top would move with other prompts.
+"""How far scores, ranks and the top would move with other prompts; no model runs.
 
-Pairs are drawn with replacement, as many as there are, and every component is scored again from its
-per-pair scores (Efron, 1979); no model runs. Scores, ranks and top are all taken from the same
-resamples. Stability is the Jaccard overlap of a resample's top with the top of all pairs; arXiv
-2510.00845 measures it for circuits and asks for at least 0.8 over at least 100 resamples.
+A score is a mean over pairs, so its standard error and its interval are Student's, in closed form.
+Ranks and top have none: pairs are drawn with replacement, as many as there are, and every component
+is scored again from its per-pair scores (Efron, 1979). Resamples of few pairs spread too little:
+each is stretched around the score by `sqrt(n / chi2)`, `chi2` drawn with n - 1 degrees of freedom,
+so that a mean spreads as Student's t does. Stability is the Jaccard overlap of a resample's top
+with the top of all pairs; arXiv 2510.00845 measures it for circuits and asks for at least 0.8 over
+at least 100 resamples.
+
+A rank interval is for one component, looked at whatever its rank. Of components looked at because
+they came out strongest, it holds as often only where the top is stable: among 100 that are all
+equal, those of the strongest ten hold the true rank in about half of all cases (tested), and the
+sentence says that the top is not stable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Real
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from headwater.attribution.resamples import CHUNK, Places, Resampled, chunks, ranked
+from headwater.audits.intervals import student_quantile
 from headwater.audits.words import figure
 from headwater.errors import ResultError
 
@@ -24,8 +35,13 @@ STABLE = 0.8
 """Mean Jaccard overlap from which a top is called stable ..."""
 FEWEST_RESAMPLES = 100
 """... over at least this many resamples (arXiv 2510.00845)."""
-CHUNK = 4_000_000
-"""Numbers held at once."""
+FEWEST_PAIRS = 8
+"""Of fewer pairs the sentence says that they are few: even Student's intervals rest on pairs that
+are like each other, which so few cannot show."""
+ALIKE = 1e-5
+"""Pairs whose scores differ by no more than this share of the largest may be the same prompts."""
+MOST_REPEATED = 0.8
+"""Share of pairs that must differ; below it repeated prompts make errors a tenth too small."""
 TABLE_WORK = 10_000_000
 """Scores resampled for a table, to be quick: of over 10,000 components on fewer resamples."""
 SHOWN = 10
@@ -59,10 +75,13 @@ class Bootstrap:
     scores: Float[np.ndarray, " component"]
     """Over all pairs: the mean; of magnitudes their mean with the sign of the mean score."""
     se: Float[np.ndarray, " component"]
-    """Standard error of the score: its standard deviation over resamples."""
+    """Standard error of the score, of magnitudes of their mean: standard deviation over pairs
+    (with n - 1) by sqrt(n)."""
     low: Float[np.ndarray, " component"]
     high: Float[np.ndarray, " component"]
-    """Ends of the percentile interval of the score."""
+    """Ends of Student's interval of the score. Magnitudes keep their sign: 0 is the end there."""
+    sign: Float[np.ndarray, " component"]
+    """Share of resamples in which the mean score has the sign of the score."""
     rank_low: Int[np.ndarray, " component"]
     rank_high: Int[np.ndarray, " component"]
     """Ends of the interval of the rank by |score|; 1 is the strongest. Components that tie share
@@ -73,6 +92,9 @@ class Bootstrap:
     """None where every component is among the strongest, or no score is other than 0."""
     top: int
     pairs: int
+    different: int
+    """Pairs that differ in their scores. The others are repeated prompts, which add nothing, or
+    the metric takes few values."""
     resamples: int
     seed: int
     confidence: float
@@ -93,15 +115,26 @@ class Bootstrap:
                 f"top {self.top} is"
             )
         if self.stability is None:
-            return (
+            said = (
                 f"all {len(self.names):,} components are the top {self.top}: the ranks say how "
                 "stable their order is"
             )
-        said = str(self.stability)
-        if self.stability.jaccard < STABLE:
-            said += f"; not stable: below {STABLE} (arXiv 2510.00845)"
+        else:
+            said = str(self.stability)
+            if self.stability.jaccard < STABLE:
+                said += (
+                    f"; not stable: below {STABLE} (arXiv 2510.00845), and ranks of the strongest "
+                    "may lie outside their intervals"
+                )
         if self.resamples < FEWEST_RESAMPLES:
             said += f"; {self.resamples} resamples are too few to tell"
+        if self.different < MOST_REPEATED * self.pairs:
+            said += (
+                f"; only {self.different:,} of {self.pairs:,} pairs differ in their scores: where "
+                "the others repeat prompts, errors are too small"
+            )
+        if self.pairs < FEWEST_PAIRS:
+            said += f"; {self.pairs} pairs say little about other pairs"
         return said
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,6 +143,7 @@ class Bootstrap:
         rows = zip(*(getattr(self, name).tolist() for name in _COLUMNS), strict=True)
         return {
             "pairs": self.pairs,
+            "different": self.different,
             "resamples": self.resamples,
             "seed": self.seed,
             "confidence": self.confidence,
@@ -127,19 +161,20 @@ class Bootstrap:
         lines = [
             f"Bootstrap of {len(self.names):,} components over {self.pairs:,} pairs: "
             f"{self.resamples:,} resamples, {percent} intervals",
-            f"{'component':<16}{'score':>10}{'se':>9}{'interval':>22}{'ranks':>12}"
+            f"{'component':<16}{'score':>10}{'se':>9}{'interval':>22}{'sign':>7}{'ranks':>12}"
             f"{f'in top {self.top}':>12}",
         ]
         for column in np.argsort(-np.abs(self.scores), kind="stable")[:SHOWN].tolist():
             interval = f"[{self.low[column]:+.3g}, {self.high[column]:+.3g}]"
             lines.append(
                 f"{self.names[column]:<16}{self.scores[column]:>+10.4g}{self.se[column]:>9.2g}"
-                f"{interval:>22}{self.ranks(column):>12}{self.in_top[column]:>12.0%}"
+                f"{interval:>22}{self.sign[column]:>7.0%}{self.ranks(column):>12}"
+                f"{self.in_top[column]:>12.0%}"
             )
         return "\n".join([*lines, self.sentence])
 
 
-_COLUMNS = ("scores", "se", "low", "high", "rank_low", "rank_high", "in_top")
+_COLUMNS = ("scores", "se", "low", "high", "sign", "rank_low", "rank_high", "in_top")
 
 
 def bootstrap(
@@ -169,38 +204,42 @@ def bootstrap(
     """
     pairs, count = values.shape
     _refuse(pairs, resamples, confidence, top)
-    scores = values.detach().cpu().numpy()
+    signed = values.detach().cpu().numpy()
+    sizes = np.abs(signed) if magnitudes else signed
     generator = np.random.Generator(np.random.PCG64([seed, 2]))
     drawn = generator.multinomial(pairs, np.full(pairs, 1 / pairs), size=resamples)
-    sample = _Resampled(scores, drawn.astype(scores.dtype), magnitudes)
-    place = _Places(resamples, confidence)
-    result: dict[str, np.ndarray] = {
-        "scores": sample.scores(np.ones((1, pairs), scores.dtype), slice(None))[0],
-        **{name: np.empty(count) for name in ("se", "low", "high")},
-    }
-    for columns in _chunks(count, max(1, CHUNK // max(resamples, pairs))):
-        again = sample.scores(sample.drawn, columns)
-        # from the first on, so that equal numbers have no spread at all
-        result["se"][columns] = (again - again[0]).std(0, ddof=1, dtype=np.float64)
-        result["low"][columns], result["high"][columns] = place.interval(again)
-    alive = int((scores != 0).any(0).sum())
-    strongest = min(top, alive)
-    ranks, in_top, jaccard = _ranked(sample, np.abs(result["scores"]), strongest)
-    for end, (name, ranked) in enumerate(zip(("rank_low", "rank_high"), ranks, strict=True)):
-        result[name] = np.empty(count, dtype=np.int64)
-        for columns in _chunks(count, max(1, CHUNK // resamples)):
-            result[name][columns] = place.interval(ranked[:, columns])[end]
+    drawn = drawn.astype(signed.dtype)
+    stretch = np.sqrt(pairs / generator.chisquare(pairs - 1, size=(resamples, 1)))
+    stretch = stretch.astype(signed.dtype)
+    sample = Resampled.of(sizes, drawn, stretch)
+    mean = Resampled.of(signed, drawn, stretch) if magnitudes else sample
+    alive = int((signed != 0).any(0).sum())
+    found = ranked(sample, mean, min(top, alive))
+    place = Places(resamples, confidence)
+    rank_low, rank_high = found.intervals(place)
     stability = None
     if alive and top < count:
-        low, high = place.interval(jaccard[:, None])
-        stability = Stability(top, float(jaccard.mean()), float(low[0]), float(high[0]))
+        low, high = place.interval(found.jaccard[:, None])
+        stability = Stability(top, float(found.jaccard.mean()), float(low[0]), float(high[0]))
+    se = _standard_errors(sizes)
+    reach = student_quantile((1 + confidence) / 2, pairs - 1) * se
+    negative = magnitudes & (mean.score < 0)
+    ends = sample.score - reach, sample.score + reach
+    lower = ends[0].clip(0) if magnitudes else ends[0]
     return Bootstrap(
         names=tuple(names),
-        **{name: result[name] for name in _COLUMNS[:-1]},
-        in_top=in_top,
+        scores=np.where(negative, -sample.score, sample.score),
+        se=se,
+        low=np.where(negative, -ends[1], lower),
+        high=np.where(negative, -lower, ends[1]),
+        sign=found.sign,
+        rank_low=rank_low,
+        rank_high=rank_high,
+        in_top=found.in_top,
         stability=stability,
         top=top,
         pairs=pairs,
+        different=_different(signed),
         resamples=resamples,
         seed=seed,
         confidence=confidence,
@@ -212,104 +251,24 @@ def table_resamples(components: int) -> int:
     return max(FEWEST_RESAMPLES, min(RESAMPLES, TABLE_WORK // max(components, 1)))
 
 
-@dataclass(frozen=True)
-class _Resampled:
-    """Scores of components over drawn pairs."""
-
-    values: Float[np.ndarray, "pair component"]
-    drawn: Float[np.ndarray, "resample pair"]
-    """How often each pair was drawn."""
-    magnitudes: bool
-
-    def scores(
-        self, drawn: Float[np.ndarray, "resample pair"], columns: slice
-    ) -> Float[np.ndarray, "resample component"]:
-        """Return the score of each component over each draw of pairs."""
-        values = self.values[:, columns]
-        if not self.magnitudes:
-            return _means(drawn, values)
-        size = _means(drawn, np.abs(values))
-        return np.where(_means(drawn, values) < 0, -size, size)
-
-
-def _means(drawn: np.ndarray, values: np.ndarray) -> np.ndarray:
-    # from the first pair on, so that equal scores have equal means and a standard error of 0
-    first = values[0]
-    return first + (drawn @ (values - first)) / len(values)
-
-
-class _Places:
-    """Where an interval ends among sorted resamples: outward to whole ones, so ranks stay whole."""
-
-    def __init__(self, resamples: int, confidence: float) -> None:
-        # the tiny addition: (1 - 0.9) / 2 * 40 is 1.9999999999999996
-        self.low = int((1 - confidence) / 2 * resamples + 1e-9)
-        self.high = resamples - 1 - self.low
-
-    def interval(
-        self, values: np.ndarray
-    ) -> tuple[Real[np.ndarray, " component"], Real[np.ndarray, " component"]]:
-        """Return the ends of the middle part of each column of [resample, component]."""
-        ordered = np.sort(np.ascontiguousarray(values.T), axis=1)
-        return ordered[:, self.low], ordered[:, self.high]
-
-
-def _ranked(
-    sample: _Resampled, strength: Float[np.ndarray, " component"], top: int
-) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
-    """Return lowest and highest ranks [resample, component], shares in the top, and overlaps.
-
-    Args:
-        sample: The resamples.
-        strength: |score| over all pairs.
-        top: How many of the strongest are the top.
-    """
-    resamples, count = len(sample.drawn), len(strength)
-    kind = np.uint16 if count < 2**16 else np.uint32
-    lowest, highest = (np.empty((resamples, count), dtype=kind) for _ in range(2))
-    chosen = _ranks(strength[None])[0][0] <= top
-    members = np.zeros(count)
-    jaccard = np.empty(resamples)
-    for rows in _chunks(resamples, max(1, CHUNK // count)):
-        again = np.abs(sample.scores(sample.drawn[rows], slice(None)))
-        lowest[rows], highest[rows] = _ranks(again)
-        found = lowest[rows] <= top
-        members += found.sum(0)
-        shared, either = (found & chosen).sum(1), (found | chosen).sum(1)
-        jaccard[rows] = shared / np.maximum(either, 1)
-    return (lowest, highest), members / resamples, jaccard
-
-
-def _ranks(strength: Float[np.ndarray, "resample component"]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the lowest and highest rank of each component; the strongest has rank 1.
-
-    Components of equal strength share the ranks they take up together.
-    """
-    order = np.argsort(-strength, axis=1)
-    ordered = np.take_along_axis(strength, order, 1)
-    position = np.broadcast_to(np.arange(1, strength.shape[1] + 1), strength.shape)
-    equal = ordered[:, 1:] == ordered[:, :-1]
-    if not equal.any():
-        ranks = _put(order, position)
-        return ranks, ranks
-    edge = np.zeros((len(strength), 1), dtype=bool)
-    starts = ~np.concatenate([edge, equal], 1)
-    ends = ~np.concatenate([equal, edge], 1)
-    lowest = np.maximum.accumulate(np.where(starts, position, 0), 1)
-    backward = np.where(ends, position, strength.shape[1])[:, ::-1]
-    highest = np.minimum.accumulate(backward, 1)[:, ::-1]
-    return _put(order, lowest), _put(order, highest)
-
-
-def _put(order: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    result = np.empty_like(order)
-    np.put_along_axis(result, order, ranks, 1)
+def _standard_errors(values: Float[np.ndarray, "pair component"]) -> np.ndarray:
+    # from the first pair on, so that equal numbers have no spread at all
+    result = np.empty(values.shape[1])
+    for columns in chunks(values.shape[1], max(1, CHUNK // len(values))):
+        apart = values[:, columns] - values[0, columns]
+        result[columns] = apart.std(0, ddof=1, dtype=np.float64) / math.sqrt(len(values))
     return result
 
 
-def _chunks(count: int, size: int) -> Iterator[slice]:
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))
+def _different(values: Float[np.ndarray, "pair component"]) -> int:
+    """Return how many pairs differ in their scores: in order of their sum, from the one before."""
+    order = np.argsort(values.sum(1, dtype=np.float64), kind="stable")
+    apart, largest = np.zeros(len(values) - 1), 0.0
+    for columns in chunks(values.shape[1], max(1, CHUNK // len(values))):
+        part = values[order, columns]
+        apart = np.maximum(apart, np.abs(np.diff(part, axis=0)).max(1))
+        largest = max(largest, float(np.abs(part).max()))
+    return 1 + int((apart > ALIKE * largest).sum())
 
 
 def _refuse(pairs: int, resamples: int, confidence: float, top: int) -> None:

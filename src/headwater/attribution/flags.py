@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headwater.audits.diagnosis import OUTPUT, OUTPUT_PAIRS
+from headwater.audits.diagnosis import OUTPUT, output_flag
 from headwater.audits.saturation import SATURATED
 
 if TYPE_CHECKING:
@@ -33,9 +33,8 @@ def flags_by_name(result: Attribution) -> dict[str, tuple[str, ...]]:
     """Return the flags of each component that has some, beyond those of the audit."""
     diagnosis = result.extras.diagnosis
     found = {} if diagnosis is None else {f.name: f.flags for f in diagnosis.findings if f.flags}
-    share = output_saturation(result)
-    if share >= OUTPUT_PAIRS:
-        said = f"{OUTPUT} (p > {SATURATED} in {100 * share:.0f} % of pairs)"
+    said = output_flag(output_saturation(result))
+    if said and not (diagnosis is not None and diagnosis.flagged(OUTPUT)):
         found = {name: (*found.get(name, ()), said) for name in result.names}
     return found
 
@@ -59,4 +58,6 @@ def flag_words(result: Attribution) -> str:
     if diagnosis is None:
         return output
     found = diagnosis.sentence
+    if diagnosis.flagged(OUTPUT):
+        return found
     return f"{output}; {found}" if output and not found.startswith("none") else output or found

@@ -24,6 +24,7 @@ from headwater.audits.ledger import Ledger
 from headwater.audits.words import figure
 from headwater.errors import (
     ModelGoneError,
+    ResultError,
     UnknownComponentError,
     did_you_mean,
 )

@@ -40,7 +40,7 @@ class Row:
     """Which part of the audit's sample it was drawn for; `asked` where it was checked beyond it."""
     flags: tuple[str, ...] = ()
     se: float | None = None
-    """Standard error of the score over resampled pairs; None for one pair or a mask."""
+    """Standard error of the score over pairs; None for one pair.or a mask."""
     ranks: str | None = None
     """Interval of the rank by |score| over resampled pairs, as in `1-3`; None if `se` is."""
     draw_se: float | None = None

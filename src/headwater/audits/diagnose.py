@@ -1,22 +1,25 @@
-"""Compute a diagnosis: one clean run with its slopes a batch, and the gates of the strongest few.
+"""Compute a diagnosis: one clean run with its slopes a batch, and the gates of a few components.
 
 Costs a forward and a backward a pair, half a backward a layer for the cancellation index, and for
-each of the strongest components about nine forward-backwards on a few pairs for the jumps.
+each of a few components about two dozen forwards and forward-backwards on a few pairs for jumps.
 """
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from headwater.attribution.flags import output_saturation
 from headwater.audits.again import estimator_of, gated_again, model_of, refuse_other_numbers
-from headwater.audits.diagnosis import Diagnosis, Finding, flags_of
+from headwater.audits.diagnosis import Diagnosis, Finding, flags_of, output_flag
 from headwater.audits.jumps import Jump, find_jumps
-from headwater.audits.known import known_effects
+from headwater.audits.known import known_effects, signed_estimates
 from headwater.audits.run import NOISE_COMPONENTS
 from headwater.audits.slopes_seen import Seen
+from headwater.audits.words import name_list
 from headwater.components import Selection, keys, queries
 from headwater.errors import GateError
 from headwater.estimators.gradient import refuse_stationary
@@ -29,10 +32,12 @@ if TYPE_CHECKING:
     from headwater.attribution.result import Attribution
 
 JUMP_COMPONENTS = 8
-"""Components, the strongest ones, in which jumps are looked for."""
+"""Components in which jumps are looked for."""
 JUMP_PAIRS = 8
 """Most pairs on which they are."""
 _ATTENDING = ("head", "query", "key")
+GAP_NOISE = 3.0
+"""Noise floors up to which a gap is rounding: it is a sum of values and slopes that all round."""
 JUMP_SHARE = 0.01
 """Jumps up to this share of the whole effect are not looked for."""
 
@@ -43,6 +48,7 @@ def diagnose(
     model: Model | GatedFunction | None = None,
     jumps: int = JUMP_COMPONENTS,
     batch_size: int | None = None,
+    seed: int = 0,
     progress: bool | None = None,
 ) -> Diagnosis:
     """Look for what makes first-order scores wrong: saturation, cancellation, jumps, rounding.
@@ -50,8 +56,11 @@ def diagnose(
     Args:
         scores: The result of `hw.attribute` at the clean end, or one read back from a folder.
         model: Needed when the result no longer has its model.
-        jumps: In how many of the strongest components jumps are looked for; 0 skips that.
+        jumps: In how many components jumps are looked for; 0 skips that. Half are the strongest.
+            The others are those whose exact effect, where known, is furthest from the score, and
+            then any: a component that only jumps has no slope, so its score is near 0.
         batch_size: Most pairs in a forward; by default as in the scores.
+        seed: Of the components drawn to look for jumps in.
         progress: True, False, or None to show a bar only on a terminal.
 
     Returns:
@@ -70,14 +79,17 @@ def diagnose(
         )
     model = model_of(scores, model, "scores.diagnose(model=function)")
     started = time.perf_counter()
+    columns, drawn = _where_to_look(scores, jumps, seed)
     if isinstance(model, GatedFunction):
         function, floor, problem = model.at("clean"), None, []
         with function.counting() as cost:
-            seen, found = _of_function(scores, function, jumps)
+            seen, found = _of_function(scores, function, columns)
     else:
         cost = Cost()
         seen, floor = _of_model(scores, model, batch_size, cost, progress)
-        found, problem = _jumps_of_model(scores, model, jumps, floor, cost)
+        found, problem = _jumps_of_model(scores, model, columns, floor, cost)
+    if found:
+        problem = [*problem, *drawn]
     # batches are made ready more than once, for the same pairs
     cost.pairs, cost.seconds = len(scores.scores), time.perf_counter() - started
     return _made(scores, seen, floor, found, [*seen.notes, *problem], str(cost))
@@ -91,13 +103,41 @@ def strongest(scores: Attribution, count: int) -> list[int]:
     return sorted(range(len(strength)), key=lambda i: -strength[i])[: max(count, 0)]
 
 
+def _where_to_look(scores: Attribution, count: int, seed: int) -> tuple[list[int], list[str]]:
+    """Return the columns in which jumps are looked for, and in words how they were chosen."""
+    names, count = scores.names, max(count, 0)
+    if count >= len(names):
+        return list(range(len(names))), []
+    strong = strongest(scores, count - count // 2)
+    magnitudes = scores.parts.magnitudes
+    known = known_effects(scores, scores.checked, magnitudes)
+    estimate = signed_estimates(scores, magnitudes)
+    off = {column: abs(one.signed - estimate[column]) for column, one in known.items()}
+    tolerance = _jump_tolerance(scores)
+    wrong = [c for c in sorted(off, key=lambda c: -off[c]) if off[c] > tolerance]
+    wrong = [column for column in wrong if column not in strong][: count // 2]
+    taken = {*strong, *wrong}
+    rest = [column for column in range(len(names)) if column not in taken]
+    others = random.Random(seed).sample(rest, count - len(taken))
+    chosen = [
+        f"{words} ({name_list([names[column] for column in columns])})"
+        for words, columns in (
+            (f"the {len(strong)} strongest", strong),
+            (f"the {len(wrong)} furthest from their exact effect", wrong),
+            (f"{len(others)} drawn at random", others),
+        )
+        if columns
+    ]
+    said = f"jumps were looked for in {', '.join(chosen)}; jumps={len(names)} looks in all."
+    return [*strong, *wrong, *others], [said]
+
+
 def _of_function(
-    scores: Attribution, function: GatedFunction, jumps: int
+    scores: Attribution, function: GatedFunction, columns: list[int]
 ) -> tuple[Seen, dict[int, Jump]]:
     refuse_stationary(function, "clean")
     seen = Seen(function.names, None)
     seen.add(function)
-    columns = strongest(scores, jumps)
     return seen, find_jumps(function, columns, _jump_tolerance(scores)) if columns else {}
 
 
@@ -155,10 +195,10 @@ def _any_length(selection: Selection) -> int | None:
 
 
 def _jumps_of_model(
-    scores: Attribution, model: Model, count: int, floor: float, cost: Cost
+    scores: Attribution, model: Model, columns: list[int], floor: float, cost: Cost
 ) -> tuple[dict[int, Jump], list[str]]:
     tolerance = _jump_tolerance(scores)
-    if count <= 0:
+    if not columns:
         return {}, []
     if floor >= tolerance:
         return {}, [
@@ -167,7 +207,7 @@ def _jumps_of_model(
         ]
     with gated_again(scores, model, cost, batch_size=JUMP_PAIRS) as gated:
         _, function = next(iter(gated))
-        return find_jumps(function, strongest(scores, count), tolerance), []
+        return find_jumps(function, columns, tolerance, GAP_NOISE * floor), []
 
 
 def _jump_tolerance(scores: Attribution) -> float:
@@ -185,6 +225,7 @@ def _made(
 ) -> Diagnosis:
     whole, tolerance = scores.parts.whole_effect, _jump_tolerance(scores)
     mean = scores.mean().double().tolist()
+    output = output_flag(output_saturation(scores))
     findings = []
     for column, name in enumerate(scores.names):
         jump = jumps.get(column)
@@ -197,7 +238,7 @@ def _made(
             **numbers,
         )
         flags = flags_of(found, whole, floor, tolerance)
-        findings.append(replace(found, flags=flags))
+        findings.append(replace(found, flags=(*flags, output) if output else flags))
     undecided = [scores.names[column] for column, jump in jumps.items() if not jump.decided]
     if undecided:
         notes = [

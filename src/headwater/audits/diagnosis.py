@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from headwater.audits.report import Audit
+from headwater.audits.saturation import SATURATED
 from headwater.audits.words import effect, figure, name_list
 from headwater.errors import ResultError, did_you_mean
 
@@ -19,15 +20,18 @@ MATTERS = 0.01
 MISSED = 0.1
 """AtP misses something in saturated rows if that is more than this share of the effect with the
 softmax computed: a tenth is less than what AtP is off by anyway."""
+BENDS = 0.5
+"""AtP is not what attention does if the effect with the softmax computed differs by more than this
+share of the larger of the two: sizes are off by two then, or the sign is."""
 CANCELS = 3.0
 """Cancellation index from which effects cancel: with one layer held constant the gradient is on
 average three times what it is. Where layers do not undo each other it is about 1."""
 OUTPUT_PAIRS = 0.5
 """Share of pairs with a saturated output softmax from which every component is flagged."""
 
-ATTENTION, OUTPUT = "saturated attention", "saturated output softmax"
+ATTENTION, BENT, OUTPUT = "saturated attention", "bent attention", "saturated output softmax"
 CANCELLATION, ROUTING, NOISE = "cancellation", "routing jump", "below noise floor"
-FLAGS = (ATTENTION, OUTPUT, CANCELLATION, ROUTING, NOISE)
+FLAGS = (ATTENTION, BENT, OUTPUT, CANCELLATION, ROUTING, NOISE)
 """The flags' names, in the order in which they are said."""
 
 
@@ -48,7 +52,10 @@ class Finding:
     inside: bool = False
     """Whether these numbers are those of a head's query and key, not of its own output."""
     softened: float | None = None
-    """The size `missed` is compared with: the effect through all rows with the softmax computed."""
+    """The size `missed` is compared with: mean |effect| through all rows, softmax computed."""
+    computed: float | None = None
+    """Of a query or key, its effect through all rows with the softmax computed, mean over pairs:
+    AtP*. With the softmax's slope it is `gradient`. A head's own output passes none."""
     cancellation: float | None = None
     """Mean over layers of |gradient with that layer held constant|, by |gradient|."""
     uncancelled: float | None = None
@@ -56,7 +63,7 @@ class Finding:
     jump: float | None = None
     """The largest jump of the metric on the gate's way, on the pairs looked at; 0: none found."""
     jump_at: float | None = None
-    """Where the gate stands there."""
+    """Where the gate stands there; None where many small steps make the jump."""
     flags: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,13 +90,7 @@ def flags_of(
         jump_tolerance: Jumps up to this size were not looked for.
     """
     least = max(MATTERS * whole, floor or 0.0)
-    flags = []
-    if found.missed is not None and abs(found.missed) > least:
-        size = max(abs(found.softened or 0.0), abs(found.missed))
-        if abs(found.missed) > MISSED * size:
-            rows = f"{100 * (found.saturated_rows or 0):.0f} % of rows"
-            whose = "AtP of its query and key" if found.inside else "AtP"
-            flags.append(f"{ATTENTION} ({rows}, {whose} misses {effect(found.missed)} there)")
+    flags = _attention_flags(found, least)
     index, kept = found.cancellation, found.uncancelled
     if index is not None and kept is not None and index >= CANCELS and kept > least:
         shown = "infinite" if index == math.inf else figure(index)
@@ -97,10 +98,38 @@ def flags_of(
             f"{CANCELLATION} (index {shown}: {effect(kept).lstrip('+')} with a layer held)"
         )
     if found.jump is not None and found.jump > max(jump_tolerance, floor or 0.0):
-        flags.append(f"{ROUTING} ({figure(found.jump)} near gate {figure(found.jump_at or 0.0)})")
+        where = f"near gate {figure(found.jump_at)}" if found.jump_at is not None else "in steps"
+        flags.append(f"{ROUTING} ({figure(found.jump)} {where})")
     if floor is not None and 0 < abs(found.score) <= floor:
         flags.append(f"{NOISE} ({floor:.2g})")
     return tuple(flags)
+
+
+def _attention_flags(found: Finding, least: float) -> list[str]:
+    """Return that attention saturates, or else that it bends without; empty if it does neither."""
+    if found.missed is not None and abs(found.missed) > least:
+        size = max(abs(found.softened or 0.0), abs(found.missed))
+        if abs(found.missed) > MISSED * size:
+            whose = "AtP of its query and key" if found.inside else "AtP"
+            rows = f"{100 * (found.saturated_rows or 0):.0f} % of rows"
+            return [f"{ATTENTION} ({rows}, {whose} misses {effect(found.missed)} there)"]
+    if found.computed is None:
+        return []
+    larger = max(abs(found.computed), abs(found.gradient))
+    if abs(found.computed - found.gradient) <= max(least, BENDS * larger):
+        return []
+    said = f"AtP gives {effect(found.gradient)}, with the softmax computed {effect(found.computed)}"
+    return [f"{BENT} ({said})"]
+
+
+def output_flag(share: float) -> str:
+    """Return the flag of a saturated output, which is every component's; empty below half.
+
+    Args:
+        share: Of the pairs, those whose answer has p > 0.99.
+    """
+    said = f"{OUTPUT} (p > {SATURATED} in {100 * share:.0f} % of pairs)"
+    return said if share >= OUTPUT_PAIRS else ""
 
 
 @dataclass(frozen=True, repr=False)
@@ -115,7 +144,7 @@ class Diagnosis:
     noise_floor: float | None
     """How far rounding alone moves the metric; None for a gated function, which cannot tell."""
     jumps_in: tuple[str, ...]
-    """Components in which jumps were looked for: the strongest ones."""
+    """Components in which jumps were looked for; a note says how they were chosen."""
     jump_pairs: int
     """On how many pairs."""
     jump_tolerance: float
@@ -157,8 +186,9 @@ class Diagnosis:
         """The flags in one sentence, with what was not looked at."""
         named = [(flag, self.flagged(flag)) for flag in FLAGS]
         said = [f"{flag} {name_list(names)}" for flag, names in named if names]
-        looked = f"jumps looked for in the {len(self.jumps_in):,} strongest"
-        if self.jumps_in and len(self.jumps_in) < len(self.findings):
+        count, of = len(self.jumps_in), len(self.findings)
+        looked = f"jumps looked for in {count:,} of {of:,}"
+        if 0 < count < of:
             said = [*said, looked] if said else [f"none ({looked})"]
         return "; ".join(said) if said else "none"
 

@@ -29,9 +29,10 @@ class Seen:
         self.pairs = 0
         self.notes: list[str] = []
         count = len(names) if table is None else len(table)
-        self._gradient, self._magnitude, self._uncancelled, self._missed, self._softened = (
-            torch.zeros(5, count, dtype=torch.float64)
+        self._gradient, self._magnitude, self._uncancelled = torch.zeros(
+            3, count, dtype=torch.float64
         )
+        self._missed, self._softened, self._computed = torch.zeros(3, count, dtype=torch.float64)
         self._rows = torch.zeros(2, count, dtype=torch.float64)  # saturated, counted
         self._attention, self._unsloped = torch.zeros(2, count, dtype=torch.bool)
         self._drops = False
@@ -56,6 +57,7 @@ class Seen:
     def of(self, column: int) -> dict[str, Any]:
         """Return the numbers of one component, under the names of a `Finding`'s fields."""
         own = self._attention_columns(column)
+        inside = bool(own) and own != [column]
         counted = float(self._rows[1, own].sum()) if own else 0.0
         sloped = bool(own) and not bool(self._unsloped[own].any())
         kept = float(self._uncancelled[column]) / self.pairs
@@ -64,8 +66,11 @@ class Seen:
             "gradient": float(self._gradient[column]) / self.pairs,
             "saturated_rows": float(self._rows[0, own].sum()) / counted if counted else None,
             "missed": float(self._missed[own].sum()) / self.pairs if sloped else None,
-            "inside": bool(own) and own != [column],
+            "inside": inside,
             "softened": float(self._softened[own].sum()) / self.pairs if sloped else None,
+            "computed": float(self._computed[column]) / self.pairs
+            if sloped and not inside
+            else None,
             "cancellation": _ratio(kept, plain) if self._drops else None,
             "uncancelled": kept if self._drops else None,
         }
@@ -85,8 +90,9 @@ class Seen:
             self._unsloped[part.columns] = True
             return
         self._missed[part.columns] += missed(rows, part, slope, at).double().sum(0).cpu()
-        softened = Fixed(rows, part).effects(slope)
-        self._softened[part.columns] += softened.double().abs().sum(0).cpu()
+        computed = Fixed(rows, part).effects(slope).double().cpu()
+        self._softened[part.columns] += computed.abs().sum(0)
+        self._computed[part.columns] += computed.sum(0)
 
     def _add_dropped(self, linear: Linearized) -> None:
         total = torch.zeros_like(self._gradient)

@@ -64,7 +64,8 @@ def survey(
         metric: Of the effects; by default the task's, and for plain text `hw.cross_entropy()`.
         reference: What a closed component is set to. By default `hw.Corrupted()` for pairs; for
             plain text `hw.PositionalMean` over up to 256 prompts of the corpus.
-        sample: Components checked exactly, stratified by the gradient; None for all.
+        sample: Components checked exactly, stratified by the gradient; None for all. A sample
+            seldom rules out that a few others hold 5 % of the effects: the answer is then "open".
         tested: Prompts, drawn at random, on which effects are taken.
         max_tokens: Longer prompts of a text are counted up to here, and not tested; at most as
             many as the model has positions.

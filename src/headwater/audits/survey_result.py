@@ -43,7 +43,8 @@ class MissedShare:
     averaged over prompts first. None if no effect is above zero."""
     low: float | None
     high: float | None
-    """Ends of the interval for all components; None where all were checked, or it is unknown."""
+    """Ends of the interval for all components (95 %, and what the sample cannot exclude); None
+    where all were checked, or too few for an interval."""
     by_prompt: float | None
     """The same with every prompt counted by itself: sum over prompts and components."""
 
@@ -118,13 +119,27 @@ class Survey:
 
     @property
     def answer(self) -> str:
-        """`yes` `in part` `no` `unknown`: by the share of effects the gradient does not see."""
+        """`yes` `in part` `no` `open` `unknown`: by the share of effects the gradient does not see.
+
+        Of a sample by the ends of the interval: `open` if 5 % lies between them.
+        """
         if not self.measurable:
             return "unknown"
-        of_kind = [one for one in self.shares if one.estimator == "gradient"]
-        if (self.share().share or 0.0) >= COMES_UP:
+        whole = self.share()
+        low, high = whole.low, whole.high
+        if self.complete:
+            low = high = whole.share or 0.0
+        if low is None or high is None or low < COMES_UP <= high:
+            return "open"
+        if low >= COMES_UP:
             return "yes"
+        of_kind = [one for one in self.shares if one.estimator == "gradient"]
         return "in part" if any((one.share or 0.0) >= COMES_UP for one in of_kind) else "no"
+
+    @property
+    def complete(self) -> bool:
+        """Whether every component was checked."""
+        return len(self.rows) == self.components
 
     @property
     def measurable(self) -> bool:
@@ -158,7 +173,17 @@ class Survey:
         )
         return (
             f"components of which it sees less than a tenth hold {_percent(whole.share)}{span} of "
-            f"the total |exact effect| of heads, queries and keys ({kinds}). "
+            f"the total |exact effect| of heads, queries and keys ({kinds}). {self._open}"
+        )
+
+    @property
+    def _open(self) -> str:
+        """What would decide, where the sample does not."""
+        if self.answer != "open":
+            return ""
+        return (
+            f"{len(self.rows):,} of {self.components:,} components checked cannot tell whether it "
+            f"is {_percent(COMES_UP)}: raise sample=; {self.components:,} checks all. "
         )
 
     @property
@@ -176,7 +201,7 @@ class Survey:
             )
         missed, left = self.share().share or 0.0, self.share("atp-star").share or 0.0
         said = f"With the softmax of queries and keys computed (AtP*) it is {_percent(left)}"
-        if self.answer != "no":
+        if self.answer in ("yes", "in part"):
             cured = left < missed / 2
             said += f": saturated attention is {'most' if cured else 'not most'} of the reason"
         if self.metric in THROUGH_OUTPUT:

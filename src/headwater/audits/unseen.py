@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from headwater.attribution.result import Attribution
 
 KINDS = ("head", "query", "key")
+UNLIKELY = 0.05
+"""More components may be blind than were found, as long as a sample shows so few of them with at
+least this probability."""
 
 
 @dataclass(frozen=True)
@@ -113,13 +117,63 @@ class Checked:
 
     def _interval(self, estimator: str) -> tuple[float, float] | None:
         exact = dict(zip(self.columns, (row.exact for row in self.audit.rows), strict=True))
-        return intervals(
-            {"share": missed_share},
-            self.sample,
-            self.estimates[estimator].mean(0),
-            np.array([exact[column] for column in self.sample.indices]),
-            seed=self.seed,
-        )["share"]
+        known = np.array([exact[column] for column in self.sample.indices])
+        estimate = self.estimates[estimator].mean(0)
+        return share_interval(self.sample, estimate, known, self.seed)
+
+
+def share_interval(
+    sample: AuditSample,
+    estimate: Float[np.ndarray, " component"],
+    exact: Float[np.ndarray, " index"],
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """Return an interval for the share not seen of all components; None if too few were checked.
+
+    That of `intervals`, whose upper end is moved up by what the sample cannot exclude: of each
+    stratum as many more components may be blind as could have been missed, each with the largest
+    effect that was found in the stratum. Larger effects than those it cannot foresee.
+
+    Args:
+        sample: What was checked.
+        estimate: Of all components.
+        exact: Of the checked ones, in the order of `sample.indices`.
+        seed: Of the bootstraps.
+    """
+    span = intervals({"share": missed_share}, sample, estimate, exact, seed=seed)["share"]
+    if span is None:
+        return None
+    size = np.abs(exact)
+    blind = np.abs(estimate[list(sample.indices)]) < BLIND * size
+    start, hidden = 0, 0.0
+    for stratum in sample.strata:
+        own = slice(start, start := start + len(stratum.checked))
+        found = int(blind[own].sum())
+        expected = found * (stratum.weight - 1)
+        unseen = most_blind(len(stratum.members), len(stratum.checked), found) - found
+        hidden += max(0.0, unseen - expected) * float(size[own].max())
+    total = float(np.dot(sample.weights, size))
+    return span[0], (span[1] * total + hidden) / (total + hidden)
+
+
+def most_blind(members: int, checked: int, found: int) -> int:
+    """Return how many of a stratum's members may be blind.
+
+    The most of whom a sample without replacement would still show no more than `found` in one case
+    of twenty: of a large stratum with none found about `3 / checked` of all (the rule of three).
+    """
+    least, most = found, members - checked + found
+    while least < most:
+        middle = (least + most + 1) // 2
+        few = sum(
+            math.comb(middle, k) * math.comb(members - middle, checked - k)
+            for k in range(found + 1)
+        )
+        if few / math.comb(members, checked) >= UNLIKELY:
+            least = middle
+        else:
+            most = middle - 1
+    return least
 
 
 def missed_share(
