@@ -355,6 +355,8 @@ def test_the_top_is_by_the_absolute_mean_strongest_first(result):
     assert [row.name for row in result.top(5)] == expected[:5]
     assert len(result.top(1000)) == len(result.names)
     assert result.top(0) == []
+    with pytest.raises(ResultError, match=r"top\(-1\): there is no such number"):
+        result.top(-1)
 
 
 def test_averages_are_the_users_choice(result):

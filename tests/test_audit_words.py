@@ -13,7 +13,8 @@ import torch
 
 import headwater as hw
 from headwater.audits import Audit, audit_scores
-from headwater.audits.words import figure, size_words
+from headwater.audits.words import Statistic, figure, size_words
+from headwater.audits.words import verdict as verdict_of
 from headwater.errors import MissingExtraError, NonFiniteError, ResultError
 
 EFFECTS = [8.0, -7.0, 6.0, -5.0, 4.0, -3.0, 2.0, -1.0, 0.5, -0.25, 0.125, 0.0625]
@@ -146,13 +147,48 @@ def test_an_opposite_estimate_is_not_trusted():
     )
 
 
+def test_a_verdict_on_a_sample_names_it_and_what_it_cannot_exclude():
+    result = sampled()
+    figures = [
+        Statistic("r", 0.99, 0.95, 1.0, ""),
+        Statistic("relative error", 0.03, 0.02, 0.15, ""),
+        Statistic("sign agreement", 1.0, 1.0, 1.0, ""),
+    ]
+    assert verdict_of(result.counts, figures, ()) == (
+        "As far as the 32 checked tell, trust the ranking and the size (to about 3 %). Strong "
+        "effects that the estimate does not see may be among the 368 not checked: "
+        "hw.verify(scores, theta=...) looks for them."
+    )
+
+
+def test_sizes_that_the_interval_leaves_open_are_not_trusted():
+    draw = np.random.default_rng(1)
+    exact = draw.standard_t(2, 400)
+    result = audit((0.97 * exact).tolist(), exact.tolist(), sample=32)
+    error = result.statistic("relative error")
+    assert error.value < 0.2 < error.high
+    start = "As far as the 32 checked tell, trust the ranking; the size is open."
+    assert result.verdict.startswith(start)
+    assert f"the relative error may be as high as {figure(error.high)}" in result.verdict
+
+
+def test_no_trust_no_hint_at_what_is_unseen():
+    draw = np.random.default_rng(1)
+    exact = draw.standard_t(2, 400)
+    verdict = audit((-exact).tolist(), exact.tolist()).verdict
+    assert verdict == (
+        "As far as the 32 checked tell, do not trust this estimate: use hw.Exact(), or another "
+        "estimator or reference."
+    )
+
+
 def test_a_verdict_that_the_interval_leaves_open_says_so():
     draw = np.random.default_rng(1)
     exact = draw.standard_t(2, 400)
     estimate = exact * np.exp(0.2 * draw.normal(size=400))
     verdict = audit(estimate.tolist(), exact.tolist(), sample=16).verdict
     assert "The sample leaves this open (" in verdict
-    assert verdict.endswith("): a larger sample= decides.")
+    assert "): a larger sample= decides. Strong effects" in verdict
 
 
 def test_too_small_a_sample_gives_no_verdict_and_no_intervals():
@@ -408,8 +444,8 @@ def test_a_later_audit_keeps_the_tolerance_that_was_asked_for():
         "error bars: every half width is at most 0.01 at 80 %, after 40 exact runs."
     )
     scores.audit(sample=12, progress=False)
-    assert scores.checked.counts.checked == 12
-    # the other runs are not lost, so the bars are as short as they were
+    assert scores.checked.counts.checked == 40  # all is known, and a sample would say less
+    # the runs are not lost, so the bars are as short as they were
     assert scores.checked.aim == (
         "error bars: every half width is at most 0.01 at 80 %, after 40 exact runs."
     )

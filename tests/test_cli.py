@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 
 import headwater as hw
 from headwater.cli import choices, main
-from headwater.cli.spelling import typed_words
+from headwater.cli.show import column_form
+from headwater.cli.spelling import typed, typed_words
 from headwater.errors import UnknownOptionError
 
 HEADWATER = str(Path(sys.executable).with_name("headwater"))
@@ -224,6 +226,44 @@ def test_python_in_a_refusal_is_said_as_it_is_typed(refusal, said):
     assert said in typed_words(refusal)
 
 
+@pytest.mark.parametrize(
+    ("refusal", "said"),
+    [
+        ("no.\nType the smallest effect: theta=0.05.", "theta=0.05 is --theta 0.05."),
+        ("no.\nType batch_size=8, or dtype='float32'.", "batch_size=8 is --batch-size 8; dtype="),
+        ('no.\nRaise steps=, or use path="family".', 'steps= is ig:steps=; path="family" is ig:'),
+        ("no.\nType a gap, such as tolerance=0.01.", "tolerance=0.01 is ig:tolerance=0.01."),
+    ],
+)
+def test_arguments_in_the_advice_are_said_as_options_of_what_was_typed(refusal, said):
+    assert said in typed_words(refusal, ["headwater", "attribute", "-e", "ig:tolerance=-1"])
+
+
+def test_the_value_that_was_refused_is_no_advice():
+    assert typed_words("theta=-1.0 is not above 0.\nType a larger one.") == ""
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        ("Too few checks: raise sample=.", "Too few checks: raise --sample."),
+        ("hw.verify(scores, theta=...) looks.", "headwater verify RUN --theta ... looks."),
+        ("... 34 more in .rows", "... 34 more; --json has all"),
+        ("... 3 more in audit.rows", "... 3 more; --json has all"),
+        ("All of them: scores.error_bars().", "All of them: --json."),
+        (
+            "Use dtype='float64', or raise tolerance=.",
+            "Use --dtype float64, or raise ig:tolerance=.",
+        ),
+        ("Type reference=hw.PositionalMean().", "Type -r positional-mean."),
+        ('confirm with hw.Exact(at="corrupted")', "confirm with -e exact:at=corrupted"),
+        ("r 0.97; p > 0.99, n=3", "r 0.97; p > 0.99, n=3"),
+    ],
+)
+def test_what_a_result_says_is_written_as_it_is_typed(result, said):
+    assert typed(result, ["ig"]) == said
+
+
 def test_what_cannot_be_typed_is_left_alone():
     assert typed_words("no such file") == ""
     assert typed_words("Give it one: hw.wrap(module, tokenizer=...).") == ""
@@ -235,8 +275,66 @@ def test_an_audit_keeps_the_tolerance_that_was_asked_for_with_it():
         "--tolerance", "0.05", "--audit", "4",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "4 of 16 components checked exactly" in done.stdout
+    # the tolerance had all of them checked, and a sample of what is known would say less
+    assert "16 of 16 components checked exactly" in done.stdout
     assert "error bars: every half width is at most 0.05 at 90 %" in done.stdout
+
+
+def test_too_few_checks_say_which_option_to_raise():
+    words = ("attribute", "-m", "tiny", "-t", "ioi", "--pairs", "2", "-c", "heads", "--audit", "1")
+    done = headwater(*words)
+    assert "Too few checks for a verdict: raise --audit." in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([9.658, -0.0123], ["+9.658", "-0.012"]),
+        ([0.0004434, -0.00003], ["+0.0004434", "-0.0000300"]),
+        ([-1234.5, 2.0], ["-1234", "+2"]),
+        ([3e-7, 0.0], ["+3.000e-07", "+0.000e+00"]),
+        ([0.0, 0.0], ["+0.000", "+0.000"]),
+    ],
+)
+def test_a_column_has_four_digits_in_its_largest_number_and_one_number_of_decimals(values, shown):
+    form = column_form(values)
+    assert [f"{value:+{form}}" for value in values] == shown
+
+
+def test_small_scores_are_not_printed_as_zero():
+    done = headwater(
+        "attribute", "-m", "tiny", "-t", "ioi", "--pairs", "4", "--metric", "cross-entropy"
+    )
+    scores = [line.split()[1] for line in done.stdout.splitlines() if re.match(r"[am]\d", line)]
+    assert len(scores) == 10
+    assert all(float(score) != 0 for score in scores)
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "headwater", "attribute", "-m", "tinny", "-t", "ioi"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "UnknownModelError" in done.stderr
+
+
+def test_a_survey_without_attention_says_what_to_run_instead():
+    done = headwater("survey", "-m", "tiny-mamba", "-t", "ioi")
+    assert done.returncode == 2
+    assert "a survey counts saturated rows of attention, and Mamba shows none" in done.stderr
+    assert "headwater compare -m tiny-mamba -t ioi -c mixers" in done.stderr
+
+
+def test_a_survey_in_the_folder_of_a_run_leaves_the_run_as_it_is(run):
+    folder, _ = run
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    done = headwater(
+        "survey", "-m", "tiny", "-t", "ioi", "--sample", "4", "--tested", "2", "-o", folder
+    )
+    assert done.returncode == 0, done.stderr
+    assert {path: path.read_bytes() for path in before} == before
+    assert hw.Attribution.load(folder).names
 
 
 def test_an_unknown_flag_is_refused_with_exit_code_2():
@@ -283,7 +381,11 @@ def test_compare_prints_a_row_an_estimator_and_writes_runs_and_a_page(tmp_path):
     ("words", "said"),
     [
         (["--estimator", "ig:steps=x"], "ig: steps='x' is not a whole number"),
-        (["--estimator", "ig:stepz=3"], "ig has no option 'stepz=3'. Closest: 'steps'"),
+        (["--estimator", "ig:stepz=3"], "ig has no option 'stepz'. Closest: 'steps'"),
+        (["--estimator", "ig:path"], "ig: option 'path' has no value.\nWrite ig:path=value, the"),
+        (["--layers", "5-1"], "--layers '5-1': the range 5-1 is reversed.\nWrite 1-5."),
+        (["--layers", "0-"], "--layers '0-': '0-' is not a number"),
+        (["--positions", "-1,-1"], "position -1 is given twice"),
         (["--estimator", "atpstar"], "no estimator 'atpstar'. Closest: 'atp-star'"),
         (["--estimator", "ig", "--at", "corrupted"], "--at corrupted: ig has no end to choose"),
         (["--draws", "3"], "--draws goes with --reference resample"),

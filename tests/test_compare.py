@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 
 import headwater as hw
+from headwater.audits import Audit
 from headwater.audits.advice import advice
 from headwater.audits.comparison_folder import run_folders
 from headwater.audits.comparison_result import ComparedEstimator
+from headwater.audits.diagnosis import Diagnosis, Finding
+from headwater.audits.words import Counts, Statistic
 from headwater.errors import ResultError, RunFolderError
 from headwater.gates import End
 from headwater.page.comparison import render_comparison
@@ -223,15 +228,22 @@ def row(
     return ComparedEstimator(name, name, end, 20, passes, 0, 0.0, figures, "", "")
 
 
-class Audited:
-    """Scores with nothing missed."""
+def audited(row: ComparedEstimator, counts: Counts, **spans: tuple[float, float]):
+    """Scores with nothing missed, whose audit has the figures of a row."""
+    figures = tuple(
+        Statistic(name, value, *spans.get(name.replace(" ", "_"), (None, None)), "")
+        for name, value in row.figures.items()
+    )
+    audit = Audit("", "", figures, counts, (), (), (), seed=0, confidence=0.95)
+    return cast(hw.Attribution, SimpleNamespace(checked=audit))
 
-    class checked:
-        rows = ()
+
+def counts(checked: int, of: int = 20, *, intervals: bool = False) -> Counts:
+    return Counts(of, checked, {"top": checked}, True, 10, 0, None, intervals)
 
 
 def said(*rows: ComparedEstimator) -> str:
-    return advice(rows, {one.name: Audited for one in rows}, 20)[0]
+    return advice(rows, {one.name: audited(one, counts(20)) for one in rows}, 20)[0]
 
 
 def test_the_cheapest_with_the_right_sizes_is_recommended():
@@ -267,10 +279,65 @@ def test_each_end_has_its_own_advice():
         row("exact", 100, r=1, error=0),
         row("below", 5, r=0.3, error=1.1, end="corrupted"),
     )
-    text = advice(rows, {one.name: Audited for one in rows}, 20)
+    text = advice(rows, {one.name: audited(one, counts(20)) for one in rows}, 20)
     assert text[0].startswith("At the clean end: Use gradient here: the cheapest whose sizes")
     assert text[1].startswith('At the corrupted end: Use hw.Exact(at="corrupted") here: no est')
     assert text[2].startswith("At the clean end: Exact effects of all 20 components cost 100")
+
+
+def test_a_sample_is_said_first_with_its_interval_and_what_it_cannot_exclude():
+    one = row("gradient", 4, r=0.88, error=0.48)
+    runs = {"gradient": audited(one, counts(20, 1024, intervals=True), r=(0.53, 0.91))}
+    assert advice([one], runs, 1024)[0] == (
+        "As far as the 20 checked tell, use gradient here for the ranking (r 0.88 [0.53, 0.91]), "
+        "not for sizes (relative error 0.48); for sizes use hw.Exact(). Strong effects that the "
+        "estimate does not see may be among the 1,004 not checked: "
+        "hw.verify(scores, theta=...) looks for them."
+    )
+
+
+@pytest.mark.parametrize(("high", "sized"), [(0.19, True), (0.21, False)])
+def test_sizes_are_right_only_if_the_whole_interval_says_so(high, sized):
+    one = row("ig", 40, r=0.99, error=0.05)
+    runs = {"ig": audited(one, counts(20, 1024, intervals=True), relative_error=(0.01, high))}
+    text = advice([one], runs, 1024)[0]
+    assert ("the cheapest whose sizes are right" in text) == sized
+    assert ("not for sizes (relative error 0.05 [0.01, 0.21])" in text) != sized
+
+
+@pytest.mark.parametrize("sample", [1, 2])
+def test_one_or_two_checks_say_nothing_of_a_ranking(sample):
+    few = hw.compare(
+        hw.load("tiny"), hw.task("ioi")[:4], hw.heads(), [hw.Gradient()], sample=sample,
+        progress=False,
+    )  # fmt: skip
+    assert few.advice[0] == (
+        f"Too few checks to say which to use ({sample} of 16 components): raise sample=."
+    )
+    assert "ranks" not in " ".join(few.advice)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "jumps_in", "said"),
+    [
+        (
+            {"saturated_rows": 0.0, "computed": 1.0, "cancellation": 1.0},
+            ("m0",),
+            [
+                "saturated attention, bent attention, cancellation, routing jumps (in 1 of 1): "
+                "none found."
+            ],
+        ),
+        # a state-space model has no attention that could saturate
+        ({"cancellation": 1.0}, (), ["cancellation: none found."]),
+        ({}, (), []),
+    ],
+)
+def test_only_what_was_looked_for_is_called_not_found(numbers, jumps_in, said):
+    one = row("gradient", 4, r=0.95, error=0.1)
+    found = Diagnosis((Finding("m0", 1.0, 1.0, **numbers),), 1.0, None, jumps_in, 4, 0.01)
+    _, *rest = advice([one], {"gradient": audited(one, counts(20))}, 20, found)
+    assert rest == [f"Looked for what a gradient cannot see, {words}" for words in said]
 
 
 def test_why_something_is_missed_is_said_of_the_end_and_method_that_missed_it():
@@ -412,6 +479,25 @@ def test_a_folder_of_other_files_is_refused(tmp_path):
     (tmp_path / "comparison.json").write_text("{}")
     with pytest.raises(RunFolderError, match="not a comparison this release can read"):
         hw.compare(FLAT, estimators=[hw.Gradient()], out=tmp_path)
+
+
+def test_the_folder_of_a_run_is_refused_before_anything_is_computed_and_when_overwriting(tmp_path):
+    scores = hw.attribute(FLAT, estimator=hw.Gradient())
+    scores.save(tmp_path)
+    scores.page(tmp_path / "page.html")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def never(m: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the metric was run")
+
+    blind = hw.GatedFunction(never, ["a", "b"], dtype=torch.float64)
+    with pytest.raises(RunFolderError, match="holds a run, and a comparison takes a folder of"):
+        hw.compare(blind, estimators=[hw.Gradient()], out=tmp_path)
+    found = hw.compare(FLAT, estimators=[hw.Gradient()])
+    for overwrite in (False, True):
+        with pytest.raises(RunFolderError, match="holds a run"):
+            found.save(tmp_path, overwrite=overwrite)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_overwriting_leaves_no_run_of_the_comparison_before(tmp_path):

@@ -117,20 +117,28 @@ def test_a_layer_that_does_not_exist_is_refused_with_those_that_do(layer):
 
 
 @pytest.mark.parametrize(
-    ("selection", "name"),
+    ("selection", "said"),
     [
-        (hw.nodes() + hw.heads(layers=0), "a0.h0"),
-        (hw.mlps(layers=[1, 1]), "m1"),
-        (hw.residual(layers=0, positions=[-1, -1]), "r0@-1"),
+        (
+            hw.nodes() + hw.heads(layers=0),
+            "component 'a0.h0' is selected twice.\n"
+            "Select each kind once: hw.nodes() already holds tokens, heads and MLPs.",
+        ),
+        (
+            hw.mlps(layers=[1, 1]),
+            "layer 1 is given twice for mlps.\nGive each layer once, such as 0,2.",
+        ),
+        (
+            hw.residual(layers=0, positions=[-1, -1]),
+            "component 'r0@-1' is selected twice: position -1 is given twice.\n"
+            "Give each position once, such as 0,-1.",
+        ),
     ],
 )
-def test_a_component_selected_twice_is_refused_by_name(selection, name):
+def test_a_component_selected_twice_is_refused_by_what_doubles_it(selection, said):
     with pytest.raises(GateError) as refused:
         names("GPT-2", selection)
-    assert str(refused.value) == (
-        f"component {name!r} is selected twice.\n"
-        "Select each kind once: hw.nodes() already holds tokens, heads and MLPs."
-    )
+    assert str(refused.value) == said
 
 
 def test_a_misspelt_positions_word_is_answered_with_the_closest():

@@ -141,6 +141,9 @@ def test_a_result_whose_function_is_gone_says_so():
 
 def test_curves_are_saved_and_read_back_whole(tmp_path):
     scores = of(lambda m: torch.sin(3 * m[..., 0] * torch.tensor([1.0, 2.0])), batch=2)
+    assert scores.add_curves(0) == []
+    with pytest.raises(ResultError, match=r"add_curves\(-1\): there is no such number"):
+        scores.add_curves(-1)
     (curve,) = scores.add_curves(1, points=7)
     scores.save(tmp_path / "run")
     again = hw.Attribution.load(tmp_path / "run").extras.curves["a"]

@@ -193,13 +193,47 @@ def test_a_sum_that_closes_is_called_converged_though_pieces_ran_out():
     assert found.notes == ()
 
 
-def test_rounding_is_not_called_a_jump():
+def test_rounding_is_not_called_a_jump_and_ends_the_halving():
     f = hw.GatedFunction(lambda m: 1000 * torch.tanh(3 * m[..., 0]), ["a"])  # float32
-    found = estimate(f, path="component", tolerance=1e-7)
+    with f.counting() as cost:
+        found = estimate(f, path="component", tolerance=1e-7)
     (note,) = found.notes
     assert "jump" not in note
-    assert "not converged to 1e-07" in note
-    assert "float64" in note
+    assert found.gaps is not None
+    assert note == (
+        f"a: not converged to 1e-07: the gap is up to {found.gaps.values.abs().item():.2g} on a "
+        "pair, which rounding in float32 alone can make. Use dtype='float64', or raise tolerance=."
+    )
+    # a few halvings, not all of the 128 pieces
+    assert cost.backwards <= 16 * 8
+
+
+def test_a_model_in_half_precision_is_not_halved_into_its_rounding():
+    runner = hw.load("tiny", dtype="bfloat16")
+    found = hw.attribute(
+        runner,
+        hw.task("ioi")[:2],
+        hw.heads(layers=1),
+        hw.IntegratedGradients(tolerance=1e-4),
+        progress=False,
+    )
+    assert found.cost.backwards / 2 <= 16 * 8
+    (note,) = found.parts.notes
+    assert note.startswith("heads of layer 1: not converged to 0.0001: the gap is up to ")
+    assert "which rounding in bfloat16 alone can make. Use dtype='float32'" in note
+
+
+def test_a_jump_is_told_from_rounding_by_its_size_in_any_precision():
+    def jumping(height: float):
+        def f(m: Tensor) -> Tensor:
+            return 3 + m[..., 0] + height * (m[..., 0] > 0.3).to(m.dtype)
+
+        return hw.GatedFunction(f, ["router"])  # float32
+
+    (note,) = estimate(jumping(0.01), path="component", tolerance=1e-4).notes
+    assert "jumps near gate 0.3" in note
+    (note,) = estimate(jumping(2e-6), path="component", tolerance=1e-7).notes
+    assert "which rounding in float32 alone can make" in note
 
 
 # --- a model's gates ----------------------------------------------------------------------------
@@ -387,7 +421,10 @@ def test_a_family_starts_at_its_layer():
         ({"rule": "left", "tolerance": 0.1}, 'rule="left" with tolerance='),
         ({"path": "inputs", "tolerance": 0.1}, "tolerance= needs a sum to check"),
         ({"path": "joint", "increments": "path"}, 'increments="path" goes with path="inputs"'),
-        ({"path": "inputs", "increments": "path"}, "Gauss points have no cells"),
+        (
+            {"path": "inputs", "increments": "path"},
+            'Gauss points have no cells.\nType rule="midpoint".',
+        ),
     ],
 )
 def test_arguments_that_cannot_be_meant_are_refused(options, said):

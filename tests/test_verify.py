@@ -288,6 +288,17 @@ def test_an_audit_of_the_folder_is_not_repeated(folder, model):
     assert found.runs == len(scores.names) - 30
 
 
+def test_an_audit_after_everything_was_verified_uses_all_of_it_and_runs_nothing(folder, model):
+    again(folder, model, theta=0.05)
+    scores = hw.Attribution.load(folder)
+    audit = scores.audit(model=model, sample=5, progress=False)
+    assert audit.counts.checked == len(scores.names)
+    assert "; " in audit.cost
+    forwards = float(audit.cost.split()[0])
+    measured = float(audit.cost.split("; ")[1].split()[0])
+    assert forwards == measured  # of the noise floor
+
+
 def test_a_folder_of_other_scores_or_a_broken_ledger_is_refused(folder, model, tmp_path):
     other = hw.attribute(model, hw.task("ioi")[:4], hw.heads(), progress=False)
     with pytest.raises(RunFolderError, match="already holds another run"):

@@ -53,8 +53,8 @@ def advice(
         first.append(where + _judged(estimates, audits, exact, end))
         if exact is not None:
             last.append(
-                f"{where}Exact effects of all {components:,} components cost {_cost(exact)}; they "
-                "need no audit."
+                f"{where}Exact effects of all {words.counted(components, 'component')} cost "
+                f"{_cost(exact)}; they need no audit."
             )
     flags = {}
     if diagnosis is not None:
@@ -77,6 +77,8 @@ def _not_seen(diagnosis: Diagnosis) -> list[str]:
     looked = []
     if any(found.saturated_rows is not None for found in diagnosis.findings):
         looked.append("saturated attention")
+    if any(found.computed is not None for found in diagnosis.findings):
+        looked.append("bent attention")
     if any(found.cancellation is not None for found in diagnosis.findings):
         looked.append("cancellation")
     if count := len(diagnosis.jumps_in):
@@ -96,13 +98,11 @@ def _judged(
     counts = min((audits[row.name].counts for row in estimates), key=lambda one: one.checked)
     if not counts.suffice:
         return (
-            f"Too few checks to say which to use ({counts.checked:,} of {counts.components:,} "
-            "components): raise sample=."
+            f"Too few checks to say which to use ({counts.checked:,} of "
+            f"{words.counted(counts.components, 'component')}): raise sample=."
         )
     said = _recommended(estimates, audits, exact, end)
-    if counts.complete:
-        return said
-    return f"{counts.so_far}{said[0].lower()}{said[1:]}{counts.unseen}"
+    return said if counts.complete else f"{counts.so_far}{said[0].lower()}{said[1:]}"
 
 
 def _recommended(
@@ -125,6 +125,7 @@ def _recommended(
         return (
             f"Use {sized.name} here: the cheapest whose sizes are right "
             f"({audits[sized.name].statistic('relative error').brief}), at {_cost(sized)}.{rest}"
+            f"{audits[sized.name].counts.unseen}"
         )
     if exact is not None and ranked is not None and exact.passes <= ranked.passes:
         return (
@@ -138,7 +139,7 @@ def _recommended(
         size = "" if error.value is None else f" ({error.brief})"
         return (
             f"Use {ranked.name} here for the ranking{ranking}, not for sizes{size}; "
-            f"for sizes use {_exact(end)}."
+            f"for sizes use {_exact(end)}.{audit.counts.unseen}"
         )
     return f"Use {_exact(end)} here: no estimate that was compared ranks these components well."
 
@@ -153,9 +154,7 @@ def _is_ranked(audit: Audit) -> bool:
     return r is not None and r >= words.GOOD_CORRELATION and enough
 
 
-def _why(
-    row: ComparedEstimator, audit: Audit, flags: Mapping[str, tuple[str, ...]]
-) -> list[str]:
+def _why(row: ComparedEstimator, audit: Audit, flags: Mapping[str, tuple[str, ...]]) -> list[str]:
     """Return what an estimator missed, with the reason where a diagnosis or its kind shows it."""
     checked = audit.rows
     largest = max((abs(one.exact) for one in checked), default=0.0)

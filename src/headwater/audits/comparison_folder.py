@@ -47,6 +47,7 @@ def claim(folder: Path, estimators: Estimators) -> None:
         RunFolderError: If it cannot be written, or holds another comparison or other files.
     """
     make_writable(folder)
+    _refuse_run(folder)
     ours, there = _runs(estimators), _runs_in(folder)
     if there is not None:
         if there != ours:
@@ -65,7 +66,12 @@ def claim(folder: Path, estimators: Estimators) -> None:
 
 
 def clear(folder: Path, estimators: Estimators) -> None:
-    """Take away what is there of another comparison and would not be replaced by this one."""
+    """Take away what is there of another comparison and would not be replaced by this one.
+
+    Raises:
+        RunFolderError: If the folder holds a run.
+    """
+    _refuse_run(folder)
     there, ours = _runs_in(folder) or {}, _runs(estimators)
     # a file that was edited may name any place: only names that are ours to give are touched
     stale = set(run_folders(there).values()) - {run["folder"] for run in ours.values()}
@@ -74,6 +80,15 @@ def clear(folder: Path, estimators: Estimators) -> None:
             (folder / run / file).unlink(missing_ok=True)
         if (folder / run).is_dir() and not any((folder / run).iterdir()):
             (folder / run).rmdir()
+
+
+def _refuse_run(folder: Path) -> None:
+    """Refuse to put a comparison beside a run, whose page and name it would take."""
+    if (folder / folders.MANIFEST).exists():
+        raise RunFolderError(
+            f"{folder} holds a run, and a comparison takes a folder of its own.\n"
+            "Choose another folder."
+        )
 
 
 def write(folder: Path, comparison: Mapping[str, Any], estimators: Estimators) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headwater.audits import comparison_folder
-from headwater.audits.words import figure
+from headwater.audits.words import counted, figure
 from headwater.frames import frame
 from headwater.gates import End
 from headwater.page.comparison import ComparedPoint, ComparisonData, write_comparison
@@ -188,15 +188,16 @@ class Comparison:
 
     def _how_many(self) -> str:
         """Return how many components were checked, at each end where that differs."""
+        of = counted(self.components, "component")
         counts = {row.end: row.checked for row in self.rows}
         if len(set(counts.values())) > 1:
             (first, most), (second, more) = counts.items()
             return (
-                f"{most:,} of {self.components:,} components at the {first} end and {more:,} of "
-                f"{self.components:,} at the {second} end"
+                f"{most:,} of {of} at the {first} end and {more:,} of {self.components:,} at the "
+                f"{second} end"
             )
         drawn = "" if self.checked == self.components else ", drawn for each estimator,"
-        return f"{self.checked:,} of {self.components:,} components{drawn}"
+        return f"{self.checked:,} of {of}{drawn}"
 
     def _page_data(self) -> ComparisonData:
         return {

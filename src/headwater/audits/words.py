@@ -152,6 +152,11 @@ def wrong_sign_words(names: Sequence[str], counts: Counts) -> str:
     return f"{signs} among {among}: {name_list(names)}"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return how many there are, as in `1 pair` and `1,024 components`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def name_list(names: Sequence[str]) -> str:
     """Return the first names, and how many more there are."""
     more = len(names) - NAMED
@@ -181,8 +186,7 @@ def sentence(counts: Counts, statistics: Sequence[Statistic], wrong: Sequence[st
 
 def checked_words(counts: Counts) -> str:
     """Return what was checked, with the sample's make-up where not everything was."""
-    noun = "component" if counts.components == 1 else "components"
-    start = f"{counts.checked:,} of {counts.components:,} {noun} checked exactly"
+    start = f"{counts.checked:,} of {counted(counts.components, 'component')} checked exactly"
     if counts.complete:
         return start
     if not counts.covers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -134,7 +135,7 @@ def attribute(
     if audit is not None:
         with scores.kept_in(out):
             scores.audit(model=loaded, sample=audit, seed=seed, progress=progress)
-    _print(scores, as_json, show.attribution)
+    _print(scores, as_json, partial(show.attribution, sample="--audit"))
     if out is not None and not as_json:
         show.next_steps(out, audited=scores.checked is not None)
 
@@ -274,7 +275,7 @@ def main() -> None:
         app()
     except HeadwaterError as error:
         said = f"{type(error).__name__}: {error}"
-        typer.echo("\n".join(filter(None, [said, typed_words(said)])), err=True)
+        typer.echo("\n".join(filter(None, [said, typed_words(said, sys.argv)])), err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)

@@ -195,7 +195,7 @@ def _numbers(text: str, option: str) -> list[int]:
             part.strip().partition("-") if part.strip()[:1] != "-" else (part, "", "")
         )
         try:
-            ends = int(first), int(last or first)
+            ends = int(first), int(last if dash else first)
         except ValueError:
             raise UnknownOptionError(
                 f"{option} {text!r}: {part.strip()!r} is not a number.\n"

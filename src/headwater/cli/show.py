@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from headwater.cli.spelling import typed
 
 if TYPE_CHECKING:
     from headwater.attribution import Attribution
@@ -17,19 +21,28 @@ if TYPE_CHECKING:
 
 SHOWN = 10
 """Components in a printed table, the strongest ones."""
+DIGITS = 4
+"""Of the largest number in a column."""
 
 
-def attribution(scores: Attribution) -> None:
-    """Show the ten strongest components, the audit in words, and the cost."""
+def attribution(scores: Attribution, sample: str = "--sample") -> None:
+    """Show the ten strongest components, the audit in words, and the cost.
+
+    Args:
+        scores: The result.
+        sample: The option that says how many components are audited.
+    """
     console = Console(soft_wrap=True)
+    say = partial(typed, chosen=[scores.provenance.estimator["name"]], sample=sample)
     parts = scores.parts
     console.print(f"[bold]{escape(scores.title())}[/]")
-    corrupted = ""
+    ends = {"clean": float(parts.clean.mean())}
     if parts.corrupted is not None:
-        corrupted = f", corrupted {float(parts.corrupted.mean()):+.3f}"
+        ends["corrupted"] = float(parts.corrupted.mean())
+    form = column_form(ends.values())
     metric = "f" if scores.task is None else scores.task.metric.name
     console.print(
-        f"{metric}: clean {float(parts.clean.mean()):+.3f}{corrupted}, "
+        f"{metric}: {', '.join(f'{end} {value:+{form}}' for end, value in ends.items())}, "
         f"mean over {len(parts.clean)} pair{'s' if len(parts.clean) > 1 else ''}\n",
         highlight=False,
     )
@@ -41,20 +54,21 @@ def attribution(scores: Attribution) -> None:
     if sums := scores.sums():
         console.print(sums, highlight=False, markup=False)
     for sentence in (said := scores.said_of_truth()):
-        console.print(escape(sentence), highlight=False)
+        console.print(escape(say(sentence)), highlight=False)
     if scores.checked is not None:
-        console.print(f"[bold]{escape(scores.checked.verdict)}[/]", highlight=False)
+        console.print(f"[bold]{escape(say(scores.checked.verdict))}[/]", highlight=False)
         if scores.checked.cost:
             console.print(f"audit cost: {scores.checked.cost}", highlight=False, style="dim")
     elif not said and not scores.is_exact:
         console.print("Not audited: how far these are from the truth is not known yet.")
     for warning in scores.warnings():
-        console.print(f"note: {escape(warning)}", highlight=False, style="yellow")
+        console.print(f"note: {escape(say(warning))}", highlight=False, style="yellow")
     console.print(f"cost: {scores.cost}", highlight=False, style="dim")
 
 
 def _strongest(scores: Attribution) -> Table:
     rows = scores.top(SHOWN)
+    form = column_form([row.score for row in rows] + [row.exact or 0.0 for row in rows])
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("component", no_wrap=True)
     for heading in ("score", "se", "ranks", "exact", "size"):
@@ -64,16 +78,22 @@ def _strongest(scores: Attribution) -> Table:
     for row in rows:
         table.add_row(
             escape(row.name),
-            f"{row.score:+.3f}",
-            "-" if row.se is None else f"{row.se:.3f}",
+            f"{row.score:+{form}}",
+            "-" if row.se is None else f"{row.se:{form}}",
             row.ranks or "-",
-            escape(row.truth("+.3f")),
+            escape(row.truth(f"+{form}")),
             "" if row.size is None else f"{row.size:.2f}",
             "supports" if row.score > 0 else "opposes" if row.score < 0 else "none",
             # names only: the numbers of a flag stand in the page and in `scores.rows()`
             escape(", ".join(flag.partition(" (")[0] for flag in row.flags)),
         )
     return table
+
+
+def column_form(values: Iterable[float]) -> str:
+    """Return how a column is written: the same decimals for all, four digits for the largest."""
+    size = math.floor(math.log10(max(map(abs, values)) or 1.0))
+    return f".{max(0, DIGITS - 1 - size)}f" if -5 <= size <= 6 else f".{DIGITS - 1}e"
 
 
 def comparison(found: Comparison) -> None:
@@ -89,7 +109,8 @@ def comparison(found: Comparison) -> None:
     console.print(table)
     console.print(f"\n{found.checked_words()}", highlight=False, style="dim")
     for place, sentence in enumerate(found.advice):
-        console.print(escape(sentence), highlight=False, style="bold" if place == 0 else "")
+        said = typed(sentence, [row.name for row in found.rows])
+        console.print(escape(said), highlight=False, style="bold" if place == 0 else "")
 
 
 def next_steps(folder: Path, *, audited: bool) -> None:

@@ -20,10 +20,12 @@ from headwater.cli.options import (
     Progress,
     Seed,
 )
-from headwater.errors import PromptError, UnknownOptionError
+from headwater.cli.spelling import typed
+from headwater.errors import PromptError, UnavailableSiteError, UnknownOptionError
 
 if TYPE_CHECKING:
     from headwater.audits.survey_result import Survey
+    from headwater.models import Model
 
 
 def survey(
@@ -81,8 +83,10 @@ def survey(
     pairs = None if task is None else choices.task(task, metric, None)
     prompts = file if file is not None else pairs
     assert prompts is not None
+    loaded = hw.load(model, device=device, dtype=dtype)
+    _refuse_blind(loaded, f"-m {model} -t {task or 'ioi'}")
     found = hw.survey(
-        hw.load(model, device=device, dtype=dtype),
+        loaded,
         prompts,
         task=pairs,
         metric=metric,
@@ -103,19 +107,40 @@ def survey(
         typer.echo(f"\nsaved in {path}")
 
 
+def _refuse_blind(model: Model, typed_so_far: str) -> None:
+    """Refuse a model whose attention cannot be seen, with what to run instead.
+
+    Args:
+        model: The model.
+        typed_so_far: Model and task as options.
+
+    Raises:
+        UnavailableSiteError: Saying why.
+    """
+    anatomy = model.anatomy()
+    if why := anatomy.missing.get("attn.pattern"):
+        raise UnavailableSiteError(
+            f"a survey counts saturated rows of attention, and {anatomy.family.name} shows none: "
+            f"{why}.\nWhat a gradient misses of its components says: headwater compare "
+            f"{typed_so_far} -c {'heads,mlps' if anatomy.n_heads else 'mixers'}"
+        )
+
+
 def show(found: Survey) -> None:
     """Show the answer, the most saturated heads, and the components that are not seen."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    from headwater.audits.words import counted
+
     console = Console(soft_wrap=True)
     console.print(
-        f"[bold]{escape(found.model)} on {escape(found.corpus)}[/]: {found.prompts:,} prompts, "
-        f"{found.tokens:,} tokens\n",
+        f"[bold]{escape(found.model)} on {escape(found.corpus)}[/]: "
+        f"{counted(found.prompts, 'prompt')}, {counted(found.tokens, 'token')}\n",
         highlight=False,
     )
-    console.print(f"[bold]{escape(found.sentence)}[/]\n", highlight=False)
+    console.print(f"[bold]{escape(typed(found.sentence))}[/]\n", highlight=False)
     checked = {row.name: row for row in found.rows}
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("most saturated", no_wrap=True)
@@ -133,10 +158,11 @@ def show(found: Survey) -> None:
         table.add_row(escape(head.name), f"{head.saturated:.1%}", f"{head.at_start:.0%}", *numbers)
     console.print(table)
     console.print(
-        f"\nexact effects of {len(found.rows):,} of {found.components:,} components on "
-        f"{found.tested:,} prompts: {escape(found.metric)}, reference {escape(found.reference)}",
+        f"\nexact effects of {len(found.rows):,} of {counted(found.components, 'component')} on "
+        f"{counted(found.tested, 'prompt')}: {escape(found.metric)}, reference "
+        f"{escape(found.reference)}",
         highlight=False,
     )
     for note in found.notes:
-        console.print(f"note: {escape(note)}", highlight=False, style="yellow")
+        console.print(f"note: {escape(typed(note))}", highlight=False, style="yellow")
     console.print(f"cost: {escape(found.cost)}", highlight=False, style="dim")

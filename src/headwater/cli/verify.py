@@ -16,6 +16,7 @@ from headwater.cli.options import (
     Run,
     Seed,
 )
+from headwater.cli.spelling import typed
 
 
 def verify(
@@ -63,4 +64,4 @@ def verify(
         progress=progress,
         out=run,
     )
-    typer.echo(json.dumps(found.to_dict()) if as_json else repr(found))
+    typer.echo(json.dumps(found.to_dict()) if as_json else typed(repr(found)))

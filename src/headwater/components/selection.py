@@ -124,7 +124,10 @@ def _sites(choice: Choice, adapter: Adapter) -> list[Site]:
     layers = range(adapter.n_layers) if choice.layers is None else choice.layers
     for place, layer in enumerate(layers):
         if layer in layers[:place]:
-            raise GateError(f"layer {layer} is given twice.\nGive each layer once, such as 0,2.")
+            raise GateError(
+                f"layer {layer} is given twice for {rule.plural}.\n"
+                "Give each layer once, such as 0,2."
+            )
         if not 0 <= layer < adapter.n_layers:
             raise GateError(
                 f"layer {layer} does not exist: the model has layers 0 to {adapter.n_layers - 1}.\n"

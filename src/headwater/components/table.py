@@ -117,8 +117,8 @@ class ComponentTable(Sequence[Component]):
                     name = group.component(slot * group.count).name
                     if position in (group.positions or ())[:slot]:
                         raise GateError(
-                            f"position {position} is given twice, and with it {name!r}.\n"
-                            "Give each position once, such as 0,-1."
+                            f"component {name!r} is selected twice: position {position} is given "
+                            "twice.\nGive each position once, such as 0,-1."
                         )
                     raise GateError(
                         f"component {name!r} is selected twice.\n"

@@ -203,12 +203,12 @@ def _problem(path: _Path, gap: Tensor, tolerance: float, precision: torch.dtype)
     if precision != torch.float64 and all(_size(missed) <= rounding for *_, missed in path.done):
         name = str(precision).removeprefix("torch.")
         return (
-            f"{said}, which rounding in {name} alone can make. Compute in dtype='{wider}', or "
-            "raise tolerance=."
+            f"{said}, which rounding in {name} alone can make. Use dtype='{wider}', or raise "
+            "tolerance=."
         )
     return (
-        f"{said} after {len(path.done)} pieces. Raise tolerance=, compute in dtype='float64', or "
-        "use hw.Exact()."
+        f"{said} after {len(path.done)} pieces. Raise tolerance=, use dtype='float64', or use "
+        "hw.Exact()."
     )
 
 

@@ -59,7 +59,7 @@ def render(data: Mapping[str, Any]) -> str:
         "kicker": "attribution, audited" if audited else "attribution, not audited yet",
         "facts": static.facts(data),
         "headline": static.headline(data.get("headline") or []),
-        "warnings": static.warnings(data),
+        "notes": static.notes(data),
         "sense": static.sense(data),
         "strongest": rows,
         "strongest_caption": sentence,

@@ -97,19 +97,22 @@ def headline(sentences: Sequence[str]) -> str:
     )
 
 
-def warnings(data: Mapping[str, Any]) -> str:
-    """Return the warnings as a list, with one more where numbers are not finite."""
-    sentences = list(data.get("warnings") or [])
+def notes(data: Mapping[str, Any]) -> str:
+    """Return what to know of the scores as a list, and a warning where numbers are not finite."""
     broken = count_non_finite(data["components"])
-    if broken:
-        who = "1 component has" if broken == 1 else f"{broken:,} components have"
-        sentences.append(f"{who} a number that is not finite, shown as n/a.")
+    who = "1 component has" if broken == 1 else f"{broken:,} components have"
+    alarm = [f"{who} a number that is not finite, shown as n/a."] if broken else []
+    return _box("Warning", "notes alarm", alarm) + _box("Note", "notes", data.get("warnings"))
+
+
+def _box(heading: str, kind: str, sentences: Sequence[str] | None) -> str:
+    """Return sentences in a box of their own; nothing if there are none."""
     if not sentences:
         return ""
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
-    heading = "Warning" if len(sentences) == 1 else "Warnings"
+    heading += "" if len(sentences) == 1 else "s"
     return (
-        f'<section class="warnings" aria-label="{heading}">'
+        f'<section class="{kind}" aria-label="{heading}">'
         f"<h2>{heading}</h2><ul>{items}</ul></section>"
     )
 
@@ -175,7 +178,7 @@ def strongest(data: Mapping[str, Any], count: int) -> tuple[str, str]:
         for row in rows
     )
     _, scored = shown(data)
-    return body, f"The {len(rows):,} strongest of {scored:,} components."
+    return body, f"The {len(rows):,} strongest of {scored:,} component{'' if scored == 1 else 's'}."
 
 
 def truth(row: Mapping[str, Any]) -> str:
