@@ -24,16 +24,15 @@ def page_data(result: Attribution) -> dict[str, Any]:
         headline.insert(1, audit.verdict)
     elif flags := flag_words(result):
         headline.append(f"Flags: {flags}.")
-    stability = result.stability()
-    headline.append(f"{stability[0].upper()}{stability[1:]}.")
+    headline.append(f"{result.stability()}.")
     if sums := result.sums():
-        headline.append(f"{sums[0].upper()}{sums[1:]}.")
+        headline.append(f"{sums}.")
     headline.append(f"Cost: {result.cost}.")
     metric = result.task.metric if result.task is not None else None
     return {
         "kind": "attribution",
         "title": result.title(),
-        "headline": headline,
+        "headline": [f"{line[0].upper()}{line[1:]}" for line in headline],
         "warnings": result.warnings(),
         "estimator": said.estimator["name"],
         "reference": said.reference["name"],
