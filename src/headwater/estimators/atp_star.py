@@ -37,7 +37,7 @@ class AtPStar(Estimator):
 
     Everything else (values, head outputs, MLPs, neurons) is plain attribution patching. Cost: one
     forward, one backward, one product of queries and keys for each of the two fixes; GradDrop adds
-    a backward through the layers below each layer, about L / 2 in all.
+    a backward through the layers below each layer, (L - 1) / 2 in all.
 
     Source: Kramár, Lieberum, Shah, Nanda, "AtP*: An efficient and scalable method for localizing
     LLM behaviour to components" (arXiv 2403.00745), with the opposite sign: theirs is the change of

@@ -62,8 +62,8 @@ class IntegratedGradients(Estimator):
     """What moves: `"inputs"`, `"family"`, `"component"` or `"joint"`."""
     rule: RuleName = "gauss"
     """Where the gradient is taken. `"gauss"`: Gauss-Legendre points. `"midpoint"`: middles of equal
-    cells, better at a sharp step. `"left"`: left ends of the cells, biased, as EAP-IG (counted from
-    the corrupted end) and feature-circuits (from the clean end) have them."""
+    cells, better at a sharp step. `"left"`: first ends of the cells, biased: on `"inputs"` from the
+    corrupted end on, as EAP-IG, on the other paths from the clean end on, as feature-circuits."""
     steps: int = 8
     """Points on the path; with `tolerance`, on every piece of it."""
     tolerance: float | None = None
