@@ -449,7 +449,8 @@ def test_a_result_that_outlived_its_model_says_how_to_go_on():
     assert str(refused.value) == (
         "these scores came from 'GPT2LMHeadModel', which this result does not hold (it was read "
         "from a folder, or the model is gone: results keep it by weak reference).\n"
-        "Pass it: scores.audit(model=model), or hw.audit(scores, model=model)."
+        "Pass it as model=, for example scores.audit(model=model) or hw.verify(scores, theta=..., "
+        "model=model); give hw.interaction the model and task themselves."
     )
 
 
@@ -545,7 +546,8 @@ def test_reading_a_folder_without_a_run_says_how_to_make_one(tmp_path):
         Attribution.load(tmp_path)
     assert str(refused.value) == (
         f"no run in {tmp_path}: it has no run.json.\n"
-        f"Make one: headwater attribute --model tiny --task ioi --out {tmp_path}"
+        f"Make one: scores.save({str(tmp_path)!r}), or on the command line headwater attribute "
+        f"--model tiny --task ioi --out {tmp_path}"
     )
 
 

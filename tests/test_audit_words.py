@@ -156,7 +156,7 @@ def test_a_verdict_on_a_sample_names_it_and_what_it_cannot_exclude():
     ]
     assert verdict_of(result.counts, figures, ()) == (
         "As far as the 32 checked tell, trust the ranking and the size (to about 3 %). Strong "
-        "effects that the estimate does not see may be among the 368 not checked: "
+        "effects that the estimate does not see may be among those not checked: "
         "hw.verify(scores, theta=...) looks for them."
     )
 

@@ -413,3 +413,14 @@ def test_magnitudes_say_that_they_are():
         "--estimator", "atp-star",
     )  # fmt: skip
     assert "these scores are magnitudes: the mean over pairs of |effect|" in done.stdout
+
+
+def test_two_ends_that_contradict_each_other_are_refused():
+    with pytest.raises(UnknownOptionError, match="--at corrupted contradicts gradient:at=clean"):
+        choices.estimator("gradient:at=clean", "corrupted")
+
+
+def test_a_layer_that_is_not_there_is_answered_with_the_range_to_type():
+    done = headwater("attribute", "-m", "tiny", "-t", "ioi", "--pairs", "2", "--layers", "9")
+    assert done.returncode == 2
+    assert "--layers 0-3" in done.stderr

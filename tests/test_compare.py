@@ -291,7 +291,7 @@ def test_a_sample_is_said_first_with_its_interval_and_what_it_cannot_exclude():
     assert advice([one], runs, 1024)[0] == (
         "As far as the 20 checked tell, use gradient here for the ranking (r 0.88 [0.53, 0.91]), "
         "not for sizes (relative error 0.48); for sizes use hw.Exact(). Strong effects that the "
-        "estimate does not see may be among the 1,004 not checked: "
+        "estimate does not see may be among those not checked: "
         "hw.verify(scores, theta=...) looks for them."
     )
 

@@ -15,6 +15,7 @@ from headwater.audits.verification import Verification
 from headwater.cli import main
 from headwater.errors import ModelGoneError, ResultError, RunFolderError
 from planted import checked, counted, planted, population
+from shape_checks import unchecked
 
 
 def verified(seed: int, hidden=(), size=0.0, *, known=(), theta=0.1, **options):
@@ -160,6 +161,11 @@ def test_a_small_budget_says_that_there_is_no_bound_and_what_there_would_be_one_
     )
 
 
+def test_a_small_budget_says_what_checks_the_few_that_are_left():
+    found, _ = verified(0, budget=17, known=range(20, 195))
+    assert found.notes[0].endswith("so there is no bound; budget=25 checks every component.")
+
+
 def test_exact_scores_need_no_run():
     function = planted(np.arange(8.0), np.arange(8.0))
     scores = hw.attribute(function, estimator=hw.Exact())
@@ -209,6 +215,13 @@ def test_numbers_without_a_meaning_are_answered(options, said):
     with pytest.raises(ResultError) as error:
         hw.verify(scores, model=function, **options)
     assert said in str(error.value)
+
+
+def test_a_theta_that_is_no_number_is_answered():
+    function = planted(np.ones(3), np.ones(3))
+    scores = hw.attribute(function, estimator=hw.Gradient())
+    with unchecked(), pytest.raises(ResultError, match=r"theta='x' is not a number"):
+        hw.verify(scores, theta="x", model=function)  # pyright: ignore[reportArgumentType]
 
 
 # --- folders and the command line -----------------------------------------------------------

@@ -242,7 +242,8 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise RunFolderError(
             f"no run in {folder}: it has no run.json.\n"
-            f"Make one: headwater attribute --model tiny --task ioi --out {folder}"
+            f"Make one: scores.save({str(folder)!r}), or on the command line headwater attribute "
+            f"--model tiny --task ioi --out {folder}"
         )
     try:
         return Manifest.model_validate_json(path.read_text(encoding="utf-8"))

@@ -125,7 +125,8 @@ class Later:
             if audit.aim:
                 said.append(audit.aim)
         if self.verification is not None:
-            said.append(f"verified: {self.verification.sentence}")
+            found = "verified" if self.verification.holds else "not verified"
+            said.append(f"{found}: {self.verification.sentence}")
         return said
 
     @contextmanager

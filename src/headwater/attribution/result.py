@@ -114,7 +114,8 @@ class Attribution(Later):
                 f"these scores came from {self.provenance.model.get('name')!r}, which this result "
                 "does not hold (it was read from a folder, or the model is gone: results keep it "
                 "by weak reference).\n"
-                "Pass it: scores.audit(model=model), or hw.audit(scores, model=model)."
+                "Pass it as model=, for example scores.audit(model=model) or hw.verify(scores, "
+                "theta=..., model=model); give hw.interaction the model and task themselves."
             )
         return model
 

@@ -102,6 +102,8 @@ def refuse_aim(tolerance: float, confidence: float, budget: int | None) -> None:
     Raises:
         ResultError: Saying what to type.
     """
+    if not isinstance(tolerance, int | float):
+        raise ResultError(f"tolerance={tolerance!r} is not a number.\nType tolerance=0.1.")
     if not tolerance > 0:
         raise ResultError(
             f"tolerance={tolerance} is not above 0: only an exact effect has no error bar.\n"
@@ -126,8 +128,14 @@ def aim_words(asked: Aim, bars: ErrorBars) -> str:
         return (
             f"error bars: every half width is at most {width} at {sure}, after {runs:,} exact runs."
         )
-    worst = max(wide, key=lambda bar: bar.half_width)
-    widest = "unknown" if math.isinf(worst.half_width) else f"{worst.half_width:.3g}"
+    unknown = sum(math.isinf(bar.half_width) for bar in wide)
+    worst = max(wide, key=lambda bar: (not math.isinf(bar.half_width), bar.half_width))
+    widest = (
+        f"{unknown:,} of them are unknown"
+        if unknown == len(wide)
+        else f"the widest is {worst.half_width:.3g} ({worst.name})"
+        + (f", and {unknown:,} are unknown" if unknown else "")
+    )
     ended = (
         f"{runs:,} exact runs leave"
         if asked.budget is None
@@ -135,5 +143,5 @@ def aim_words(asked: Aim, bars: ErrorBars) -> str:
     )
     return (
         f"error bars: {ended} {len(wide):,} of {len(bars.rows):,} half widths above {width} at "
-        f"{sure}; the widest is {widest} ({worst.name})."
+        f"{sure}; {widest}."
     )

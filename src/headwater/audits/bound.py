@@ -188,6 +188,9 @@ def refuse_numbers(theta: float | None, confidence: float) -> None:
     Raises:
         ResultError: Saying what to type.
     """
+    for name, value, example in (("theta", theta, 0.05), ("confidence", confidence, 0.95)):
+        if value is not None and not isinstance(value, int | float):
+            raise ResultError(f"{name}={value!r} is not a number.\nType {name}={example}.")
     if theta is not None and theta > 0 and not np.isfinite(theta):
         raise ResultError(
             f"theta={theta}: no effect is that large, so there is nothing to verify.\n"

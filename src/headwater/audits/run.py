@@ -82,7 +82,7 @@ def audit(
         device=device,
         hold=False,
     ) as exact:
-        if len(exact.ledger.alone()) == len(scores.names):
+        if len(exact.ledger.alone()) == len(scores.names) and sample > 0:
             sample = len(scores.names)  # all is known: a sample of it would say less
         floor = noise_floor(scores, exact)
         measuring = exact.cost.forwards / max(exact.cost.pairs, 1)

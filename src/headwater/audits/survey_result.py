@@ -29,6 +29,10 @@ FILE = "survey.json"
 _SHOWN = 8
 
 
+WELL_ABOVE = 10.0
+"""Times the noise floor from which an effect is surely none of rounding."""
+
+
 @dataclass(frozen=True)
 class MissedShare:
     """How much of the effects an estimate does not see."""
@@ -143,8 +147,11 @@ class Survey:
 
     @property
     def measurable(self) -> bool:
-        """Whether any checked component has an effect above rounding."""
-        return any(abs(row.exact) > self.noise_floor for row in self.rows)
+        """Whether any checked component has an effect well above rounding.
+
+        The floor is the largest of a few tries; others may be some times as large.
+        """
+        return any(abs(row.exact) > WELL_ABOVE * self.noise_floor for row in self.rows)
 
     @property
     def sentence(self) -> str:

@@ -73,7 +73,12 @@ def verify(
         RunFolderError: If `out` holds another run, or a broken ledger.
     """
     refuse_numbers(theta, confidence)
-    if budget < 1:
+    if theta is None:
+        raise ResultError(
+            "theta=None: what is not to be missed has a size.\nType the smallest effect that "
+            "matters to you, in units of the metric: theta=0.05."
+        )
+    if not isinstance(budget, int) or budget < 1:
         raise ResultError(
             f"budget={budget}: verifying takes at least one exact run.\nType budget=200."
         )
@@ -125,9 +130,15 @@ class _Verifier:
         plan = Plan.of(self.budget, len(self.unknown), pool.depth(self.unknown))
         generator = np.random.Generator(np.random.PCG64([self.seed, 3]))
         if not plan.blocks and len(self.unknown) > self.budget:
+            least, all_of_them = Plan.least_budget(plan.depth), len(self.unknown)
+            needed = (
+                f"they take a budget of {least:,}"
+                if least < all_of_them
+                else f"budget={all_of_them} checks every component"
+            )
             self.notes.append(
                 f"a budget of {self.budget:,} leaves no room for subset runs, so there is no "
-                f"bound; they take a budget of {Plan.least_budget(plan.depth):,}."
+                f"bound; {needed}."
             )
         for number in range(1, LOOKS + 1):
             if not plan.blocks or plan.just_check(len(self.unknown), self.left):

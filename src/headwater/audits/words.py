@@ -98,12 +98,11 @@ class Counts:
     @property
     def unseen(self) -> str:
         """What no sample of this size excludes; empty where everything was checked."""
-        rest = self.components - self.checked
-        if not rest:
+        if self.complete:
             return ""
         return (
-            f" Strong effects that the estimate does not see may be among the {rest:,} not "
-            "checked: hw.verify(scores, theta=...) looks for them."
+            " Strong effects that the estimate does not see may be among those not checked: "
+            "hw.verify(scores, theta=...) looks for them."
         )
 
 

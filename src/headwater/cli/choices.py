@@ -72,6 +72,8 @@ def estimator(words: str, at: str = "clean") -> Estimator:
                 f"Write {word}:{name}=value{_such_as(known[name])}."
             )
         given[name] = _value(f"{word}: {name}", known[name], value)
+    if at != "clean" and given["at"] != at:
+        raise UnknownOptionError(f"--at {at} contradicts {words}.\nLeave one of the two out.")
     return kind(**given)
 
 

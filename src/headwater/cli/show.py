@@ -117,9 +117,13 @@ def next_steps(folder: Path, *, audited: bool) -> None:
     """Say what to type next."""
     console = Console(soft_wrap=True)
     console.print(f"\nsaved in {folder}", highlight=False)
-    if not audited:
-        console.print(f"next: headwater audit {folder}", highlight=False)
-    console.print(f"      headwater page {folder}", highlight=False)
+    steps = (
+        [f"headwater page {folder}"]
+        if audited
+        else [f"headwater audit {folder}", f"headwater page {folder}"]
+    )
+    for label, step in zip(("next: ", "      "), steps, strict=False):
+        console.print(f"{label}{step}", highlight=False)
 
 
 def sites(model: str, listed: Sequence[Mapping[str, Any]]) -> None:

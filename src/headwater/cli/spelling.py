@@ -73,6 +73,8 @@ def _typed(name: str, arguments: str) -> str:
 
     if name == "verify":
         return "headwater verify RUN --theta ..."
+    if layers := re.fullmatch(r"layers=range\((\d+)\)", arguments):
+        return f"--layers 0-{int(layers[1]) - 1}"
     options = [(one[1], one[2] or one[3]) for one in GIVEN.finditer(arguments)]
     for known, written, joined in (
         (ESTIMATORS, "-e {}", ":{}={}"),
