@@ -10,7 +10,7 @@ halving ends where it no longer shrinks a gap that rounding could make.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -20,9 +20,6 @@ from torch import Tensor
 
 from headwater.estimators.quadrature import Panel, Rule
 from headwater.gates import GatedFunction, ModelGates, Move
-
-Piece = tuple[tuple[int, ...], Panel, Mapping[float, Tensor]]
-"""Columns that move together, a piece of their path, and the metric [batch] where pieces meet."""
 
 SHORTEST = 2.0**-16
 """A piece of this length that still has a gap holds a jump."""
@@ -102,38 +99,17 @@ def integrate(
     return [_integral(path, tolerance, precision) for path in paths]
 
 
-def integrals(
-    function: GatedFunction, pieces: Sequence[Piece], rule: Rule
-) -> list[tuple[Float[Tensor, "batch index"], Float[Tensor, " batch"]]]:
-    """Integrate slopes over pieces of paths, stacked in as few runs as fit.
-
-    Args:
-        function: The gated function.
-        pieces: For each the columns that move, where on their path, and the metric where pieces
-            meet, among them at both of its ends.
-        rule: Quadrature on every piece.
-
-    Returns:
-        For each piece its integral, and how much more its sum is than the exact change.
-    """
-    moves = [Move(columns, t) for columns, panel, _ in pieces for t in panel.points(rule)]
+def _measure(function: GatedFunction, paths: Sequence[_Path], rule: Rule) -> None:
+    """Integrate every open piece of every path, stacked in as few runs as fit."""
+    work = [(path, panel) for path in paths for panel in path.open]
+    moves = [Move(path.columns, t) for path, panel in work for t in panel.points(rule)]
     slopes = iter(function.slopes(moves))
     sign = 1.0 if function.end == "clean" else -1.0
-    found = []
-    for _, panel, edges in pieces:
+    for path, panel in work:
         weighted = [weight * next(slopes).gradient for weight in rule.weights]
         integral = panel.width * torch.stack(weighted).sum(0)
-        change = sign * (edges[panel.low] - edges[panel.high])
-        found.append((integral, integral.sum(1) - change))
-    return found
-
-
-def _measure(function: GatedFunction, paths: Sequence[_Path], rule: Rule) -> None:
-    """Integrate every open piece of every path."""
-    work = [(path, panel) for path in paths for panel in path.open]
-    pieces = [(path.columns, panel, path.edges) for path, panel in work]
-    for (path, panel), found in zip(work, integrals(function, pieces, rule), strict=True):
-        path.done.append((panel, *found))
+        change = sign * (path.edges[panel.low] - path.edges[panel.high])
+        path.done.append((panel, integral, integral.sum(1) - change))
     for path in paths:
         path.open = []
 
