@@ -14,7 +14,7 @@ import torch
 import headwater as hw
 from headwater.audits import Audit
 from headwater.audits.advice import advice
-from headwater.audits.comparison_folder import run_folders
+from headwater.audits.comparison_folder import claim, run_folders
 from headwater.audits.comparison_result import ComparedEstimator
 from headwater.audits.diagnosis import Diagnosis, Finding
 from headwater.audits.words import Counts, Statistic
@@ -554,3 +554,11 @@ def test_estimators_are_told_by_what_they_are_and_not_by_the_names_they_were_giv
     said = hw.compare(f, estimators=named).advice
     assert said[0].startswith("Use exact here: it costs no more")
     assert said[-1].startswith("Exact effects of all 2 components cost")
+
+
+def test_what_a_killed_comparison_left_does_not_make_its_folder_foreign(tmp_path):
+    (tmp_path / ".comparison.json.abc123").write_text("half")
+    claim(tmp_path, {"gradient": {"name": "gradient"}})
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunFolderError, match=r"other files \(notes.txt\)"):
+        claim(tmp_path, {"gradient": {"name": "gradient"}})

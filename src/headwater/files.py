@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from headwater.errors import RunFolderError
@@ -31,6 +31,15 @@ def write_atomically(path: Path, writer: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write text under a temporary name, then rename it; line ends are those of the text."""
     write_atomically(path, lambda there: there.write_text(text, encoding="utf-8", newline="\n"))
+
+
+def foreign(folder: Path, ours: Collection[str]) -> list[str]:
+    """Return the names in a folder that are neither ours nor what a killed write left of ours."""
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.name not in ours and not any(path.name.startswith(f".{one}.") for one in ours)
+    )
 
 
 def make_writable(folder: Path) -> None:

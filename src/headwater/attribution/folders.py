@@ -25,7 +25,7 @@ from headwater.audits.ledger import Ledger
 from headwater.components import parse_component
 from headwater.errors import ResultError, RunFolderError
 from headwater.estimators.trained_circuit import TrainedCircuit
-from headwater.files import make_writable, write_atomically, write_text
+from headwater.files import foreign, make_writable, write_atomically, write_text
 from headwater.gates import Cost
 
 MANIFEST, SCORES, AUDIT, PAGE = "run.json", "scores.safetensors", "audit.json", "page.html"
@@ -48,16 +48,11 @@ def claim(folder: Path, manifest: Manifest) -> None:
     make_writable(folder)
     if (folder / MANIFEST).exists():
         _refuse_other(folder, read_manifest(folder), manifest)
-    elif foreign := sorted(path.name for path in folder.iterdir() if not _is_ours(path.name)):
+    elif others := foreign(folder, {MANIFEST, *_OURS}):
         raise RunFolderError(
-            f"{folder} holds no run but other files ({', '.join(foreign[:3])}).\n"
+            f"{folder} holds no run but other files ({', '.join(others[:3])}).\n"
             "Choose another folder."
         )
-
-
-def _is_ours(name: str) -> bool:
-    """Whether a file is one of a run's, or what a killed process left of one."""
-    return name in _OURS or any(name.startswith(f".{ours}.") for ours in (MANIFEST, *_OURS))
 
 
 def refuse_other_scores(folder: Path, manifest: Manifest, scores: Scores) -> None:

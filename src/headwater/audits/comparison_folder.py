@@ -11,7 +11,7 @@ from typing import Any
 
 from headwater.attribution import folders
 from headwater.errors import RunFolderError
-from headwater.files import make_writable, write_text
+from headwater.files import foreign, make_writable, write_text
 
 COMPARISON = "comparison.json"
 LONGEST = 80
@@ -57,10 +57,10 @@ def claim(folder: Path, estimators: Estimators) -> None:
                 "Choose another folder, or delete this one."
             )
         return
-    expected = {run["folder"] for run in ours.values()} | {folders.PAGE}
-    if foreign := sorted({path.name for path in folder.iterdir()} - expected):
+    expected = {run["folder"] for run in ours.values()} | {folders.PAGE, COMPARISON}
+    if others := foreign(folder, expected):
         raise RunFolderError(
-            f"{folder} holds no comparison but other files ({', '.join(foreign[:3])}).\n"
+            f"{folder} holds no comparison but other files ({', '.join(others[:3])}).\n"
             "Choose another folder."
         )
 
