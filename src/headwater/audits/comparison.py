@@ -149,9 +149,9 @@ def _audit(
     truth = next((scores for scores in runs.values() if scores.is_exact), None)
     first = truth or next(iter(runs.values()))
     count = len(first.names)
-    with interventions(first, model, progress=progress) as exact:
-        # apart from the ledger of the scores that opened it: exact scores are no runs of their own
-        exact.ledger = Ledger() if truth is None else _effects_of(truth)
+    # apart from the ledger of the scores that open it: exact scores are no runs of their own
+    known = Ledger() if truth is None else _effects_of(truth)
+    with interventions(first, model, progress=progress, ledger=known) as exact:
         floor = noise_floor(first, exact)
         for scores in runs.values():
             scores.checked = judged(
@@ -166,7 +166,7 @@ def _audit(
             ).of(scores)
     for scores in runs.values():
         if scores is not truth:
-            scores.ledger.merge(exact.ledger)
+            scores.ledger.merge(known)
 
 
 def _effects_of(truth: Attribution) -> Ledger:

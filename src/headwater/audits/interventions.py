@@ -172,6 +172,7 @@ def interventions(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     hold: bool = True,
+    ledger: Ledger | None = None,
 ) -> Iterator[Interventions]:
     """Yield the exact runs of a result's components, on the gates it was scored with.
 
@@ -183,6 +184,7 @@ def interventions(
         dtype: Compute in this dtype, on a converted copy; such runs stay out of the ledger.
         device: Compute on this device, on a copy; the same.
         hold: Whether batches are kept for the next call; False where there will be one call.
+        ledger: Where runs are kept and looked up, instead of the result's own.
 
     Raises:
         ModelGoneError: If the model is gone and none was given.
@@ -192,9 +194,10 @@ def interventions(
     end = estimator_of(scores).end
     pairs = len(scores.scores)
     # what another function does, or the same weights in another dtype, is not in the ledger
-    ledger = scores.ledger if dtype is None and device is None else Ledger()
+    other = isinstance(model, GatedFunction) and model is not scores._owner
+    own = scores.ledger if dtype is None and device is None and not other else Ledger()
+    ledger = own if ledger is None else ledger
     if isinstance(model, GatedFunction):
-        ledger = ledger if model is scores._owner else Ledger()
         function = model.at(end)
         with function.counting(pairs) as cost:
             yield Interventions(
