@@ -122,8 +122,8 @@ class Later:
                     f"{bars.how_often}. All of them: scores.error_bars()."
                 )
                 said += [f"doubtful: {doubt}" for doubt in bars.doubts]
-            if audit.aim:
-                said.append(audit.aim)
+            if bars is not None and audit.asked is not None:
+                said.append(audit.asked.met_by(bars))
         if self.verification is not None:
             found = "verified" if self.verification.holds else "not verified"
             said.append(f"{found}: {self.verification.sentence}")

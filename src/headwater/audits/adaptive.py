@@ -7,10 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from headwater.audits.conformal import Population, Promise, half_widths
-from headwater.audits.error_bars import CHECKED, ErrorBars
+from headwater.audits.error_bars import Aim, ErrorBars
 from headwater.audits.interventions import interventions
 from headwater.audits.population import population_of
-from headwater.audits.report import Aim
 from headwater.audits.run import audit
 from headwater.errors import ResultError
 from headwater.gates import GatedFunction
@@ -117,31 +116,3 @@ def refuse_aim(tolerance: float, confidence: float, budget: int | None) -> None:
             f"budget={budget}: error bars take at least one exact run.\nType budget=100, or leave "
             "it out to spend what it takes."
         )
-
-
-def aim_words(asked: Aim, bars: ErrorBars) -> str:
-    """Return in words whether error bars are as short as was asked for."""
-    wide = [bar for bar in bars.rows if bar.half_width > asked.tolerance]
-    runs = sum(bar.how == CHECKED for bar in bars.rows)
-    width, sure = f"{asked.tolerance:g}", f"{100 * asked.confidence:g} %"
-    if not wide:
-        return (
-            f"error bars: every half width is at most {width} at {sure}, after {runs:,} exact runs."
-        )
-    unknown = sum(math.isinf(bar.half_width) for bar in wide)
-    worst = max(wide, key=lambda bar: (not math.isinf(bar.half_width), bar.half_width))
-    widest = (
-        f"{unknown:,} of them are unknown"
-        if unknown == len(wide)
-        else f"the widest is {worst.half_width:.3g} ({worst.name})"
-        + (f", and {unknown:,} are unknown" if unknown else "")
-    )
-    ended = (
-        f"{runs:,} exact runs leave"
-        if asked.budget is None
-        else f"the budget of {asked.budget:,} exact runs ended with"
-    )
-    return (
-        f"error bars: {ended} {len(wide):,} of {len(bars.rows):,} half widths above {width} at "
-        f"{sure}; {widest}."
-    )

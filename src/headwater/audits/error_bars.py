@@ -131,5 +131,46 @@ class ErrorBars:
         return f"<pre>{html.escape(repr(self))}</pre>"
 
 
+@dataclass(frozen=True)
+class Aim:
+    """The error bars that were asked for."""
+
+    tolerance: float
+    """Largest half width that is accepted, in units of the metric."""
+    confidence: float
+    budget: int | None
+    """Exact runs that ended it; None: as many as it took, or a later audit has spent more."""
+    sure: float | None = None
+    """With which probability over the draw they are to hold; None: on average over draws."""
+
+    def met_by(self, bars: ErrorBars) -> str:
+        """Return in words whether error bars are as short as was asked for."""
+        wide = [bar for bar in bars.rows if bar.half_width > self.tolerance]
+        runs = sum(bar.how == CHECKED for bar in bars.rows)
+        width, sure = f"{self.tolerance:g}", f"{100 * self.confidence:g} %"
+        if not wide:
+            return (
+                f"error bars: every half width is at most {width} at {sure}, after "
+                f"{runs:,} exact runs."
+            )
+        unknown = sum(math.isinf(bar.half_width) for bar in wide)
+        worst = max(wide, key=lambda bar: (not math.isinf(bar.half_width), bar.half_width))
+        widest = (
+            f"{unknown:,} of them are unknown"
+            if unknown == len(wide)
+            else f"the widest is {worst.half_width:.3g} ({worst.name})"
+            + (f", and {unknown:,} are unknown" if unknown else "")
+        )
+        ended = (
+            f"{runs:,} exact runs leave"
+            if self.budget is None
+            else f"the budget of {self.budget:,} exact runs ended with"
+        )
+        return (
+            f"error bars: {ended} {len(wide):,} of {len(bars.rows):,} half widths above {width} at "
+            f"{sure}; {widest}."
+        )
+
+
 def _end(value: float | None) -> str:
     return "?" if value is None else effect(value)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
+from headwater.audits.error_bars import Aim, ErrorBars
 from headwater.audits.words import Counts, Statistic, effect, figure, name_list
 from headwater.errors import ModelGoneError, ResultError
 from headwater.frames import frame
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from headwater.attribution.result import Attribution
     from headwater.audits.bound import Bound
-    from headwater.audits.error_bars import ErrorBars
 
 SHOWN_ROWS = 10
 """Rows of a printed audit."""
@@ -43,19 +43,6 @@ class AuditRow:
     def to_dict(self) -> dict[str, Any]:
         """Return the row as plain data."""
         return asdict(self) | {"flags": list(self.flags)}
-
-
-@dataclass(frozen=True)
-class Aim:
-    """The error bars that were asked for."""
-
-    tolerance: float
-    """Largest half width that is accepted, in units of the metric."""
-    confidence: float
-    budget: int | None
-    """Exact runs that ended it; None: as many as it took, or a later audit has spent more."""
-    sure: float | None = None
-    """With which probability over the draw they are to hold; None: on average over draws."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -102,7 +89,7 @@ class Audit:
         """Confidence of the error bars that tables show."""
         return 0.9 if self.asked is None else self.asked.confidence
 
-    def bars(self) -> "ErrorBars":
+    def bars(self) -> ErrorBars:
         """Return the error bars that tables show: those asked for, else those at 90 %."""
         return self.intervals(self.bars_at, None if self.asked is None else self.asked.sure)
 
@@ -114,9 +101,7 @@ class Audit:
         """
         if self.asked is None or self.source() is None:
             return ""
-        from headwater.audits.adaptive import aim_words  # needs the estimators
-
-        return aim_words(self.asked, self.bars())
+        return self.asked.met_by(self.bars())
 
     @property
     def statistics(self) -> list[dict[str, Any]]:
@@ -199,7 +184,7 @@ class Audit:
 
         return bound(self.scores, self, theta, confidence=confidence, **options)
 
-    def intervals(self, confidence: float = 0.9, sure: float | None = None) -> "ErrorBars":
+    def intervals(self, confidence: float = 0.9, sure: float | None = None) -> ErrorBars:
         """Return an interval for the exact effect of every component; costs no run.
 
         Checked components have their exact effect. The others get split-conformal intervals after
