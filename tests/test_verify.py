@@ -224,6 +224,14 @@ def test_a_theta_that_is_no_number_is_answered():
         hw.verify(scores, theta="x", model=function)  # pyright: ignore[reportArgumentType]
 
 
+def test_a_number_of_numpys_is_a_number():
+    function = planted(np.arange(8.0), np.arange(8.0))
+    scores = hw.attribute(function, estimator=hw.Gradient())
+    with unchecked():
+        found = hw.verify(scores, theta=np.float32(5.5), model=function)  # pyright: ignore[reportArgumentType]
+    assert found.outcome == "complete"
+
+
 # --- folders and the command line -----------------------------------------------------------
 
 

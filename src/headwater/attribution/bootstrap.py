@@ -26,6 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headwater.attribution.resamples import CHUNK, Places, Resampled, chunks, ranked
+from headwater.audits.checks import refuse_no_share
 from headwater.audits.intervals import student_quantile
 from headwater.audits.words import figure
 from headwater.errors import ResultError
@@ -279,7 +280,6 @@ def _refuse(pairs: int, resamples: int, confidence: float, top: int) -> None:
         )
     if resamples < 2:
         raise ResultError(f"resamples={resamples} gives no spread.\nType resamples=1000.")
-    if not 0 < confidence < 1:
-        raise ResultError(f"confidence={confidence} is not between 0 and 1.\nType confidence=0.95.")
+    refuse_no_share("confidence", confidence, 0.95)
     if top < 1:
         raise ResultError(f"top={top} is no top.\nType top=10.")

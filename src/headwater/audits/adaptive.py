@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from headwater.audits.checks import refuse_no_number, refuse_no_share
 from headwater.audits.conformal import Population, Promise, half_widths
 from headwater.audits.error_bars import Aim, ErrorBars
 from headwater.audits.interventions import interventions
@@ -101,16 +102,14 @@ def refuse_aim(tolerance: float, confidence: float, budget: int | None) -> None:
     Raises:
         ResultError: Saying what to type.
     """
-    if not isinstance(tolerance, int | float):
-        raise ResultError(f"tolerance={tolerance!r} is not a number.\nType tolerance=0.1.")
+    refuse_no_number("tolerance", tolerance, 0.1)
     if not tolerance > 0:
         raise ResultError(
             f"tolerance={tolerance} is not above 0: only an exact effect has no error bar.\n"
             "Type the half width you accept, in units of the metric: tolerance=0.1. To check "
             "everything: estimator=hw.Exact()."
         )
-    if not 0 < confidence < 1:
-        raise ResultError(f"confidence={confidence} is not between 0 and 1.\nType confidence=0.9.")
+    refuse_no_share("confidence", confidence, 0.9)
     if budget is not None and budget < 1:
         raise ResultError(
             f"budget={budget}: error bars take at least one exact run.\nType budget=100, or leave "

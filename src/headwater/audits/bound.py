@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headwater.audits.again import estimator_of
+from headwater.audits.checks import refuse_no_number, refuse_no_share
 from headwater.audits.evidence import Evidence
 from headwater.audits.interventions import interventions
 from headwater.audits.known import Known, known_effects
@@ -188,9 +189,8 @@ def refuse_numbers(theta: float | None, confidence: float) -> None:
     Raises:
         ResultError: Saying what to type.
     """
-    for name, value, example in (("theta", theta, 0.05), ("confidence", confidence, 0.95)):
-        if value is not None and not isinstance(value, int | float):
-            raise ResultError(f"{name}={value!r} is not a number.\nType {name}={example}.")
+    if theta is not None:
+        refuse_no_number("theta", theta, 0.05)
     if theta is not None and theta > 0 and not np.isfinite(theta):
         raise ResultError(
             f"theta={theta}: no effect is that large, so there is nothing to verify.\n"
@@ -201,8 +201,7 @@ def refuse_numbers(theta: float | None, confidence: float) -> None:
             f"theta={theta} is not above 0: an effect of any size is at least that large.\n"
             "Type the smallest effect that matters to you, in units of the metric: theta=0.05."
         )
-    if not 0 < confidence < 1:
-        raise ResultError(f"confidence={confidence} is not between 0 and 1.\nType confidence=0.95.")
+    refuse_no_share("confidence", confidence, 0.95)
 
 
 def bound(

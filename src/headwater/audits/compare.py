@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headwater.audits import statistics, words
+from headwater.audits.checks import refuse_no_share
 from headwater.audits.intervals import Measure, intervals
 from headwater.audits.report import Audit, AuditRow
 from headwater.audits.sampling import TOP, AuditSample
@@ -75,8 +76,7 @@ def audit_scores(
         NonFiniteError: If an estimate or an exact effect is NaN or infinite, by name.
         ResultError: If `sample`, `top` or `confidence` is out of range, or shapes do not fit.
     """
-    if not 0 < confidence < 1:
-        raise ResultError(f"confidence={confidence} is not between 0 and 1.\nType confidence=0.95.")
+    refuse_no_share("confidence", confidence, 0.95)
     _refuse_misfit(names, estimate)
     _refuse_non_finite("estimate", names, estimate)
     sizes = estimate.abs() if magnitudes else estimate

@@ -32,8 +32,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from headwater.audits.checks import refuse_no_share
 from headwater.audits.error_bars import CHECKED, CONFORMAL, UNKNOWN, ErrorBar, ErrorBars
-from headwater.errors import ResultError
 
 EXPECTED_TIMES = 2.0
 """A group of its own must expect this many times the checks that it needs at least."""
@@ -110,9 +110,9 @@ def error_bars(population: Population, confidence: float, sure: float | None = N
     Raises:
         ResultError: If confidence or `sure` is not between 0 and 1.
     """
-    for name, value in (("confidence", confidence), ("sure", sure)):
-        if value is not None and not 0 < value < 1:
-            raise ResultError(f"{name}={value} is not between 0 and 1.\nType {name}=0.9.")
+    refuse_no_share("confidence", confidence, 0.9)
+    if sure is not None:
+        refuse_no_share("sure", sure, 0.9)
     promise = Promise(confidence, sure)
     bars: dict[int, ErrorBar] = {}
     notes: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import get_args
 
 from headwater.errors import UnknownOptionError, did_you_mean
@@ -56,8 +57,8 @@ def refuse_below(chosen: object, option: str, least: int, example: int, why: str
 
 
 def is_number(given: object) -> bool:
-    """Return whether this is a number by type, whole or not; True is none."""
-    return isinstance(given, int | float) and type(given) is not bool
+    """Return whether this is a number by type, whole or not, numpy's too; True is none."""
+    return isinstance(given, Real) and type(given) is not bool
 
 
 def refuse_unswitched(chosen: object, *options: str) -> None:
