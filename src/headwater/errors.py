@@ -31,6 +31,8 @@
     │   ├── ConstantMetricError              the same number whatever the logits are
     │   ├── StationaryMetricError            gradient exactly zero where it would be taken
     │   └── NonFiniteError                   NaN or infinity in a metric, value or score
+    ├── GradcheckError (ValueError)          a gradient that cannot be checked; says why
+    │   └── NoPathError                      nothing leads from the value to the objective
     ├── GateError (ValueError)               gates used in a way that has no meaning
     │   ├── NestedComponentsError            one component lies inside another
     │   ├── MissingCapabilityError           the gated function cannot do what an estimator needs
@@ -173,6 +175,14 @@ class StationaryMetricError(MetricError):
 
 class NonFiniteError(MetricError):
     """NaN or infinity in a metric, an activation or a score."""
+
+
+class GradcheckError(HeadwaterError, ValueError):
+    """A gradient that cannot be checked; the message says why."""
+
+
+class NoPathError(GradcheckError):
+    """Nothing leads from the value to the objective, so there is no gradient to check."""
 
 
 class GateError(HeadwaterError, ValueError):

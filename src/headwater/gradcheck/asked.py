@@ -1,0 +1,117 @@
+"""What is asked: one prompt, and the number computed from its logits, or several numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headwater.errors import GradcheckError
+from headwater.metrics import FunctionMetric, Metric, resolve_metric
+from headwater.models import Model
+from headwater.prompts import Batch, Pair, Task
+from headwater.prompts.pairs import Answers
+
+
+class Asked:
+    """A prompt encoded for a model, and the objective.
+
+    Args:
+        model: Whose tokenizer reads the prompt.
+        prompt: The prompt.
+        metric: As for a task.
+        answer: For metrics that read it.
+        wrong: Likewise.
+        corrupted: A corrupted prompt, for gates.
+        grad_outputs: Weights of the entries of a vector metric; None for a metric of one number.
+
+    Raises:
+        GradcheckError: If it is not said which number is meant.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prompt: str,
+        metric: Any,
+        answer: Answers,
+        wrong: Answers,
+        corrupted: str | None,
+        grad_outputs: Tensor | str | None,
+    ) -> None:
+        if metric is None and not answer:
+            raise GradcheckError(
+                "which number's gradient? No metric is given.\n"
+                'Write metric=hw.prob("Mary"), hw.logprob("Mary"), or a function of the logits.'
+            )
+        if metric is not None:
+            metric = resolve_metric(metric)
+        adapter = model.anatomy()
+        self.task = Task([Pair(prompt, corrupted, answer, wrong)], metric, name="prompt")
+        self.metric: Metric = self.task.metric
+        self.batch: Batch = self.task.batches(
+            model.tokenizer,
+            device=model.device,
+            pad=adapter.pads,
+            align=corrupted is not None,
+        )[0]
+        self.grad_outputs = grad_outputs
+        if grad_outputs is not None and not isinstance(self.metric, FunctionMetric):
+            raise GradcheckError(
+                f"grad_outputs weighs the entries of a vector, and {self.metric.name} is one "
+                "number.\nLeave it out, or give a function of the logits that returns "
+                "[rows, entries]: metric=lambda logits, batch: logits.softmax(-1)."
+            )
+        self.tokens: tuple[str, ...] = tuple(self.batch.tokens(model.tokenizer)[0])
+
+    @property
+    def length(self) -> int:
+        """How many tokens the prompt has."""
+        return len(self.tokens)
+
+    @property
+    def title(self) -> str:
+        """The metric as it is typed: `prob:Mary`."""
+        answers = self.metric.fixed_answer or self.task.pairs[0].answer
+        listed = ",".join(map(str, answers))
+        return f"{self.metric.name}:{listed}" if listed else self.metric.name
+
+    def objective(
+        self, logits: Float[Tensor, "rows read vocab"], rows: Batch
+    ) -> Float[Tensor, "rows *entry"]:
+        """Return the metric of each row; its entries where they are weighed."""
+        if self.grad_outputs is None:
+            return self.metric.value(logits, rows)
+        assert isinstance(self.metric, FunctionMetric)
+        shown = logits[:, -1] if self.metric.positions is None else logits
+        found = self.metric.function(shown, rows)
+        if not isinstance(found, Tensor) or found.shape[:1] != logits.shape[:1]:
+            shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise GradcheckError(
+                f"the metric {self.metric.name} returned {shape} for {len(logits)} rows; it must "
+                "return [rows, entries]."
+            )
+        return found
+
+    def weights(self, found: Float[Tensor, "rows *entry"]) -> Float[Tensor, "*entry"] | None:
+        """Return the weights of the entries, shaped as they are.
+
+        Args:
+            found: What `objective` returned.
+        """
+        if self.grad_outputs is None:
+            return None
+        if isinstance(self.grad_outputs, str):
+            if self.grad_outputs != "ones":
+                raise GradcheckError(
+                    f'grad_outputs={self.grad_outputs!r}: write "ones", or give a tensor.'
+                )
+            return torch.ones_like(found[0])
+        if self.grad_outputs.shape != found.shape[1:]:
+            raise GradcheckError(
+                f"grad_outputs has shape {list(self.grad_outputs.shape)}; the metric returns "
+                f"{list(found.shape[1:])}. Give one weight an entry."
+            )
+        return self.grad_outputs.detach().to(found)

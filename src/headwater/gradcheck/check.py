@@ -1,0 +1,248 @@
+"""Check one gradient: sweep every direction, compare, judge, and say what the numbers mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headwater.errors import GradcheckError, ModelStateError, NonFiniteError, NoPathError
+from headwater.finite_difference import Sweep, difference, steps
+from headwater.gates.value import ValueFunction
+from headwater.gradcheck import effects
+from headwater.gradcheck.directions import Coordinates, Direction, choose
+from headwater.gradcheck.entries import entries_of
+from headwater.gradcheck.hints import hint_of
+from headwater.gradcheck.lines import Weighed, forward_slopes, sweeps
+from headwater.gradcheck.result import Check, DirectionCheck, Precision
+from headwater.gradcheck.verdicts import Compared, along, overall
+
+COUNTED = 512
+"""Most entries of which all signs are counted without being asked."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a gradient is checked."""
+
+    coordinates: Coordinates = None
+    directions: Float[Tensor, "direction *shape"] | None = None
+    steps: int = 24
+    rtol: float | None = None
+    """Relative difference that always counts as agreement; None: root of the spacing at 1."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class About:
+    """What a check is called, and what its hints may refer to."""
+
+    name: str
+    where: str = ""
+    name_of: Callable[[int], str] = str
+    """The name of an entry of the value."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Numbers by which a sum and a mean could be confused, by what they count."""
+    notes: tuple[str, ...] = ()
+    elsewhere: Callable[[Tensor], str] = lambda _: ""
+    """Says of which other place a wrong gradient is the right one; empty if it knows none."""
+    precision: Callable[[Tensor], Precision | None] = lambda _: None
+    """Compares the gradient with the one in the model's own numbers."""
+
+
+def check(
+    function: ValueFunction,
+    about: About,
+    plan: Plan,
+    *,
+    weights: Float[Tensor, "*entry"] | None = None,
+    claimed: Float[Tensor, "*shape"] | None = None,
+) -> Check:
+    """Check a gradient of a function at a value.
+
+    Args:
+        function: Value and objective.
+        about: What it is called.
+        plan: How it is checked.
+        weights: `grad_outputs` of an objective with several entries.
+        claimed: The gradient to check; autograd's if left out.
+
+    Raises:
+        GradcheckError: If there is no direction to check along.
+        NoPathError: If neither autograd nor any change finds a way to the objective.
+        ModelStateError: If two runs at the point differ.
+        NonFiniteError: If the objective or its gradient is not finite.
+    """
+    value = function.value
+    weighed = Weighed(function, weights)
+    center = _center(weighed, about)
+    own = gradient_of(weighed)
+    gradient = claimed.to(value) if claimed is not None else value * 0 if own is None else own
+    _refuse_not_finite(gradient, about)
+    size = float(value.double().square().mean().sqrt()) or 1.0
+    lines = choose(value, gradient, about.name_of, plan.coordinates, plan.directions, plan.seed)
+    if not lines:
+        raise GradcheckError(
+            f"{about.name}: gradient and value are zero and no coordinate is chosen, so there is "
+            "no direction to check.\nWrite coordinates=8, or give directions."
+        )
+    swept = sweeps(weighed, lines, steps(size, plan.steps))
+    compared = [
+        _compared(line, sweep, gradient, center) for line, sweep in zip(lines, swept, strict=True)
+    ]
+    rtol = torch.finfo(value.dtype).eps ** 0.5 if plan.rtol is None else plan.rtol
+    with torch.no_grad():
+        loss = center - float(weighed(torch.zeros_like(value)[None]).double())
+    alone = [along(one, rtol) for one in compared]
+    verdict, judged = overall(compared, alone, abs(loss) if math.isfinite(loss) else 0.0)
+    if verdict == "constant" and own is None:
+        raise NoPathError(
+            f"no path from {about.name} to the objective: autograd sees none, and no change of it "
+            f"moved the objective from {center:.6g}.\n"
+            "Check where the objective computes with it: a later position, site or argument."
+        )
+    tangents, notes = _forward(weighed, lines)
+    forward = None if tangents is None else weighed.sum(tangents).tolist()
+    directions = tuple(
+        DirectionCheck(
+            name=line.name,
+            kind=line.kind,
+            index=line.index,
+            gradient=both.gradient,
+            forward=None if forward is None else forward[place],
+            difference=both.difference,
+            verdict=judged[place],
+        )
+        for place, (line, both) in enumerate(zip(lines, compared, strict=True))
+    )
+    rows, signs = _signs(weighed, gradient, directions, about, size, center)
+    return Check(
+        name=about.name,
+        where=about.where,
+        objective=center,
+        size=size,
+        dtype=str(value.dtype).removeprefix("torch."),
+        claimed="autograd's" if claimed is None else "the given",
+        verdict=verdict,
+        hint=hint_of(verdict, directions, gradient, own, value, center, about.counts,
+                     about.elsewhere, vector=weights is not None),
+        directions=directions,
+        effects=rows,
+        signs=signs,
+        reach=_reach(value, gradient, directions, loss),
+        precision=about.precision(gradient) if claimed is None else None,
+        entries=() if weights is None else entries_of(weighed, lines, tangents),
+        notes=(*about.notes, *notes),
+        value=value.detach(),
+        gradient=gradient.detach(),
+    )  # fmt: skip
+
+
+def gradient_of(function: Weighed) -> Float[Tensor, "*shape"] | None:
+    """Return autograd's gradient at the point; None if autograd sees no path."""
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = function.function.value.detach().clone().requires_grad_()
+        total = function(leaf[None])[0]
+        if not total.requires_grad:
+            return None
+        (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
+    return gradient
+
+
+def _center(function: Weighed, about: About) -> float:
+    """Return the objective at the point, the same in two runs, or refuse."""
+    point = function.function.value[None]
+    with torch.no_grad():
+        first, again = (float(function(point).double()) for _ in range(2))
+    if not math.isfinite(first):
+        raise NonFiniteError(
+            f"the objective is {first} at {about.name}, so it has no slope there.\n"
+            "Look at its parts: a log of 0, a division by 0, an overflow?"
+        )
+    eps = torch.finfo(point.dtype).eps
+    if abs(first - again) > 1e3 * eps * max(abs(first), abs(again)):
+        raise ModelStateError(
+            f"two runs at the same point gave {first:.9g} and {again:.9g}: the objective is random, "
+            "so its slope cannot be measured.\nCall model.eval(), and fix every seed inside f."
+        )
+    return first
+
+
+def _refuse_not_finite(gradient: Tensor, about: About) -> None:
+    finite = gradient.isfinite()
+    if not bool(finite.all()):
+        index = int((~finite).flatten().nonzero()[0])
+        raise NonFiniteError(
+            f"the gradient is {float(gradient.flatten()[index])} at {about.name_of(index)} of "
+            f"{about.name} ({int((~finite).sum())} of {gradient.numel()} entries are not finite).\n"
+            "The usual cause: a square root, norm or logarithm at 0. Check at another point."
+        )
+
+
+def _compared(line: Direction, sweep: Sweep, gradient: Tensor, center: float) -> Compared:
+    product = (gradient * line.vector).double()
+    return Compared(
+        gradient=float(product.sum()),
+        difference=difference(sweep),
+        rounding=100 * sweep.eps * float(product.abs().sum()),
+        movement=sweep.movement(),
+        reach=float(sweep.nominal.max(initial=0.0)),
+        size=abs(center),
+        eps=sweep.eps,
+    )
+
+
+def _forward(
+    function: Weighed, lines: Sequence[Direction]
+) -> tuple[Float[Tensor, "direction *entry"] | None, tuple[str, ...]]:
+    """Return the slopes by forward mode, or a note why there are none."""
+    try:
+        return forward_slopes(function, lines).double().cpu(), ()
+    except (RuntimeError, NotImplementedError) as error:
+        because = str(error).strip().splitlines()[0]
+        return None, (f"no third opinion by forward mode: {because}",)
+
+
+def _signs(
+    function: Weighed,
+    gradient: Tensor,
+    directions: Sequence[DirectionCheck],
+    about: About,
+    size: float,
+    center: float,
+) -> tuple[tuple[effects.Effects, ...], effects.SignCount | None]:
+    """Return the effects of the checked entries, and the signs of as many as are cheap to try."""
+    checked = {one.index: one for one in directions if one.index is not None}
+    if not checked:
+        return (), None
+    cheap = gradient.numel() <= COUNTED and function.function.stacked > 1
+    tried = range(gradient.numel()) if cheap else list(checked)
+    measured = effects.measure(function, gradient, tried, size)
+    noise = max(one.difference.noise for one in checked.values())
+    eps = torch.finfo(gradient.dtype).eps
+    rows = effects.rows(
+        measured.only(list(checked)),
+        about.name_of,
+        [one.difference.linear for one in checked.values()],
+    )
+    return rows, effects.count(measured, max(noise, eps * abs(center)))
+
+
+def _reach(
+    value: Tensor, gradient: Tensor, directions: Sequence[DirectionCheck], loss: float
+) -> effects.Reach | None:
+    """Return the whole value's removal beside the gradient's estimate of it."""
+    along_value = next((one for one in directions if one.kind == "activation"), None)
+    if along_value is None or not math.isfinite(loss):
+        return None
+    far, way = along_value.difference.linear, float(value.abs().max())
+    # the first step is not longer than the value's size, so "at least" is all that is known there
+    return effects.Reach(
+        estimate=float((value * gradient).double().sum()),
+        exact=loss,
+        linear=None if far is None else far / way,
+    )

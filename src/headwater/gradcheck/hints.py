@@ -1,0 +1,171 @@
+"""What a wrong gradient looks like: the mistakes that are made, told by the ratio they leave."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headwater.gradcheck.result import DirectionCheck
+from headwater.gradcheck.verdicts import Verdict
+
+CLOSE = 1e-3
+"""Relative distance within which a ratio counts as met."""
+
+
+def hint_of(
+    verdict: Verdict,
+    directions: Sequence[DirectionCheck],
+    gradient: Float[Tensor, "*shape"],
+    own: Float[Tensor, "*shape"] | None,
+    value: Float[Tensor, "*shape"],
+    objective: float,
+    counts: Mapping[str, int],
+    elsewhere: Callable[[Tensor], str],
+    *,
+    vector: bool,
+) -> str:
+    """Return what a verdict suggests; empty where it says all there is.
+
+    Args:
+        verdict: Of the whole check.
+        directions: Every direction.
+        gradient: The gradient that was checked.
+        own: Autograd's; None if it sees no path.
+        value: The point.
+        objective: The objective there.
+        counts: Numbers by which a sum and a mean could be confused, by what they count.
+        elsewhere: Says of which other place a gradient is the right one.
+        vector: Whether the objective is a weighted sum of entries.
+    """
+    if verdict == "constant":
+        return _of_constant(objective, vector=vector)
+    if verdict == "kink":
+        kink = next(one for one in directions if one.verdict == "kink")
+        low, high = kink.difference.one_sided
+        return (
+            f"along {kink.name} the slope is {low:.4g} behind and {high:.4g} ahead; the gradient's "
+            f"{kink.gradient:.4g} lies between: a subgradient"
+        )
+    if verdict == "jump":
+        jump = next(one for one in directions if one.verdict == "jump")
+        return f"along {jump.name} the objective jumps by {jump.difference.jump:.4g}"
+    if verdict != "disagree":
+        return ""
+    ratio = common_ratio(directions)
+    said = "" if ratio is None else of_ratio(ratio, objective, counts)
+    if own is not None and not same(gradient, own):
+        said = said or of_vectors(gradient, own, value) or elsewhere(gradient)
+    elif own is not None and _forward_mode_is_right(directions):
+        custom = "forward mode agrees with the differences: the backward of an operation is wrong"
+        said = f"{said}; {custom}" if said else custom
+    return said
+
+
+def _of_constant(objective: float, *, vector: bool) -> str:
+    near = round(objective)
+    if near and abs(objective - near) < 1e-6 * abs(near):
+        entries = "the entries sum to a constant: " if vector else ""
+        return (
+            f"{entries}the objective is {near} whatever the value is. A softmax summed over the "
+            "whole vocabulary? grad_outputs=ones_like(probs) gives the gradient of probs.sum(), "
+            "which is zero. Choose one token's probability"
+        )
+    return (
+        "the objective does not depend on this value: a position that it cannot see (the causal "
+        "mask), a value that is overwritten, or a graph that is cut"
+    )
+
+
+def _forward_mode_is_right(directions: Sequence[DirectionCheck]) -> bool:
+    wrong = [one for one in directions if one.verdict == "disagree" and one.forward is not None]
+    return bool(wrong) and all(
+        abs(one.forward - one.difference.slope)  # pyright: ignore[reportOptionalOperand]
+        <= max(10 * one.difference.bar, 1e-6 * abs(one.difference.slope))
+        for one in wrong
+    )
+
+
+def common_ratio(directions: Sequence[DirectionCheck]) -> float | None:
+    """Return the ratio of claimed to measured slopes, if it is the same in all directions."""
+    ratios = [
+        one.gradient / one.difference.slope
+        for one in directions
+        if abs(one.difference.slope) > 100 * one.difference.bar
+    ]
+    if not ratios:
+        return None
+    middle = sorted(ratios)[len(ratios) // 2]
+    spread = max(abs(ratio - middle) for ratio in ratios)
+    return middle if spread <= max(CLOSE * abs(middle), 1e-9) else None
+
+
+def of_ratio(ratio: float, value: float, counts: Mapping[str, int]) -> str:
+    """Return what a common ratio suggests; empty if nothing.
+
+    Args:
+        ratio: Claimed over measured.
+        value: The objective at the point.
+        counts: Numbers a sum and a mean can differ by, and what they count.
+    """
+    if abs(ratio) < 1e-9:
+        return (
+            "the graph is cut between the value and the objective (detach, no_grad, .item(), "
+            "argmax), or this is the gradient of another position or site"
+        )
+    said = _of_size(abs(ratio), value, counts)
+    if ratio > 0:
+        return said
+    return f"the sign is flipped, and {said}" if said and abs(ratio) != 1 else "the sign is flipped"
+
+
+def _of_size(ratio: float, value: float, counts: Mapping[str, int]) -> str:
+    for factor, words in _factors(value, counts):
+        if factor > 0 and abs(ratio / factor - 1) < CLOSE:
+            return words
+    return ""
+
+
+def _factors(value: float, counts: Mapping[str, int]) -> list[tuple[float, str]]:
+    found: list[tuple[float, str]] = []
+    if 0 < value < 1:
+        words = "this is the gradient of the log-probability where the objective is the probability"
+        found.append((1 / value, f"{words} (they differ by the factor p = {value:.3g})"))
+    if -500 < value < 0:
+        words = "this is the gradient of the probability where the objective is the log-probability"
+        found.append((math.exp(value), f"{words} (they differ by p = {math.exp(value):.3g})"))
+    for what, count in counts.items():
+        if count > 1:
+            found += [
+                (float(count), f"this is a sum over {count} {what} where the objective is a mean"),
+                (1 / count, f"this is a mean over {count} {what} where the objective is a sum"),
+            ]
+    found += [
+        (2.0, "a factor of two: counted twice, or a square without its half"),
+        (0.5, "a factor of a half: halved on the way, or a square without its two"),
+    ]
+    return found
+
+
+def of_vectors(
+    claimed: Float[Tensor, "*shape"],
+    right: Float[Tensor, "*shape"],
+    value: Float[Tensor, "*shape"],
+) -> str:
+    """Return how a claimed gradient comes from the right one entry by entry; empty if unknown."""
+    if same(claimed, value * right):
+        return "this is activation times gradient, not the gradient"
+    if same(claimed, -value * right):
+        return "this is minus activation times gradient: the effect of zeroing, to first order"
+    if same(claimed, right.abs()) and bool((right < 0).any()):
+        return "this is the size of the gradient, without its sign"
+    return ""
+
+
+def same(claimed: Float[Tensor, "*shape"], other: Float[Tensor, "*shape"]) -> bool:
+    """Whether two gradients are the same vector, within rounding."""
+    size = torch.linalg.vector_norm(other)
+    return bool(size > 0) and bool(torch.linalg.vector_norm(claimed - other) <= CLOSE * size)

@@ -1,0 +1,154 @@
+"""What a comparison of slopes amounts to: for one direction, and for a whole check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from headwater.finite_difference import Difference
+
+Verdict = Literal[
+    "agree",
+    "disagree",
+    "constant",
+    "stationary",
+    "kink",
+    "jump",
+    "ill-conditioned",
+    "unresolved",
+    "flat",
+]
+
+MEANING: dict[Verdict, str] = {
+    "agree": "the gradient is the slope, within the error of the difference",
+    "disagree": "the gradient is not the slope",
+    "constant": "nothing moves the objective, so there is no slope to check",
+    "stationary": "the objective is at an extremum here: the slope is zero, the effect is not",
+    "kink": "the slopes on the two sides differ, so there is no gradient here",
+    "jump": "the objective jumps here, so there is no gradient",
+    "ill-conditioned": "the slope is lost in rounding: nothing can be said of the gradient",
+    "unresolved": "the number format is too coarse to check a gradient",
+    "flat": "the slope is too small beside the steepest one to be told from zero",
+}
+"""Each verdict in words."""
+
+PASSES: frozenset[Verdict] = frozenset({"agree", "flat"})
+CONSTANT = 50
+"""Roundings within which an objective counts as constant."""
+COARSE = 1e-4
+"""Number formats with a wider spacing at 1 (bfloat16, float16) never pass."""
+RESOLVED = 1e-4
+"""A direction is flat if its error is below this share of the steepest slope."""
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """The gradient along one direction and what the differences say."""
+
+    gradient: float
+    """The gradient's slope along the direction."""
+    difference: Difference
+    rounding: float
+    """What rounding alone can do to the gradient's slope."""
+    movement: float
+    """How far the objective moves along the direction at most."""
+    reach: float
+    """The longest step."""
+    size: float
+    """Size of the objective at the point."""
+    eps: float
+
+    @property
+    def scale(self) -> float:
+        """The larger of the two slopes."""
+        return max(abs(self.gradient), abs(self.difference.slope))
+
+    @property
+    def apart(self) -> float:
+        """How far the two slopes are apart."""
+        return abs(self.gradient - self.difference.slope)
+
+    @property
+    def is_still(self) -> bool:
+        """Whether neither the objective moves nor the gradient says that it would."""
+        limit = CONSTANT * self.eps * self.size
+        return self.movement <= limit and abs(self.gradient) * self.reach <= limit
+
+
+def along(compared: Compared, rtol: float) -> Verdict:
+    """Judge one direction alone; `flat` is for `overall` to tell from `ill-conditioned`.
+
+    Args:
+        compared: Both slopes.
+        rtol: Relative difference that always counts as agreement.
+    """
+    found = compared.difference
+    if found.shape == "lost":
+        return "ill-conditioned" if compared.eps < COARSE else "unresolved"
+    if compared.eps >= COARSE:
+        return _coarsely(compared)
+    if found.shape == "jump":
+        return "jump"
+    if found.shape == "kink":
+        return "kink" if is_between(compared) else "disagree"
+    within = max(4 * found.bar, rtol * abs(found.slope), compared.rounding)
+    if found.bar > 0.1 * compared.scale:
+        return "disagree" if compared.apart > max(10 * found.bar, within) else "ill-conditioned"
+    return "agree" if compared.apart <= within else "disagree"
+
+
+def is_between(compared: Compared) -> bool:
+    """Whether a gradient lies between the slopes of the two sides: a subgradient."""
+    low, high = sorted(compared.difference.one_sided)
+    slack = 4 * compared.difference.bar + 1e-3 * (high - low) + compared.rounding
+    return low - slack <= compared.gradient <= high + slack
+
+
+def _coarsely(compared: Compared) -> Verdict:
+    """Judge in a coarse format: a wrong sign of a change that is far above rounding, no more."""
+    found = compared.difference
+    clear = compared.movement > CONSTANT * compared.eps * compared.size
+    opposite = compared.gradient * found.slope < 0
+    certain = opposite and min(abs(found.slope), abs(compared.gradient)) > 4 * found.bar
+    return "disagree" if clear and certain else "unresolved"
+
+
+def overall(
+    compared: Sequence[Compared], verdicts: Sequence[Verdict], elsewhere: float
+) -> tuple[Verdict, list[Verdict]]:
+    """Judge a whole check.
+
+    Args:
+        compared: Both slopes of each direction.
+        verdicts: What `along` said of each.
+        elsewhere: How far the objective moves beyond the steps: when the value is set to zero.
+
+    Returns:
+        The verdict, and those of the directions.
+    """
+    limit = CONSTANT * compared[0].eps * compared[0].size
+    if elsewhere <= limit and all(one.is_still for one in compared):
+        return "constant", ["constant"] * len(verdicts)
+    settled = [one.scale for one, verdict in zip(compared, verdicts, strict=True)
+               if verdict in ("agree", "disagree")]  # fmt: skip
+    steepest = max(settled, default=0.0)
+    judged: list[Verdict] = [
+        "flat"
+        if verdict == "ill-conditioned" and one.difference.bar <= RESOLVED * steepest
+        else verdict
+        for one, verdict in zip(compared, verdicts, strict=True)
+    ]
+    for decisive in ("disagree", "jump", "kink", "unresolved"):
+        if decisive in judged:
+            return decisive, judged
+    if judged.count("ill-conditioned") * 2 > len(judged) or "agree" not in judged:
+        stationary = all(map(_is_stationary, compared))
+        return ("stationary" if stationary else "ill-conditioned"), judged
+    return "agree", judged
+
+
+def _is_stationary(compared: Compared) -> bool:
+    """Whether the slope explains nothing of how far the objective moves."""
+    predicted = compared.scale * compared.reach
+    return compared.movement > 1e3 * predicted or compared.movement == predicted == 0
