@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from headwater.estimators import TrainedMask as TrainedMask
     from headwater.estimators import Trapezoid as Trapezoid
     from headwater.gates import GatedFunction as GatedFunction
+    from headwater.gradchecks.model import gradcheck as gradcheck
+    from headwater.gradchecks.report import GradientReport as GradientReport
+    from headwater.gradchecks.tensors import check_gradient as check_gradient
     from headwater.metrics import cross_entropy as cross_entropy
     from headwater.metrics import kl as kl
     from headwater.metrics import logit_diff as logit_diff
@@ -90,6 +93,9 @@ _HOME = {
     "estimators": "AtPStar Auto Estimator Exact Gradient IntegratedGradients SecondOrder Shapley "
     "TrainedCircuit TrainedMask Trapezoid",
     "gates": "GatedFunction",
+    "gradchecks.model": "gradcheck",
+    "gradchecks.report": "GradientReport",
+    "gradchecks.tensors": "check_gradient",
     "metrics": "cross_entropy kl logit_diff logprob metric prob prob_diff",
     "models": "Model load wrap",
     "prompts": "Pair Task",

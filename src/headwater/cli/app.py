@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headwater.cli.comparing import compare
+from headwater.cli.gradcheck import gradcheck
 from headwater.cli.options import (
     AsJson,
     At,
@@ -49,7 +50,7 @@ app = typer.Typer(
     name="headwater",
     help="Which parts of a transformer a behavior flows from - audited against the truth.",
     epilog="Exit codes: 0 done, 1 unexpected failure, 2 refused (the message says why), "
-    "130 interrupted.",
+    "130 interrupted. gradcheck: 1 also where the gradient disagrees, 3 where neither.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -197,8 +198,10 @@ def page(
 ) -> None:
     """Write a run as one HTML file that opens anywhere and loads nothing from a network."""
     import headwater as hw
+    from headwater.gradchecks.folder import holds_check
 
-    path = hw.Attribution.load(run).page(out or run / "page.html")
+    kind = hw.GradientReport if holds_check(run) else hw.Attribution
+    path = kind.load(run).page(out or run / "page.html")
     typer.echo(json.dumps({"page": str(path)}) if as_json else f"wrote {path}")
 
 
@@ -257,6 +260,7 @@ def demo(
 
 
 app.command()(compare)
+app.command()(gradcheck)
 app.command()(survey)
 app.command()(zoo)
 

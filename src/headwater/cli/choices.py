@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from headwater.components import SELECTORS, Selection
 from headwater.errors import UnknownOptionError, did_you_mean
 from headwater.estimators import ESTIMATORS, Estimator
+from headwater.metrics import METRICS, Metric, logprob, prob, resolve_metric
 from headwater.prompts import Task
 from headwater.references import REFERENCES, Mean, Reference, Resample
 from headwater.zoo import task as embedded_task
@@ -24,7 +25,7 @@ def components(words: str, layers: str | None, positions: str | None) -> Selecti
         make = _known(word, SELECTORS, "component kind")
         options: dict[str, Any] = {}
         if layers is not None and word != "tokens":
-            options["layers"] = _numbers(layers, "--layers")
+            options["layers"] = numbers(layers, "--layers")
         if positions is not None:
             options["positions"] = _positions(positions)
         part = make(**options)
@@ -170,6 +171,23 @@ def task(word: str, metric: str | None, pairs: int | None) -> Task:
     return found if pairs is None else found[:pairs]
 
 
+def metric(words: str | None) -> Metric | None:
+    """Return the metric of `prob:Mary`: a dashed name, and for two of them the answer to follow."""
+    if words is None:
+        return None
+    name, colon, answer = words.partition(":")
+    known = {one: kind for one, kind in METRICS.items() if issubclass(kind, prob | logprob)}
+    if not colon:
+        return resolve_metric(name)
+    if name in known and answer:
+        return known[name](answer)
+    _known(name, METRICS, "metric")
+    raise UnknownOptionError(
+        f"--metric {words!r}: {'the answer is missing' if name in known else 'has no answer'}.\n"
+        f"Write {' or '.join(f'{one}:WORD' for one in known)}; for the others --answer and --wrong."
+    )
+
+
 def _known(word: str, known: dict[str, Any], what: str) -> Any:
     if word not in known:
         raise UnknownOptionError(
@@ -186,10 +204,10 @@ def _positions(text: str) -> Any:
             f"--positions {text!r} is unknown.{did_you_mean(text, ('all', 'each'))}\n"
             "Write all, each, or numbers such as 0,-1."
         )
-    return _numbers(text, "--positions")
+    return numbers(text, "--positions")
 
 
-def _numbers(text: str, option: str) -> list[int]:
+def numbers(text: str, option: str) -> list[int]:
     """Return the integers of `0,2,5-7` (ranges only between numbers, so `-1` is minus one)."""
     numbers: list[int] = []
     for part in text.split(","):

@@ -18,10 +18,10 @@ from headwater.attribution.manifest import describe_model, versions
 from headwater.components import Choice, Component, Selection, parse_component
 from headwater.errors import GradcheckError, UnknownComponentError
 from headwater.gates import GatedTask
-from headwater.gradcheck.asked import Asked
-from headwater.gradcheck.check import About, Plan, check
-from headwater.gradcheck.directions import Coordinates
-from headwater.gradcheck.places import (
+from headwater.gradchecks.asked import Asked
+from headwater.gradchecks.check import About, Plan, check
+from headwater.gradchecks.directions import Coordinates
+from headwater.gradchecks.places import (
     Checkable,
     Position,
     Spanned,
@@ -29,8 +29,8 @@ from headwater.gradcheck.places import (
     at_weight,
     refuse_unknown,
 )
-from headwater.gradcheck.report import GradientReport
-from headwater.gradcheck.tensors import Dtype, TensorFunction, gated, refuse_choices
+from headwater.gradchecks.report import GradientReport
+from headwater.gradchecks.tensors import Dtype, TensorFunction, gated, refuse_choices
 from headwater.models import Model
 from headwater.references import Corrupted, Reference, Zero
 from headwater.sites import Site
@@ -142,7 +142,6 @@ def gradcheck(
         objective=asked.title,
         checks=checks,
         model=model.name,
-        prompt=prompt,
         tokens=asked.tokens,
         provenance={
             "model": describe_model(model),

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headwater.gradcheck.lines import Weighed
+from headwater.gradchecks.lines import Weighed
 
 NUDGE = 1e-3
 """What is added, in units of the value's size, and the share by which an entry is scaled."""

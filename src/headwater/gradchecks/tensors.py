@@ -12,9 +12,9 @@ from torch import Tensor
 
 from headwater.errors import GradcheckError, HeadwaterError
 from headwater.gates import GatedFunction
-from headwater.gradcheck.check import About, Plan, check
-from headwater.gradcheck.directions import Coordinates
-from headwater.gradcheck.report import GradientReport
+from headwater.gradchecks.check import About, Plan, check
+from headwater.gradchecks.directions import Coordinates
+from headwater.gradchecks.report import GradientReport
 from headwater.precision import true_float64
 
 Dtype = Literal["float64", "native"]
@@ -38,9 +38,9 @@ def check_gradient(
 ) -> GradientReport:
     """Compare the gradient of a function at a point with central differences, and judge.
 
-    Each direction is run at `2 * steps + 1` points: steps from the size of `x` down by half decades.
-    The best step, its error bar, and the step up to which the function is a line are read from
-    the values (Richardson's extrapolation where the error falls with the square).
+    Each direction is run at `2 * steps + 1` points: steps from the size of `x` down by half
+    decades. The best step, its error bar, and the step up to which the function is a line are read
+    from the values (Richardson's extrapolation where the error falls with the square).
 
     Args:
         f: Takes a tensor like `x`; returns one number, or a vector if `grad_outputs` is given. Or
@@ -75,7 +75,8 @@ def check_gradient(
     if isinstance(f, GatedFunction):
         point, rows, stacked = gated(f, x)
         context: Callable[[], AbstractContextManager[None]] = nullcontext
-        name, name_of = "gates", lambda index: f.names[index]
+        names = f.names
+        name, name_of = "gates", lambda index: str(names[index])
     else:
         point = _point(f, x, dtype)
         context = true_float64 if dtype == "float64" else nullcontext
@@ -186,8 +187,8 @@ def _one_by_one(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         found = [f(point) for point in points]
         if not isinstance(found[0], Tensor):
             raise GradcheckError(
-                f"f returned {type(found[0]).__name__}, not a tensor: .item(), float() and numpy cut "
-                "the graph.\nReturn the tensor itself."
+                f"f returned {type(found[0]).__name__}, not a tensor: .item(), float() and numpy "
+                "cut the graph.\nReturn the tensor itself."
             )
         # one number may come as [] or [1]
         return torch.stack([one.reshape(()) if one.numel() == 1 else one for one in found])

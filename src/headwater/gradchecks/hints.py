@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headwater.gradcheck.result import DirectionCheck
-from headwater.gradcheck.verdicts import Verdict
+from headwater.gradchecks.result import DirectionCheck
+from headwater.gradchecks.verdicts import Verdict
 
 CLOSE = 1e-3
 """Relative distance within which a ratio counts as met."""

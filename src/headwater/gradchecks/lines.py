@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 
 from headwater.finite_difference import Sweep
 from headwater.gates.value import ValueFunction
-from headwater.gradcheck.directions import Direction
+from headwater.gradchecks.directions import Direction
 
 
 class Weighed:

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headwater.gradcheck.directions import Direction
-from headwater.gradcheck.lines import Weighed
-from headwater.gradcheck.result import Entry
+from headwater.gradchecks.directions import Direction
+from headwater.gradchecks.lines import Weighed
+from headwater.gradchecks.result import Entry
 
 SHOWN = 16
 """Most entries that are shown: those that move most along the checked directions."""

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headwater.finite_difference import Difference
-from headwater.gradcheck.directions import Kind
-from headwater.gradcheck.effects import Effects, Reach, SignCount
-from headwater.gradcheck.verdicts import Verdict
+from headwater.gradchecks.directions import Kind
+from headwater.gradchecks.effects import Effects, Reach, SignCount
+from headwater.gradchecks.verdicts import Verdict
 
 
 @dataclass(frozen=True, eq=False)

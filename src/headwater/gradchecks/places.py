@@ -16,13 +16,13 @@ from torch import Tensor
 
 from headwater.errors import GradcheckError, NoPathError, UnknownSiteError, did_you_mean
 from headwater.gates.value import SiteFunction, ValueFunction, WeightFunction
-from headwater.gradcheck.asked import Asked
-from headwater.gradcheck.check import About, gradient_of
-from headwater.gradcheck.edits import as_scale
-from headwater.gradcheck.hints import same
-from headwater.gradcheck.labels import namer
-from headwater.gradcheck.lines import Weighed
-from headwater.gradcheck.result import Precision
+from headwater.gradchecks.asked import Asked
+from headwater.gradchecks.check import About, gradient_of
+from headwater.gradchecks.edits import as_scale
+from headwater.gradchecks.hints import same
+from headwater.gradchecks.labels import namer
+from headwater.gradchecks.lines import Weighed
+from headwater.gradchecks.result import Precision
 from headwater.models import Model
 from headwater.prompts import Batch
 from headwater.sites import Site

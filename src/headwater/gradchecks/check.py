@@ -13,13 +13,13 @@ from torch import Tensor
 from headwater.errors import GradcheckError, ModelStateError, NonFiniteError, NoPathError
 from headwater.finite_difference import Sweep, difference, steps
 from headwater.gates.value import ValueFunction
-from headwater.gradcheck import effects
-from headwater.gradcheck.directions import Coordinates, Direction, choose
-from headwater.gradcheck.entries import entries_of
-from headwater.gradcheck.hints import hint_of
-from headwater.gradcheck.lines import Weighed, forward_slopes, sweeps
-from headwater.gradcheck.result import Check, DirectionCheck, Precision
-from headwater.gradcheck.verdicts import Compared, along, overall
+from headwater.gradchecks import effects
+from headwater.gradchecks.directions import Coordinates, Direction, choose
+from headwater.gradchecks.entries import entries_of
+from headwater.gradchecks.hints import hint_of
+from headwater.gradchecks.lines import Weighed, forward_slopes, sweeps
+from headwater.gradchecks.result import Check, DirectionCheck, Precision
+from headwater.gradchecks.verdicts import Compared, Verdict, along, overall
 
 COUNTED = 512
 """Most entries of which all signs are counted without being asked."""
@@ -97,7 +97,7 @@ def check(
     rtol = torch.finfo(value.dtype).eps ** 0.5 if plan.rtol is None else plan.rtol
     with torch.no_grad():
         loss = center - float(weighed(torch.zeros_like(value)[None]).double())
-    alone = [along(one, rtol) for one in compared]
+    alone: list[Verdict] = [along(one, rtol) for one in compared]
     verdict, judged = overall(compared, alone, abs(loss) if math.isfinite(loss) else 0.0)
     if verdict == "constant" and own is None:
         raise NoPathError(
@@ -166,8 +166,9 @@ def _center(function: Weighed, about: About) -> float:
     eps = torch.finfo(point.dtype).eps
     if abs(first - again) > 1e3 * eps * max(abs(first), abs(again)):
         raise ModelStateError(
-            f"two runs at the same point gave {first:.9g} and {again:.9g}: the objective is random, "
-            "so its slope cannot be measured.\nCall model.eval(), and fix every seed inside f."
+            f"two runs at the same point gave {first:.9g} and {again:.9g}: the objective is "
+            "random, so its slope cannot be measured.\n"
+            "Call model.eval(), and fix every seed inside f."
         )
     return first
 

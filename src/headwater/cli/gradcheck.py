@@ -1,0 +1,155 @@
+"""`headwater gradcheck`: is a gradient right, and does its sign mean what one thinks?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headwater.cli.options import AsJson, Device, ModelName, Out, Seed
+from headwater.errors import UnknownOptionError
+
+if TYPE_CHECKING:
+    from headwater.gradchecks.report import GradientReport
+    from headwater.gradchecks.tables import Table
+
+DISAGREES, UNSETTLED = 1, 3
+"""Exit codes: the gradient is wrong; nothing can be said of it, or there is none."""
+
+
+def gradcheck(
+    model: ModelName,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The prompt, run alone.")],
+    site: Annotated[
+        str,
+        typer.Option(
+            "--site",
+            "-s",
+            help="A site (layers.1.mlp.post), a weight's name, a component (a1.h2), or kinds of "
+            "components whose gates are checked (heads,mlps).",
+        ),
+    ],
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="prob:Mary, logprob:Mary, or with --answer and --wrong: logit-diff, prob-diff; "
+            "kl, cross-entropy. Default: logprob of --answer, or logit-diff with --wrong."
+        ),
+    ] = None,
+    answer: Annotated[str | None, typer.Option(help="The right continuation.")] = None,
+    wrong: Annotated[str | None, typer.Option(help="A wrong continuation.")] = None,
+    position: Annotated[
+        str, typer.Option(help="Which token's value: from 0, or -1 for the last; all.")
+    ] = "-1",
+    coordinates: Annotated[
+        str | None,
+        typer.Option(
+            help="Entries checked one by one: all, a number n for the n steepest and n at random, "
+            "or a list such as 3,17 or 5-9; default 8."
+        ),
+    ] = None,
+    corrupted: Annotated[
+        str | None, typer.Option(help="A corrupted prompt, for the gates of components.")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="float64 (true float64), or native: the model's own numbers.")
+    ] = "float64",
+    steps: Annotated[int, typer.Option(min=8, help="Steps a direction, half a decade each.")] = 24,
+    device: Device = None,
+    out: Out = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Hold a gradient against central differences, and say what its sign means.
+
+    Exit codes: 0 the gradient agrees, 1 it disagrees, 3 neither (constant, kink, saturated, ...).
+    """
+    import headwater as hw
+    from headwater.cli import choices
+    from headwater.components import SELECTORS
+    from headwater.gradchecks import folder
+
+    # what was typed is judged before a model is loaded
+    kinds = site.replace("+", ",").split(",")[0].strip() in SELECTORS
+    where: Any = choices.components(site, None, None) if kinds else site
+    number = choices.metric(metric)
+    token = _position(position)
+    checked = _coordinates(coordinates)
+    if out is not None:
+        folder.claim(out, {}, overwrite=True)
+    found = hw.gradcheck(
+        hw.load(model, device=device),
+        prompt,
+        site=where,
+        metric=number,
+        answer=answer or (),
+        wrong=wrong or (),
+        position=token,
+        coordinates=checked,
+        corrupted=corrupted,
+        dtype=dtype,  # type: ignore[arg-type]
+        steps=steps,
+        seed=seed,
+    )
+    page: Path | None = None
+    if out is not None:
+        found.save(out, overwrite=True)
+        page = found.page(out / folder.PAGE)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict()))
+    else:
+        _show(found, page)
+    if not found.passed:
+        raise typer.Exit(DISAGREES if found.verdict == "disagree" else UNSETTLED)
+
+
+def _show(found: GradientReport, page: Path | None) -> None:
+    """Show verdict and findings, the steps along the steepest direction, and every table."""
+    from rich.console import Console
+
+    from headwater.gradchecks import tables
+
+    console = Console(soft_wrap=True)
+    console.print(found.title(), style="bold", highlight=False, markup=False)
+    lead, *rest = found.sentences()
+    console.print(f"\n{lead}", style="bold", highlight=False, markup=False)
+    for sentence in rest:
+        console.print(sentence, highlight=False, markup=False)
+    first = found.checks[0]
+    shown: list[Table] = [tables.directions(first), tables.steps(first, first.steepest)]
+    if first.effects:
+        shown.append(tables.effects(first))
+    if first.entries:
+        shown.append(tables.entries(first))
+    if len(found.checks) > 1:
+        shown.append(tables.sites(found.checks))
+    for table in shown:
+        console.print(f"\n{table.title}", style="bold", highlight=False, markup=False)
+        for place, line in enumerate(tables.plain(table)):
+            style = "dim" if place == 0 else ""
+            console.print(line, style=style, highlight=False, markup=False)
+    if page is not None:
+        console.print(f"\nsaved in {page.parent}; the page: {page}", highlight=False, markup=False)
+
+
+def _position(text: str) -> Any:
+    if text == "all":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise UnknownOptionError(
+            f"--position {text!r} is no position.\nWrite a number such as -1, or all."
+        ) from None
+
+
+def _coordinates(text: str | None) -> Any:
+    from headwater.cli import choices
+
+    if text is None or text == "all":
+        return text
+    if text.isdigit():
+        return int(text)
+    return choices.numbers(text, "--coordinates")

@@ -1,0 +1,247 @@
+"""A check in sentences: the verdict, what noise and signs say, how far the gradient reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from headwater.gradchecks.result import Check, DirectionCheck
+from headwater.gradchecks.verdicts import MEANING, Verdict
+
+NOISY = 1e4
+"""Roundings of the value beyond which float64 is not float64 inside."""
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Return a number with a sign and so many digits."""
+    return "-" if value is None else f"{value:+.{digits}g}"
+
+
+def size(value: float) -> str:
+    """Return an error's size: two digits are all it has."""
+    return f"{value:.1e}" if value == 0 or not 1e-2 <= abs(value) < 1e3 else f"{value:.2g}"
+
+
+def verdict(check: Check, objective: str) -> str:
+    """Return the verdict in words.
+
+    Args:
+        check: What was found.
+        objective: What the gradient is of.
+    """
+    words = {
+        "agree": _agree,
+        "disagree": _disagree,
+        "constant": lambda one, of: f"nothing that was tried moves {of} from {one.objective:.6g}",
+        "stationary": _stationary,
+        "ill-conditioned": _ill_conditioned,
+        "unresolved": _unresolved,
+    }
+    said = words.get(check.verdict, lambda *_: MEANING[check.verdict])(check, objective)
+    hint = f": {check.hint}" if check.hint and check.verdict != "disagree" else ""
+    return f"{check.verdict.upper()}: {said}{hint}."
+
+
+def sentences(check: Check) -> list[str]:
+    """Return everything beside the verdict that the numbers say, most important first."""
+    found = [
+        _linear(check), _forward(check), _signs(check), _reach(check), _entries(check),
+        _precision(check), _noise(check),
+    ]  # fmt: skip
+    return [one for one in found if one] + [f"Note: {note}." for note in check.notes]
+
+
+def region(check: DirectionCheck, step: int) -> str:
+    """Return what rules the error at a step: truncation, plateau or rounding."""
+    shortest, longest = check.difference.plateau
+    half = check.difference.steps[step]
+    if half > longest:
+        return "truncation"
+    return "plateau" if half >= shortest else "rounding"
+
+
+def _agree(check: Check, objective: str) -> str:
+    agreeing = _with(check, "agree")
+    worst = max(one.apart for one in agreeing)
+    bars = [one.difference.bar / abs(one.difference.slope) for one in agreeing]
+    flat = len(_with(check, "flat"))
+    lost = len(_with(check, "ill-conditioned"))
+    beside = ""
+    if flat:
+        beside += f"; {flat} more {'is' if flat == 1 else 'are'} too flat to be told from zero"
+    if lost:
+        beside += f"; {lost} more {'is' if lost == 1 else 'are'} lost in rounding"
+    return (
+        f"{check.claimed} gradient is the slope of {objective} in {_all(len(agreeing), check)}, "
+        f"to {size(worst)} of it or better (error bars {size(min(bars))} to {size(max(bars))})"
+        f"{beside}"
+    )
+
+
+def _all(count: int, check: Check) -> str:
+    total = len(check.directions)
+    if count == total:
+        return "the only direction" if total == 1 else f"all {total} directions"
+    return f"{count} of {total} directions"
+
+
+def _disagree(check: Check, objective: str) -> str:
+    wrong = _with(check, "disagree")
+    worst = check.steepest
+    slope, bar = worst.difference.slope, worst.difference.bar
+    ratio = f", {number(worst.gradient / slope, 3)} times" if slope else ""
+    hint = f". What it looks like: {check.hint}" if check.hint else ""
+    return (
+        f"{check.claimed} gradient is not the slope of {objective} in {len(wrong)} of "
+        f"{len(check.directions)} directions. Along {worst.name} it says "
+        f"{number(worst.gradient)}, the differences {number(slope)} with an error bar of "
+        f"{size(bar)}{ratio}{hint}"
+    )
+
+
+def _stationary(check: Check, objective: str) -> str:
+    return (
+        f"the slope of {objective} is zero in every direction and its gradient says so, yet it "
+        "moves: the point is an extremum, as a divergence from the run itself has. A gradient "
+        "taken here says nothing of any effect"
+    )
+
+
+def _ill_conditioned(check: Check, objective: str) -> str:
+    steep = max(abs(one.gradient) for one in check.directions)
+    bar = min(one.difference.bar for one in check.directions)
+    said = (
+        f"the slope of {objective} is lost in rounding: the gradient says {size(steep)} at most, "
+        f"and no error bar is below {size(bar)}"
+    )
+    if check.reach is not None and abs(check.reach.exact) > 1e-3 * abs(check.objective):
+        said += (
+            f". It is saturated, not unimportant: setting the value to zero loses "
+            f"{number(check.reach.exact)}"
+        )
+    return said
+
+
+def _unresolved(check: Check, objective: str) -> str:
+    right = [one for one in check.directions if one.gradient * one.difference.slope > 0]
+    return (
+        f"{check.dtype} is too coarse to measure the slope of {objective}; the signs agree in "
+        f"{len(right)} of {len(check.directions)} directions, which is no check. Check in float64"
+    )
+
+
+def _linear(check: Check) -> str:
+    if check.verdict not in ("agree", "disagree"):
+        return ""
+    steepest = check.steepest
+    far = steepest.difference.linear
+    if far is None:
+        return ""
+    least = "at least " if far >= 0.99 * float(steepest.difference.steps.max()) else ""
+    return (
+        f"Linear range along {steepest.name}: both one-sided slopes stay within 10 % up to a step "
+        f"of {least}{far:.3g}, {far / check.size:.2g} of the value's root mean square."
+    )
+
+
+def _forward(check: Check) -> str:
+    pairs = [(one.gradient, one.forward) for one in check.directions if one.forward is not None]
+    if not pairs:
+        return ""
+    scale = max(max(abs(a), abs(b)) for a, b in pairs)
+    worst = max(abs(a - b) for a, b in pairs) / scale if scale else 0.0
+    if worst <= 1e-4:
+        return f"Forward-mode differentiation gives the same slopes, to {size(worst)}."
+    if check.claimed != "autograd's":
+        return ""
+    return (
+        f"Forward-mode differentiation gives other slopes (up to {size(worst)} of the steepest): "
+        "an operation's backward and its own derivative differ."
+    )
+
+
+def _signs(check: Check) -> str:
+    signs = check.signs
+    if signs is None or not signs.scaling[1] or check.verdict == "disagree":
+        return ""
+    misread = signs.scaling_by_gradient[1] - signs.scaling_by_gradient[0]
+    text = (
+        f"Signs over {signs.entries} entries, {signs.negative} of them negative. Adding to an "
+        f"entry moves the objective as the gradient says: {_of(signs.adding)}. Scaling it up moves "
+        f"it as activation times gradient says: {_of(signs.scaling)}"
+    )
+    if misread:
+        whose = (
+            "every one of them an entry with a negative activation"
+            if misread == signs.misread_negative
+            else f"{signs.misread_negative} of them entries with a negative activation"
+        )
+        text += f"; the gradient alone has {misread} of these signs wrong, {whose}"
+    return (
+        f"{text}. Setting it to zero takes activation times gradient away, to first order: "
+        f"{_of(signs.zeroing)}."
+    )
+
+
+def _of(counts: tuple[int, int]) -> str:
+    return f"{counts[0]} of {counts[1]}"
+
+
+def _reach(check: Check) -> str:
+    reach = check.reach
+    if reach is None or check.verdict in ("constant", "unresolved", "disagree"):
+        return ""
+    start = (
+        f"Setting the whole value to zero loses {number(reach.exact)} (exact); activation times "
+        f"gradient estimates {number(reach.estimate)}."
+    )
+    if reach.linear is None:
+        return f"{start} The gradient's line holds nowhere on the way."
+    if reach.is_inside:
+        return f"{start} The slope holds all the way."
+    off = abs(reach.estimate - reach.exact)
+    far = f"{start} The slope holds for {100 * reach.linear:.2g} % of the way to zero"
+    if off <= 0.1 * abs(reach.exact):
+        return f"{far}; beyond it the two agree here by good luck."
+    return f"{far}: the ablation lies outside the gradient's reach."
+
+
+def _entries(check: Check) -> str:
+    if not check.entries:
+        return ""
+    ones = all(one.weight == 1 for one in check.entries)
+    weights = "grad_outputs=ones_like(...)" if ones else "these grad_outputs"
+    of = "the SUM of the entries" if ones else "the weighted sum of the entries"
+    opposite = sum(one.opposite for one in check.entries) / len(check.entries)
+    return (
+        f"With {weights} this is the gradient of {of}, not of any one of them: the "
+        f"{len(check.entries)} entries shown move the other way than the sum in "
+        f"{100 * opposite:.0f} % of entries and directions."
+    )
+
+
+def _precision(check: Check) -> str:
+    if check.precision is None:
+        return ""
+    found = check.precision
+    return (
+        f"Precision, another question than correctness: computed in {found.dtype}, the gradient is "
+        f"off by up to {size(found.largest)} of its largest entry (cosine {found.cosine:.6f}, "
+        f"{100 * found.signs:.4g} % of signs right)."
+    )
+
+
+def _noise(check: Check) -> str:
+    if check.dtype != "float64" or not check.objective:
+        return ""
+    noise = max(one.difference.noise for one in check.directions)
+    rounding = 2.2e-16 * abs(check.objective)
+    if noise <= NOISY * rounding or check.verdict in ("jump", "kink"):
+        return ""
+    return (
+        f"The objective's noise is {size(noise)}, {size(noise / rounding)} times float64's "
+        "rounding: an operation inside runs in lower precision."
+    )
+
+
+def _with(check: Check, verdict: Verdict) -> Sequence[DirectionCheck]:
+    return [one for one in check.directions if one.verdict == verdict]
