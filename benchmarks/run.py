@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import subject
+from benchmarks import gradients, subject
 from benchmarks.measure import cpu_seconds, interleaved, peak_mebibytes
 from benchmarks.works import IG_POINTS, Works
 
@@ -53,6 +53,7 @@ def rows() -> list[tuple[str, str, str]]:
         ("the same, beyond the loaded model",
          f"{ours['peak'] - ours['before']:.0f} MiB against {bare['peak'] - bare['before']:.0f} MiB",
          ""),
+        *gradients.rows(works.model, works.task),
         ("import headwater", f"{_import_seconds('headwater'):.3f} s CPU", "0.05 s"),
         ("headwater --help", f"{_command_seconds('--help'):.2f} s CPU", "0.4 s"),
         ("importing torch, transformers and one model class, without headwater",

@@ -70,6 +70,7 @@ def gradcheck(
     from headwater.cli import choices
     from headwater.components import SELECTORS
     from headwater.gradchecks import folder
+    from headwater.gradchecks.tensors import refuse_choices
 
     # what was typed is judged before a model is loaded
     kinds = site.replace("+", ",").split(",")[0].strip() in SELECTORS
@@ -77,6 +78,7 @@ def gradcheck(
     number = choices.metric(metric)
     token = _position(position)
     checked = _coordinates(coordinates)
+    refuse_choices(dtype, steps)
     if out is not None:
         folder.claim(out, {}, overwrite=True)
     found = hw.gradcheck(

@@ -47,7 +47,7 @@ def sentences(check: Check) -> list[str]:
         _linear(check), _forward(check), _signs(check), _reach(check), _entries(check),
         _precision(check), _noise(check),
     ]  # fmt: skip
-    return [one for one in found if one] + [f"Note: {note}." for note in check.notes]
+    return [one for one in found if one] + [f"Note: {note.rstrip('.')}." for note in check.notes]
 
 
 def region(check: DirectionCheck, step: int) -> str:
@@ -62,7 +62,9 @@ def region(check: DirectionCheck, step: int) -> str:
 def _agree(check: Check, objective: str) -> str:
     agreeing = _with(check, "agree")
     worst = max(one.apart for one in agreeing)
-    bars = [one.difference.bar / abs(one.difference.slope) for one in agreeing]
+    shares = [one.difference.bar / abs(one.difference.slope) for one in agreeing]
+    low, high = size(min(shares)), size(max(shares))
+    bars = f"error bar {low}" if low == high else f"error bars {low} to {high}"
     flat = len(_with(check, "flat"))
     lost = len(_with(check, "ill-conditioned"))
     beside = ""
@@ -72,7 +74,7 @@ def _agree(check: Check, objective: str) -> str:
         beside += f"; {lost} more {'is' if lost == 1 else 'are'} lost in rounding"
     return (
         f"{check.claimed} gradient is the slope of {objective} in {_all(len(agreeing), check)}, "
-        f"to {size(worst)} of it or better (error bars {size(min(bars))} to {size(max(bars))})"
+        f"to {size(worst)} of it or better ({bars})"
         f"{beside}"
     )
 
@@ -115,7 +117,7 @@ def _ill_conditioned(check: Check, objective: str) -> str:
     )
     if check.reach is not None and abs(check.reach.exact) > 1e-3 * abs(check.objective):
         said += (
-            f". It is saturated, not unimportant: setting the value to zero loses "
+            f". It is saturated, not unimportant: {removal(check).lower()} loses "
             f"{number(check.reach.exact)}"
         )
     return said
@@ -145,7 +147,7 @@ def _linear(check: Check) -> str:
 
 def _forward(check: Check) -> str:
     pairs = [(one.gradient, one.forward) for one in check.directions if one.forward is not None]
-    if not pairs:
+    if not pairs or check.verdict == "stationary":
         return ""
     scale = max(max(abs(a), abs(b)) for a, b in pairs)
     worst = max(abs(a - b) for a, b in pairs) / scale if scale else 0.0
@@ -161,7 +163,7 @@ def _forward(check: Check) -> str:
 
 def _signs(check: Check) -> str:
     signs = check.signs
-    if signs is None or not signs.scaling[1] or check.verdict == "disagree":
+    if signs is None or not signs.scaling[1] or check.verdict != "agree":
         return ""
     misread = signs.scaling_by_gradient[1] - signs.scaling_by_gradient[0]
     text = (
@@ -186,13 +188,18 @@ def _of(counts: tuple[int, int]) -> str:
     return f"{counts[0]} of {counts[1]}"
 
 
+def removal(check: Check) -> str:
+    """Return what is done to the whole value to see what the objective loses."""
+    return "Closing every gate" if check.name == "gates" else "Setting the whole value to zero"
+
+
 def _reach(check: Check) -> str:
     reach = check.reach
     if reach is None or check.verdict in ("constant", "unresolved", "disagree"):
         return ""
     start = (
-        f"Setting the whole value to zero loses {number(reach.exact)} (exact); activation times "
-        f"gradient estimates {number(reach.estimate)}."
+        f"{removal(check)} loses {number(reach.exact)} (exact); activation times gradient "
+        f"estimates {number(reach.estimate)}."
     )
     if reach.linear is None:
         return f"{start} The gradient's line holds nowhere on the way."
@@ -220,7 +227,7 @@ def _entries(check: Check) -> str:
 
 
 def _precision(check: Check) -> str:
-    if check.precision is None:
+    if check.precision is None or check.verdict not in ("agree", "disagree"):
         return ""
     found = check.precision
     return (
