@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -80,7 +79,7 @@ def gradcheck(
     checked = _coordinates(coordinates)
     refuse_choices(dtype, steps)
     if out is not None:
-        folder.claim(out, {}, overwrite=True)
+        folder.claim(out)
     found = hw.gradcheck(
         hw.load(model, device=device),
         prompt,
@@ -95,19 +94,20 @@ def gradcheck(
         steps=steps,
         seed=seed,
     )
-    page: Path | None = None
-    if out is not None:
-        found.save(out, overwrite=True)
-        page = found.page(out / folder.PAGE)
     if as_json:
         typer.echo(json.dumps(found.to_dict()))
     else:
-        _show(found, page)
+        _show(found)
+    if out is not None:
+        found.save(out)
+        page = found.page(out / folder.PAGE)
+        if not as_json:
+            typer.echo(f"\nsaved in {out}; the page: {page}")
     if not found.passed:
         raise typer.Exit(DISAGREES if found.verdict == "disagree" else UNSETTLED)
 
 
-def _show(found: GradientReport, page: Path | None) -> None:
+def _show(found: GradientReport) -> None:
     """Show verdict and findings, the steps along the steepest direction, and every table."""
     from rich.console import Console
 
@@ -132,8 +132,6 @@ def _show(found: GradientReport, page: Path | None) -> None:
         for place, line in enumerate(tables.plain(table)):
             style = "dim" if place == 0 else ""
             console.print(line, style=style, highlight=False, markup=False)
-    if page is not None:
-        console.print(f"\nsaved in {page.parent}; the page: {page}", highlight=False, markup=False)
 
 
 def _position(text: str) -> Any:

@@ -36,7 +36,9 @@ def write(
     Raises:
         RunFolderError: If the folder cannot be written, or holds something else.
     """
-    claim(path, data["provenance"], overwrite=overwrite)
+    claim(path)
+    if not overwrite:
+        _refuse_other(path, data["provenance"])
     for stale in (REPORT, PAGE):
         (path / stale).unlink(missing_ok=True)
     write_atomically(path / TENSORS, lambda there: save_file(dict(tensors), there))
@@ -45,16 +47,11 @@ def write(
     return path
 
 
-def claim(path: Path, provenance: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Refuse a folder that cannot take a check, before anything is computed.
-
-    Args:
-        path: The folder.
-        provenance: What is checked, where that is known.
-        overwrite: Whether another check may be replaced.
+def claim(path: Path) -> None:
+    """Refuse a folder that can take no check, before anything is computed.
 
     Raises:
-        RunFolderError: If the folder cannot be written, or holds something else.
+        RunFolderError: If it cannot be written, or holds other files.
     """
     make_writable(path)
     if others := foreign(path, {REPORT, TENSORS, PAGE}):
@@ -62,14 +59,24 @@ def claim(path: Path, provenance: Mapping[str, Any], *, overwrite: bool) -> None
             f"{path} holds other files than a gradient check ({', '.join(others[:3])}).\n"
             "Choose another folder."
         )
-    if overwrite or not holds_check(path):
+
+
+def _refuse_other(path: Path, provenance: Mapping[str, Any]) -> None:
+    """Refuse to replace another check; one of the same, in another release, is replaced."""
+    if not holds_check(path):
         return
-    there = _json(path).get("provenance")
-    if there != json.loads(json.dumps(dict(provenance), default=str)):
+    there, now = _json(path).get("provenance"), json.loads(json.dumps(provenance, default=str))
+    if _decisive(there) != _decisive(now):
         raise RunFolderError(
             f"{path} already holds another gradient check.\n"
             "Choose another folder, delete this one, or write save(..., overwrite=True)."
         )
+
+
+def _decisive(provenance: Any) -> Any:
+    if not isinstance(provenance, dict):
+        return provenance
+    return {key: value for key, value in provenance.items() if key != "versions"}
 
 
 def read(path: Path) -> tuple[dict[str, Any], tuple[Check, ...]]:

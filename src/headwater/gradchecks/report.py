@@ -12,6 +12,8 @@ from headwater.frames import frame
 from headwater.gradchecks import folder, tables, words
 from headwater.gradchecks.result import Check
 from headwater.gradchecks.verdicts import PASSES, Verdict
+from headwater.gradchecks.view import page_data
+from headwater.page.gradcheck import write_gradcheck
 
 if TYPE_CHECKING:
     import pandas
@@ -135,7 +137,7 @@ class GradientReport:
 
     def page(self, path: str | Path) -> Path:
         """Write the check as one HTML file that loads nothing, and return its path."""
-        raise NotImplementedError
+        return write_gradcheck(page_data(self), path)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write `gradcheck.json`, and values and gradients as `gradients.safetensors`.

@@ -22,6 +22,7 @@ from headwater.page.payload import payload
 from headwater.page.schema import check
 
 SCRIPTS = (
+    "elements.js",
     "data.js",
     "choice.js",
     "heatmap.js",
@@ -151,15 +152,20 @@ def squeeze(text: str) -> str:
 
 @cache
 def sheet(*, curves: bool) -> str:
-    """Return the page's style; that of response curves only where there are some."""
-    return "\n".join([asset("page.css"), *([asset("curves.css")] if curves else [])])
+    """Return an attribution's style; that of response curves only where there are some."""
+    parts = ["attribution.css", "page.css", *(["curves.css"] if curves else [])]
+    return "\n".join(map(asset, parts))
+
+
+def bundle(*, curves: bool) -> str:
+    """Return the script of an attribution's page."""
+    return joined("curves.js", *SCRIPTS) if curves else joined(*SCRIPTS)
 
 
 @cache
-def bundle(*, curves: bool) -> str:
-    """Return the page's script: every part inside one function, so no name is global."""
-    parts = ["curves.js", *SCRIPTS] if curves else SCRIPTS
-    return "(() => {\n'use strict';\n" + "\n".join(map(asset, parts)) + "\n})();\n"
+def joined(*names: str) -> str:
+    """Return the scripts of these names as one: all inside one function, so no name is global."""
+    return "(() => {\n'use strict';\n" + "\n".join(map(asset, names)) + "\n})();\n"
 
 
 def digest(text: str) -> str:

@@ -39,12 +39,12 @@ def payload(data: Mapping[str, Any]) -> str:
         for key in ("estimator", "metric", "shown", "statistics", "pairs", "pairs_shown")
         if key in data
     }
-    text = json.dumps(
-        finite(kept) | {"components": columns},
-        ensure_ascii=False,
-        allow_nan=False,
-        separators=(",", ":"),
-    )
+    return encoded(finite(kept) | {"components": columns})
+
+
+def encoded(data: Mapping[str, Any]) -> str:
+    """Return plain data without NaN and infinity as JSON that never ends a script element."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 

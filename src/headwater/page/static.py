@@ -65,11 +65,7 @@ def facts(data: Mapping[str, Any]) -> str:
         "components": counted,
         "prompt pairs": f"{of_pairs(data):,}",
     }
-    return "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
-        for name, value in items.items()
-        if value
-    )
+    return terms({name: value for name, value in items.items() if value})
 
 
 def sense(data: Mapping[str, Any]) -> str:
@@ -102,10 +98,10 @@ def notes(data: Mapping[str, Any]) -> str:
     broken = count_non_finite(data["components"])
     who = "1 component has" if broken == 1 else f"{broken:,} components have"
     alarm = [f"{who} a number that is not finite, shown as n/a."] if broken else []
-    return _box("Warning", "notes alarm", alarm) + _box("Note", "notes", data.get("warnings"))
+    return box("Warning", "notes alarm", alarm) + box("Note", "notes", data.get("warnings"))
 
 
-def _box(heading: str, kind: str, sentences: Sequence[str] | None) -> str:
+def box(heading: str, kind: str, sentences: Sequence[str] | None) -> str:
     """Return sentences in a box of their own; nothing if there are none."""
     if not sentences:
         return ""
@@ -156,12 +152,17 @@ def provenance(data: Mapping[str, Any]) -> str:
     items = data.get("provenance") or {}
     if not items:
         return ""
-    lines = "".join(
-        f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in items.items()
-    )
     return (
         '<section aria-labelledby="provenance-title"><h2 id="provenance-title">Provenance</h2>'
-        f'<dl class="provenance">{lines}</dl></section>'
+        f'<dl class="provenance">{terms(items)}</dl></section>'
+    )
+
+
+def terms(items: Mapping[str, object]) -> str:
+    """Return what a definition list holds: terms and values."""
+    return "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
+        for name, value in items.items()
     )
 
 

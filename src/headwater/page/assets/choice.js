@@ -20,24 +20,8 @@ const pick = (id) => choose('id', choice.id === id ? null : id);
 const scaled = (value) => (choice.scale === 'root' ? Math.sign(value) * Math.sqrt(Math.abs(value)) : value);
 const strength = (value) => Math.min(1, Math.abs(scaled(value) / scaled(largest)));
 
-const tip = document.getElementById('tip');
-
-/** Show the tooltip for a component beside a box on the screen. */
-function showTip(component, box) {
-  tip.replaceChildren(
-    html('b', { text: component.name }), html('span', { class: 'place', text: place(component) }),
-    html('dl', {}, ...describe(component).map(([term, value]) =>
-      html('div', {}, html('dt', { text: term }), html('dd', { text: value })))),
-  );
-  tip.hidden = false;
-  const { width, height } = tip.getBoundingClientRect();
-  const left = Math.min(box.right + 10, document.documentElement.clientWidth - width - 8);
-  const top = box.top - height - 8;
-  tip.style.left = `${Math.max(8, left)}px`;
-  tip.style.top = `${top < 8 ? Math.min(box.bottom + 10, innerHeight - height - 8) : top}px`;
-}
-
-const hideTip = () => { tip.hidden = true; };
+const named = (component) => [html('b', { text: component.name }), html('span', { class: 'place', text: place(component) })];
+const showTip = (component, box) => placeTip(box, named(component), describe(component));
 
 /** The bar at the foot of the window: the chosen component in numbers, also for touch screens. */
 function startChosen() {
@@ -49,7 +33,7 @@ function startChosen() {
     if (bar.hidden) return words.replaceChildren();
     const component = components[choice.id];
     words.replaceChildren(
-      html('b', { text: component.name }), html('span', { class: 'place', text: place(component) }),
+      ...named(component),
       ...describe(component).map(([term, value]) =>
         html('span', { class: 'pair' }, html('i', { text: term }), ` ${value}`)),
     );
@@ -62,22 +46,8 @@ function startChosen() {
   addEventListener('scroll', hideTip, { passive: true });
 }
 
-/** A row of radio buttons that sets one choice. */
-function radios(what, legend, options) {
-  const group = html('fieldset', {}, html('legend', { text: legend }));
-  for (const [value, label] of options) {
-    const input = html('input', { type: 'radio', name: what, value, id: `${what}-${value}`, checked: choice[what] === value });
-    input.addEventListener('change', () => choose(what, value));
-    group.append(input, html('label', { for: input.id, text: label }));
-  }
-  return group;
-}
-
 function startToolbar() {
   const toolbar = document.getElementById('toolbar');
-  if (audited) toolbar.append(radios('value', 'Color shows', [['score', scoreWord], ['exact', 'exact'], ['error', 'error']]));
-  toolbar.append(radios('scale', 'Scale', [['linear', 'linear'], ['root', 'root']]));
+  if (audited) toolbar.append(radios('value', 'Color shows', [['score', scoreWord], ['exact', 'exact'], ['error', 'error']], choose));
+  toolbar.append(radios('scale', 'Scale', [['linear', 'linear'], ['root', 'root']], choose));
 }
-
-/** The step of an arrow key as [across, down], or null for another key. */
-const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };

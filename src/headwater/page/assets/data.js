@@ -1,6 +1,5 @@
-// The data, and how its numbers and names are written. Text reaches the page through textContent.
+// The components, and how their numbers and names are written.
 
-const data = JSON.parse(document.getElementById('data').textContent);
 // In the order in which kinds are shown.
 const PLURAL = {
   token: 'tokens', head: 'heads', query: 'queries', key: 'keys', value: 'values',
@@ -10,8 +9,6 @@ const PLURAL = {
 const KINDS = Object.keys(PLURAL);
 const plural = (kind) => PLURAL[kind] ?? kind;
 const kindOrder = (kind) => (KINDS.indexOf(kind) + KINDS.length + 1) % (KINDS.length + 1);
-const isNumber = (value) => typeof value === 'number';
-const thousands = (count) => count.toLocaleString('en-US');
 
 const components = unpack(data.components);
 const metricName = data.metric.name ?? 'metric';
@@ -46,18 +43,7 @@ function furthest(values) {
 }
 
 function spread(key) {
-  return components.map((component) => component[key]).filter(isNumber);
-}
-
-const trueMinus = (text) => text.replace('-', '\u2212');
-
-/** Three digits, for one number on its own. */
-function digits(value) {
-  if (!isNumber(value)) return 'n/a';
-  if (value === 0) return '0';
-  const size = Math.floor(Math.log10(Math.abs(value)));
-  const text = size < -4 || size > 5 ? value.toExponential(2) : value.toFixed(Math.max(0, 2 - size));
-  return trueMinus(text);
+  return components.map((c) => c[key]).filter(isNumber);
 }
 
 /** A writer for a column: the same number of decimals for all, `count` digits for the largest. */
@@ -100,26 +86,3 @@ function describe(component) {
 
 const spoken = (component) =>
   `${component.name}, ${describe(component).map(([term, value]) => `${term} ${value}`).join(', ')}`;
-
-/** An HTML element. Attributes by name; `text` becomes its textContent. */
-function html(tag, attributes = {}, ...children) {
-  return dress(document.createElement(tag), attributes, children);
-}
-
-// The SVG namespace is read off an element, so that the page holds no address at all.
-const SVG = document.getElementById('svg').namespaceURI;
-
-/** An SVG element, as `html`. */
-function svg(tag, attributes = {}, ...children) {
-  return dress(document.createElementNS(SVG, tag), attributes, children);
-}
-
-function dress(node, attributes, children) {
-  for (const [name, value] of Object.entries(attributes)) {
-    if (value == null || value === false) continue;
-    if (name === 'text') node.textContent = value;
-    else node.setAttribute(name, value === true ? '' : value);
-  }
-  node.append(...children);
-  return node;
-}

@@ -18,9 +18,6 @@ function pointPicture(width, height, title) {
   });
 }
 
-const line = (x1, y1, x2, y2, name) => svg('line', { x1, y1, x2, y2, class: name });
-const label = (x, y, text, anchor, name) => svg('text', { x, y, 'text-anchor': anchor, class: name, text });
-
 /** Round values between two ends, never closer than `gap` pixels where `to` puts them. */
 function ticks(low, high, to, gap) {
   const accepted = [0];
