@@ -18,9 +18,11 @@ from headwater.attribution.manifest import describe_model, versions
 from headwater.components import Choice, Component, Selection, parse_component
 from headwater.errors import GradcheckError, UnknownComponentError
 from headwater.gates import GatedTask
+from headwater.gates.value import ValueFunction
 from headwater.gradchecks.asked import Asked
 from headwater.gradchecks.check import About, Plan, check
 from headwater.gradchecks.directions import Coordinates
+from headwater.gradchecks.given import DECLARE, refuse_edited, with_doubt
 from headwater.gradchecks.places import (
     Checkable,
     Position,
@@ -30,6 +32,7 @@ from headwater.gradchecks.places import (
     refuse_unknown,
 )
 from headwater.gradchecks.report import GradientReport
+from headwater.gradchecks.result import Check
 from headwater.gradchecks.tensors import Dtype, TensorFunction, gated, refuse_choices
 from headwater.models import Model
 from headwater.references import Corrupted, Reference, Zero
@@ -113,6 +116,8 @@ def gradcheck(
     refuse_choices(dtype, steps)
     native = dtype == "native"
     asked = Asked(model, prompt, metric, answer, wrong, corrupted, grad_outputs)
+    if edits is None:
+        refuse_edited(gradient, asked.title, DECLARE)
     with model.frozen():
         if isinstance(site, Selection) or _is_component(site):
             _refuse_beside_gates(basis=basis, edits=edits)
@@ -138,6 +143,8 @@ def gradcheck(
             found = [_spanned(one, basis, coefficients) for one in found]
         plan = Plan(coordinates, directions, steps, rtol, seed)
         checks = tuple(_checked(one, about, asked, plan, gradient) for one, about in found)
+    if gradient is not None and edits is None:
+        checks = tuple(map(with_doubt, checks))
     return GradientReport(
         objective=asked.title,
         checks=checks,
@@ -156,9 +163,13 @@ def gradcheck(
     )
 
 
-def _checked(function, about: About, asked: Asked, plan: Plan, gradient: Tensor | None):
-    with torch.no_grad():
-        weights = asked.weights(function.rows(function.value[None]))
+def _checked(
+    function: ValueFunction, about: About, asked: Asked, plan: Plan, gradient: Tensor | None
+) -> Check:
+    weights = None
+    if asked.grad_outputs is not None:
+        with torch.no_grad():
+            weights = asked.weights(function.rows(function.value[None]))
     if gradient is not None and gradient.shape != function.value.shape:
         raise GradcheckError(
             f"the gradient has shape {list(gradient.shape)}; the value at {about.name}"

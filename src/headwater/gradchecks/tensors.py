@@ -14,6 +14,7 @@ from headwater.errors import GradcheckError, HeadwaterError
 from headwater.gates import GatedFunction
 from headwater.gradchecks.check import About, Plan, check
 from headwater.gradchecks.directions import Coordinates
+from headwater.gradchecks.given import DEFINE, refuse_edited
 from headwater.gradchecks.report import GradientReport
 from headwater.precision import true_float64
 
@@ -92,6 +93,7 @@ def check_gradient(
             f"the gradient has shape {list(gradient.shape)}, x has {list(point.shape)}.\n"
             "Give the gradient with respect to x itself."
         )
+    refuse_edited(gradient, "f", DEFINE)
     found = check(
         function,
         About(name=name, name_of=name_of, counts=counts),

@@ -31,6 +31,7 @@ from headwater.interrupts import Held
 from headwater.trace.context import CallerState, set_multithreading
 from headwater.trace.coroutines import Coroutine
 from headwater.trace.dispatch import paused_passes
+from headwater.trace.edited import remember
 from headwater.trace.frames import user_frame
 from headwater.trace.greenlets import GreenletCoroutine
 from headwater.trace.handed import Entry, version_of
@@ -58,6 +59,7 @@ class Gradient:
     __slots__ = (
         "arrived",
         "base",
+        "edits",
         "handed",
         "handle",
         "named",
@@ -78,6 +80,9 @@ class Gradient:
         self.handed: Tensor | None = None
         """The copy that the user has."""
         self.version = 0
+        """What the copy's version was when it was handed out; -1 for one that the user assigned."""
+        self.edits: tuple[str, ...] = ()
+        """What the user calls the values whose gradients were edited before this one came."""
         self.arrived = False
         self.handle: RemovableHandle | None = None
 
@@ -85,6 +90,11 @@ class Gradient:
     def name(self) -> str:
         """What the user calls the tensor."""
         return name_of(self.named)
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether the user has changed the copy, or assigned another, since it was last asked."""
+        return self.handed is not None and self.handed._version != self.version
 
 
 class Backward:
@@ -121,6 +131,8 @@ class Backward:
         """The gradients that the user has."""
         self._versions: list[int] = []
         """What their versions were when they were looked at."""
+        self._edits: tuple[str, ...] = ()
+        """What the user calls the values whose gradients were edited by now."""
         self._wanted: Gradient | None = None
         self._current: Gradient | None = None
         self._coroutine: Coroutine | None = None
@@ -311,6 +323,7 @@ class Backward:
             raise Abandoned
         found.original = gradient
         found.arrived = True
+        found.edits = self._edits
         wanted = self._wanted
         if wanted is None or (wanted is not found and wanted.base is not found):
             return None
@@ -324,9 +337,11 @@ class Backward:
             if part.handed is not None:
                 part.version = part.handed._version
         handed = found.handed
-        if handed is None or (found.version != -1 and handed._version == found.version):
+        if handed is None or not found.is_edited:
             return None
         found.version = handed._version
+        self._edits = found.edits = (*found.edits, found.name)
+        remember(handed, found.edits)
         return handed
 
     def _hand(self, found: Gradient) -> None:
@@ -340,12 +355,16 @@ class Backward:
                 self._hand(base)
             assert base.handed is not None
             if base.handed.stride() != base.tensor.stride():
-                base.handed, base.version = laid_out_as(base.tensor, base.handed), -1
+                was_edited = base.is_edited
+                with torch.no_grad():  # the user may have it: it stays the one that is written into
+                    base.handed.set_(laid_out_as(base.tensor, base.handed))  # pyright: ignore
+                base.version = -1 if was_edited else base.handed._version
                 self._note(base.handed)
             found.handed = part_of(base.handed, base.tensor, found.tensor)  # writes go through
         assert found.handed is not None
         found.version = found.handed._version
         self._note(found.handed)
+        remember(found.handed, (found.base or found).edits)
 
     def _note(self, copy: Tensor) -> None:
         """Look at this tensor, too, for edits that come too late."""

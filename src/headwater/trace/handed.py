@@ -152,6 +152,12 @@ class Handed:
             if self.held is not None:
                 self.held.append(tensor)
 
+    def rename(self, tensor: Tensor, named: Named) -> None:
+        """The user has asked for a tensor by another name."""
+        entry = self.find(tensor)
+        if entry is not None:
+            entry.named = named
+
     def find(self, tensor: Tensor) -> Entry | None:
         """The entry of exactly this tensor, if it was handed out."""
         entry = self._of.get(id(tensor))

@@ -77,11 +77,13 @@ def read(run: Run, path: str) -> Tensor:
     point = run._model.anatomy().point(Site.parse(path))
     module, name, side = _place(run, point)
     value = _whole(run, module, name, side)
-    if side not in ("input", "output"):
-        return value
     if point.side == "logits":
         return value.logits
-    return in_site_shape(point, _tensor(value, side), run._shape)
+    inside = side not in ("input", "output")
+    tensor = value if inside else _tensor(value, side)
+    if run._state is not None and point.half is None and point.span is None:
+        run._state.handed.rename(tensor, path)  # a half or a span is only a part of the tensor
+    return tensor if inside else in_site_shape(point, tensor, run._shape)
 
 
 def write(run: Run, path: str, new: Tensor) -> None:
