@@ -94,13 +94,13 @@ def test_a_saved_check_holds_what_the_live_one_says(tmp_path):
 
 def test_another_check_is_not_replaced_unless_told(tmp_path):
     first = hw.check_gradient(torch.sin, torch.tensor(1.0))
-    second = hw.GradientReport(first.objective, first.checks, provenance={"seed": 1})
+    second = hw.check_gradient(torch.sin, torch.tensor(1.5))
     first.save(tmp_path / "check")
     first.save(tmp_path / "check")
     with pytest.raises(hw.HeadwaterError, match="already holds another gradient check"):
         second.save(tmp_path / "check")
     second.save(tmp_path / "check", overwrite=True)
-    assert hw.GradientReport.load(tmp_path / "check").provenance == {"seed": 1}
+    assert repr(hw.GradientReport.load(tmp_path / "check")) == repr(second)
 
 
 def test_a_folder_with_other_files_is_refused_before_anything_runs(tmp_path, monkeypatch, capsys):

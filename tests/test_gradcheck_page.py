@@ -319,11 +319,11 @@ def test_which_sign_each_change_must_have_is_said_beside_the_effects(report):
     assert "scaling it up40 of 40a*g" in text.replace("\n", "")
 
 
-def test_the_reach_of_a_line_is_not_said_to_end_at_the_longest_step():
+def test_a_line_holds_all_the_way_to_zero():
     report = hw.check_gradient(lambda x: x.sum(), torch.tensor([1.0, 5.0]))
     reach = page_data(report)["sites"][0]["reach"]
-    assert reach["slope holds for"].startswith("at least ")
-    assert reach["zero is"] == "beyond the longest step that was tried"
+    assert reach["slope holds for"] == "all the way"
+    assert reach["zero is"] == "inside the gradient's reach"
 
 
 def test_notes_stand_in_a_box_and_not_among_the_sentences():

@@ -18,6 +18,11 @@ from numpy import ndarray
 RATIO = 10.0**0.5
 """Each step is this much shorter than the one before."""
 
+FLOAT32 = float(np.finfo(np.float32).eps)
+"""Spacing of float32 at 1: operations inside a float64 function may use it."""
+INSIDE = 64 * FLOAT32
+"""Share of a value that may be rounding, whatever the format of the values."""
+
 Shape = Literal["smooth", "kink", "jump", "lost"]
 """What the values look like around the middle; `lost`: every step was rounded away."""
 
@@ -48,6 +53,11 @@ class Sweep:
     def size(self) -> float:
         """Size of the value in the middle."""
         return float(np.abs(self.center).max(initial=0.0))
+
+    @property
+    def sizes(self) -> Float[ndarray, " step"]:
+        """Size of the largest value of each step."""
+        return np.max(np.abs([self.plus, self.minus, self.center]), axis=0)
 
     def first(self, count: int) -> Sweep:
         """Return the longest `count` steps."""
@@ -116,10 +126,12 @@ def difference(sweep: Sweep) -> Difference:
         sweep: Values at both sides of the point, at the steps of `steps`.
 
     Returns:
-        The slope at the step where truncation (what the next shorter step changes) plus rounding
-        (noise over step) is smallest; extrapolated where the error falls with the square.
+        The slope at the step where truncation (what shorter steps change) plus rounding (noise over
+        step) is smallest; extrapolated where the error falls with the square.
     """
-    dead = _dead(sweep)
+    if len(sweep.nominal) < 4:
+        return _lost(sweep, 0)
+    dead, least = _dead(sweep)
     alive = sweep.first(len(sweep.nominal) - dead)
     if len(alive.nominal) < 4:
         return _lost(sweep, dead)
@@ -128,30 +140,36 @@ def difference(sweep: Sweep) -> Difference:
     forward = (alive.plus - alive.center) / alive.ahead
     backward = (alive.center - alive.minus) / alive.behind
     change = np.abs(np.diff(central))
-    noise, turn = _noise(change, half, 0.5 * sweep.eps * sweep.size)
-    error = _errors(change, half, noise)
+    # the value is rounded, and inside so is what is as large as the point
+    rounded = np.maximum(alive.sizes, np.abs(central) * sweep.nominal[0])
+    floor = np.maximum(0.5 * sweep.eps * rounded, least)
+    measured, turn = _noise(change, half)
+    noise = np.maximum(measured, floor)
+    error = _errors(central, half, noise)
     best = int(error.argmin())
     slope, bar, step = central[best], error[best], half[best]
     order = _order(change[: turn + 1], half, noise)
     extrapolated = False
     if order is not None and 1.7 < order < 2.3:
-        refined, its_error = _richardson(central, half, noise)
+        square = (half[:-1] / half[1:]) ** 2
+        refined = (square * central[1:] - central[:-1]) / (square - 1)
+        its_error = _errors(refined, half[1:], 1.3 * noise[1:])
         at = int(its_error.argmin())
         if its_error[at] < bar:
             slope, bar, step, extrapolated = refined[at], its_error[at], half[at], True
-    shape, jump = _shape(alive, noise)
+    level = float(noise.min())
+    shape, jump = _shape(alive, level, least)
     near = np.flatnonzero(error <= 30 * error[best])
-    first = int(near.max())
     return Difference(
         slope=float(slope),
         bar=float(bar),
         step=float(step),
         extrapolated=extrapolated,
         order=order,
-        noise=float(noise),
-        plateau=(float(half[first]), float(half[near.min()])),
-        linear=_linear(forward, backward, half, float(slope), best),
-        one_sided=tuple(_settled(side, half, noise) for side in (backward, forward)),  # type: ignore[arg-type]
+        noise=level,
+        plateau=(float(half[near.max()]), float(half[near.min()])),
+        linear=_linear(forward, backward, half, float(slope), noise),
+        one_sided=(_settled(backward, half, noise), _settled(forward, half, noise)),
         shape=shape,
         jump=jump,
         dead=dead,
@@ -163,62 +181,97 @@ def difference(sweep: Sweep) -> Difference:
     )
 
 
-def _dead(sweep: Sweep) -> int:
+def _dead(sweep: Sweep) -> tuple[int, float]:
     """Count the shortest steps that rounding swallowed, at the point or at the value.
 
-    Where the value is the same on both sides, a function that is flat there must be told from a
-    change too small to be seen: the last change that was seen is then a few roundings.
+    Returns:
+        How many, and the least change of a value that would be seen at those that remain.
     """
     off = np.maximum(sweep.ahead, sweep.behind) > 2 * sweep.nominal
     off |= np.minimum(sweep.ahead, sweep.behind) < sweep.nominal / 2
+    # a few roundings wide, steps agree because they end on the same few numbers
+    off |= sweep.nominal < 4 * sweep.eps * sweep.nominal[0]
+    kept = np.flatnonzero(~off)
+    realized = sweep.first(int(kept[-1]) + 1 if len(kept) else 0)
+    seen, least = _seen(realized)
+    return len(off) - seen, least
+
+
+def _seen(sweep: Sweep) -> tuple[int, float]:
+    """Return how many steps tell something, and the least change that would be seen.
+
+    Where the value is the same on both sides of all short steps, a function that is flat there
+    must be told from a change too small to be seen. Such a change was small, or made by a short
+    step, when it was last seen, and it was seen on both sides; a ReLU beside its kink moves on one.
+    """
+    every = len(sweep.nominal)
     changes = np.abs(sweep.plus - sweep.minus)
-    seen = np.flatnonzero((changes > 0) & ~off)
-    # operations inside a float64 function may round to float32
-    inside = max(sweep.eps, float(np.finfo(np.float32).eps))
-    rounded = len(seen) > 0 and changes[seen[-1]] <= 64 * inside * max(
-        sweep.size, changes.max(initial=0.0)
-    )
-    swallowed = off | ((changes == 0) & rounded)
-    trailing = np.flatnonzero(~swallowed)
-    return len(swallowed) - (int(trailing[-1]) + 1 if len(trailing) else 0)
+    # one change among many that are swallowed is not seen: another kernel ran the last rows
+    pairs = np.flatnonzero((changes[1:] > 0) & (changes[:-1] > 0))
+    seen = int(pairs[-1]) + 2 if len(pairs) else 0
+    if seen == every:
+        return every, 0.0
+    smallest = float(changes[changes > 0].min(initial=np.inf))
+    if _are_small(changes, seen, sweep) and _moves_on_both_sides(sweep.first(seen)):
+        coarse = smallest > 64 * sweep.eps * sweep.size
+        # the last two seen are a few roundings wide
+        return seen - (2 if seen >= 8 else 0), max(
+            smallest / 2, FLOAT32 / 2 * sweep.size if coarse else 0.0
+        )
+    if seen < 8 and smallest <= 4 * FLOAT32 * sweep.size:
+        return every, smallest
+    if not sweep.plus[-1] == sweep.center[-1] == sweep.minus[-1]:
+        return every, 0.0
+    # a value that stays exactly 0 may be a logarithm rounded at 1
+    return every, sweep.eps / 2 * max(sweep.size, 1.0)
 
 
-def _noise(change: ndarray, half: ndarray, floor: float) -> tuple[float, int]:
+def _are_small(changes: ndarray, seen: int, sweep: Sweep) -> bool:
+    """Whether the last change that was seen, or its step, is no more than a few roundings."""
+    if not seen:
+        return False
+    rounding = INSIDE * max(sweep.size, changes.max()) + 64 * sweep.eps
+    short = sweep.nominal[seen - 1] <= 16 * INSIDE * sweep.nominal[0]
+    return bool(changes[seen - 1] <= rounding or short)
+
+
+def _moves_on_both_sides(seen: Sweep) -> bool:
+    """Whether at some step the slopes on the two sides are about the same."""
+    forward, backward = seen.plus - seen.center, seen.center - seen.minus
+    low, high = np.minimum(abs(forward), abs(backward)), np.maximum(abs(forward), abs(backward))
+    return bool(((forward * backward > 0) & (low > 0.2 * high)).any())
+
+
+def _noise(change: ndarray, half: ndarray) -> tuple[float, int]:
     """Return the rounding error of a value, and the step from which rounding rules.
 
     Beyond the step where the differences agree best they part again, in inverse proportion to the
-    step: their products with the step are the noise.
+    step: their products with the step are the noise. The root of the step keeps the longest ones
+    from agreeing best only because a bounded function has no large slope over them.
     """
-    neighbors = np.maximum(change[:-1], change[1:])
-    turn = int(neighbors.argmin())
+    weighed = np.maximum(change[:-1], change[1:]) * np.sqrt(half[1:-1])
+    turn = int(weighed.argmin())
     beyond = change[turn + 1 :] * half[turn + 2 :]
-    return max(3 * float(np.median(beyond)) if len(beyond) else 0.0, floor), turn
+    return (3 * float(np.median(beyond)) if len(beyond) else 0.0), turn
 
 
-def _errors(change: ndarray, half: ndarray, noise: float) -> ndarray:
-    """Return the error of each step but the last: what the next step changes, and rounding.
+def _errors(found: ndarray, half: ndarray, noise: ndarray) -> ndarray:
+    """Return the error of each step's estimate: what shorter steps change, and rounding.
 
     With the error falling tenfold a step, the change to the next is 0.9 of it. The larger of two
-    neighbors guards against two differences that agree by chance.
+    neighbors guards against two estimates that agree by chance; all shorter steps, where they
+    differ by more than their rounding, against a wave that is longer than its period.
     """
-    truncation = 1.15 * change
-    truncation[:-1] = 1.15 * np.maximum(change[:-1], change[1:])
-    return np.append(truncation + noise / half[:-1], np.inf)
+    change = np.abs(np.diff(found))
+    change[:-1] = np.maximum(change[:-1], change[1:])
+    between = np.abs(found[:, None] - found[None, :]) - 3 * (noise / half)[None, :]
+    shorter = np.triu(between, 1).max(axis=1, initial=0.0)[:-1]
+    return np.append(1.15 * np.maximum(change, shorter) + (noise / half)[:-1], np.inf)
 
 
-def _richardson(central: ndarray, half: ndarray, noise: float) -> tuple[ndarray, ndarray]:
-    """Return the extrapolations of neighboring steps, and their errors."""
-    square = (half[:-1] / half[1:]) ** 2
-    refined = (square * central[1:] - central[:-1]) / (square - 1)
-    change = np.abs(np.diff(refined))
-    error = 1.15 * change
-    error[:-1] = 1.15 * np.maximum(change[:-1], change[1:])
-    return refined, np.append(error + 1.3 * noise / half[1:-1], np.inf)
-
-
-def _order(change: ndarray, half: ndarray, noise: float) -> float | None:
+def _order(change: ndarray, half: ndarray, noise: ndarray) -> float | None:
     """Return by which power of the step the differences approach the slope, where they do."""
-    clear = change > 10 * noise / half[1 : len(change) + 1]
+    clear = change > 10 * (noise / half)[1 : len(change) + 1]
     both = np.flatnonzero(clear[:-1] & clear[1:])[-5:]
     if not len(both):
         return None
@@ -226,44 +279,56 @@ def _order(change: ndarray, half: ndarray, noise: float) -> float | None:
     return float(np.median(fall / np.log(half[both] / half[both + 1])))
 
 
-def _shape(alive: Sweep, noise: float) -> tuple[Shape, float]:
+def _shape(alive: Sweep, noise: float, least: float) -> tuple[Shape, float]:
     """Tell a smooth function from one with a kink or a jump at the point itself."""
     rise = alive.plus - alive.minus
     bend = alive.plus + alive.minus - 2 * alive.center
-    clear = 1e3 * alive.eps * alive.size
+    # whatever is rounded to float32 inside, or at 1 before a logarithm, is a staircase of its own
+    clear = INSIDE * alive.size + 64 * max(alive.eps, least)
     for values in (rise, bend):
-        last = values[-6:]
-        middle = float(np.abs(last).mean())
-        if len(last) == 6 and middle > clear and np.ptp(last) <= 0.02 * middle:
-            return "jump", float(np.abs(rise[-1]))
+        height = float(np.abs(values[-6:]).mean())
+        still = np.ptp(values[-6:]) <= 0.02 * height and len(values) >= 6
+        if still and height > clear and _is_no_rounding(values, height):
+            return "jump", height
     bend, half = np.abs(bend), alive.half
-    visible = np.flatnonzero(bend > 40 * noise)[-4:]
+    visible = np.flatnonzero(bend > 40 * noise)[-3:]
     slope = np.abs(rise / half).max()
-    last = int(visible[-1]) if len(visible) else 0
-    # a kink beside the point shows at long steps only: the next shorter one would show it as well
-    here = last + 1 >= len(half) or bend[last] * half[last + 1] / half[last] < 80 * noise
-    if here and len(visible) == 4 and (bend[visible] / half[visible]).min() > 1e-6 * slope:
-        power = np.polyfit(np.log(half[visible]), np.log(bend[visible]), 1)[0]
-        # a smooth function bends with the square of the step
-        if 0.5 < power < (1.5 if alive.eps < 1e-12 else 1.25):
+    if len(visible) == 3 and (bend[visible] / half[visible]).min() > 1e-6 * slope:
+        powers = np.diff(np.log(bend[visible])) / np.diff(np.log(half[visible]))
+        # a smooth function bends with the square of the step; beside a kink the bend sets in
+        # faster than in proportion
+        if powers.min() > 0.85 and powers.max() < 1.15:
             return "kink", 0.0
     return "smooth", 0.0
 
 
-def _settled(side: ndarray, half: ndarray, noise: float) -> float:
+def _is_no_rounding(values: ndarray, height: float) -> bool:
+    """Whether values that stay the same do so at long steps, or only about the same at short ones.
+
+    One step of a rounding staircase is the same to the last bit, at short steps alone.
+    """
+    off = np.abs(values - values[-1])
+    return bool((off[8:] == 0).all() or ((off > 0) & (off <= 0.02 * height)).any())
+
+
+def _settled(side: ndarray, half: ndarray, noise: ndarray) -> float:
     """Return a one-sided slope at the step where its error is smallest."""
-    error = np.abs(np.diff(side)) + 2 * noise / half[:-1]
+    error = np.abs(np.diff(side)) + 2 * (noise / half)[:-1]
     return float(side[int(error.argmin())])
 
 
 def _linear(
-    forward: ndarray, backward: ndarray, half: ndarray, slope: float, best: int
+    forward: ndarray, backward: ndarray, half: ndarray, slope: float, noise: ndarray
 ) -> float | None:
     """Return the longest step up to which both one-sided slopes are within a tenth."""
+    clear = np.flatnonzero(2 * noise / half < 0.05 * abs(slope))
+    if not len(clear):
+        return None
+    last = int(clear[-1])
     away = np.maximum(np.abs(forward - slope), np.abs(backward - slope))
-    outside = np.flatnonzero(away[: best + 1] > 0.1 * abs(slope))
-    first = int(outside.max()) + 1 if len(outside) else 0
-    return float(half[first]) if first <= best and slope != 0 else None
+    outside = np.flatnonzero(away[: last + 1] > 0.1 * abs(slope))
+    first = int(outside[-1]) + 1 if len(outside) else 0
+    return float(half[first]) if first <= last else None
 
 
 def _lost(sweep: Sweep, dead: int) -> Difference:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headwater.errors import GradcheckError, ModelStateError, NonFiniteError, NoPathError
-from headwater.finite_difference import Sweep, difference, steps
+from headwater.finite_difference import Sweep, difference
 from headwater.gates.value import ValueFunction
 from headwater.gradchecks import effects
 from headwater.gradchecks.directions import Coordinates, Direction, choose
@@ -81,18 +81,24 @@ def check(
     weighed = Weighed(function, weights)
     center = _center(weighed, about)
     own = gradient_of(weighed)
-    gradient = claimed.to(value) if claimed is not None else value * 0 if own is None else own
+    gradient = (
+        claimed.detach().to(value) if claimed is not None else value * 0 if own is None else own
+    )
     _refuse_not_finite(gradient, about)
     size = float(value.double().square().mean().sqrt()) or 1.0
-    lines = choose(value, gradient, about.name_of, plan.coordinates, plan.directions, plan.seed)
+    lines = choose(
+        value, gradient, about.name_of, plan.coordinates, plan.directions, plan.seed, size
+    )
     if not lines:
         raise GradcheckError(
             f"{about.name}: gradient and value are zero and no coordinate is chosen, so there is "
             "no direction to check.\nWrite coordinates=8, or give directions."
         )
-    swept = sweeps(weighed, lines, steps(size, plan.steps))
+    swept = sweeps(weighed, lines, plan.steps)
+    coarse = 0.0 if claimed is None else _coarseness(claimed, value)
     compared = [
-        _compared(line, sweep, gradient, center) for line, sweep in zip(lines, swept, strict=True)
+        _compared(line, sweep, gradient, center, coarse)
+        for line, sweep in zip(lines, swept, strict=True)
     ]
     rtol = torch.finfo(value.dtype).eps ** 0.5 if plan.rtol is None else plan.rtol
     with torch.no_grad():
@@ -106,6 +112,9 @@ def check(
             "Check where the objective computes with it: a later position, site or argument."
         )
     tangents, notes = _forward(weighed, lines)
+    if coarse:
+        kind = str(claimed.dtype).removeprefix("torch.") if claimed is not None else ""
+        notes += (f"a gradient given in {kind} is held to {coarse:.1g} of its largest entry",)
     forward = None if tangents is None else weighed.sum(tangents).tolist()
     directions = tuple(
         DirectionCheck(
@@ -184,12 +193,25 @@ def _refuse_not_finite(gradient: Tensor, about: About) -> None:
         )
 
 
-def _compared(line: Direction, sweep: Sweep, gradient: Tensor, center: float) -> Compared:
+def _coarseness(claimed: Tensor, value: Tensor) -> float:
+    """Return what a given gradient may be off by, as a share of its largest entry.
+
+    It was computed in its own number format, whose rounding adds up over the layers; the model's
+    own precision is measured apart. 0 where that format is as fine as the check's.
+    """
+    eps = torch.finfo(claimed.dtype).eps
+    return min(1000 * eps, 0.05) if eps > torch.finfo(value.dtype).eps else 0.0
+
+
+def _compared(
+    line: Direction, sweep: Sweep, gradient: Tensor, center: float, coarse: float
+) -> Compared:
     product = (gradient * line.vector).double()
+    off = coarse * float(gradient.abs().max()) * float(line.vector.double().norm())
     return Compared(
         gradient=float(product.sum()),
         difference=difference(sweep),
-        rounding=100 * sweep.eps * float(product.abs().sum()),
+        rounding=100 * sweep.eps * float(product.abs().sum()) + off,
         movement=sweep.movement(),
         reach=float(sweep.nominal.max(initial=0.0)),
         size=abs(center),
@@ -223,14 +245,14 @@ def _signs(
     cheap = gradient.numel() <= COUNTED and function.function.stacked > 1
     tried = range(gradient.numel()) if cheap else list(checked)
     measured = effects.measure(function, gradient, tried, size)
-    noise = max(one.difference.noise for one in checked.values())
     eps = torch.finfo(gradient.dtype).eps
+    noise = max(*(one.difference.noise for one in checked.values()), eps * abs(center))
     rows = effects.rows(
         measured.only(list(checked)),
         about.name_of,
         [one.difference.linear for one in checked.values()],
     )
-    return rows, effects.count(measured, max(noise, eps * abs(center)))
+    return rows, effects.count(measured, noise)
 
 
 def _reach(
@@ -241,7 +263,6 @@ def _reach(
     if along_value is None or not math.isfinite(loss):
         return None
     far, way = along_value.difference.linear, float(value.abs().max())
-    # the first step is not longer than the value's size, so "at least" is all that is known there
     return effects.Reach(
         estimate=float((value * gradient).double().sum()),
         exact=loss,

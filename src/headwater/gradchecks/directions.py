@@ -31,6 +31,8 @@ class Direction:
     name: str
     kind: Kind
     vector: Float[Tensor, "*shape"]
+    longest: float
+    """The longest step: the value's size, or as far as zero where that is further."""
     index: int | None = None
     """Which entry of the value, flattened, for a coordinate."""
 
@@ -40,8 +42,9 @@ def choose(
     gradient: Float[Tensor, "*shape"],
     name_of: Callable[[int], str],
     coordinates: Coordinates,
-    given: Float[Tensor, "direction *shape"] | None,
+    given: Tensor | None,
     seed: int,
+    size: float,
 ) -> list[Direction]:
     """Return the directions of a check.
 
@@ -50,9 +53,10 @@ def choose(
         gradient: The gradient to check there.
         name_of: The name of an entry.
         coordinates: Which entries are checked one by one.
-        given: Directions of the user's, checked instead of the gradient's, random ones and the
-            value's own.
+        given: Directions of the user's, one or several stacked, checked instead of the gradient's,
+            random ones and the value's own.
         seed: For random directions and coordinates.
+        size: The value's size, the unit of steps.
 
     Returns:
         Along the gradient, 3 Gaussian ones, the value itself (which scales it), coordinates.
@@ -63,18 +67,20 @@ def choose(
     generator = torch.Generator().manual_seed(seed)
     found: list[Direction] = []
     if given is not None:
-        found += _given(value, given)
+        found += _given(value, given, size)
     else:
-        found += _scaled("gradient", "gradient", gradient)
+        found += _scaled("gradient", "gradient", gradient, size)
         if value.numel() > 1:
             for number in range(RANDOM):
                 drawn = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-                found += _scaled(f"random {number + 1}", "random", drawn.to(value))
-        found += _scaled("activation", "activation", value)
+                found += _scaled(f"random {number + 1}", "random", drawn.to(value), size)
+        found += _scaled("activation", "activation", value, float(value.abs().max()))
     for index in picked(gradient, coordinates, generator, bare=given is not None):
         unit = torch.zeros_like(value).flatten()
         unit[index] = 1.0
-        found.append(Direction(name_of(index), "coordinate", unit.reshape(value.shape), index))
+        longest = max(size, abs(float(value.flatten()[index])))
+        unit = unit.reshape(value.shape)
+        found.append(Direction(name_of(index), "coordinate", unit, longest, index))
     return found
 
 
@@ -91,7 +97,7 @@ def picked(
         return list(range(count))
     if coordinates is None:
         coordinates = 0 if bare else LARGEST
-    if isinstance(coordinates, str):
+    if isinstance(coordinates, str) or (isinstance(coordinates, int) and coordinates < 0):
         raise UnknownOptionError(
             f'coordinates={coordinates!r}: write "all", a number, or a list of numbers.'
         )
@@ -112,7 +118,7 @@ def picked(
     return largest + rest[: 2 * coordinates - len(largest)]
 
 
-def _given(value: Tensor, given: Tensor) -> list[Direction]:
+def _given(value: Tensor, given: Tensor, size: float) -> list[Direction]:
     if given.shape == value.shape:
         given = given[None]
     if given.shape[1:] != value.shape:
@@ -120,18 +126,22 @@ def _given(value: Tensor, given: Tensor) -> list[Direction]:
             f"directions have shape {list(given.shape)}; the value has {list(value.shape)}.\n"
             f"Give one direction of that shape, or several stacked: [n, ...]."
         )
+    if not len(given):
+        raise UnknownOptionError("directions is empty: there are none to check.")
     found = []
-    for number, vector in enumerate(given.to(value)):
-        scaled = _scaled(f"direction {number}", "given", vector)
+    for number, vector in enumerate(given.detach().to(value)):
+        if not vector.isfinite().all():
+            raise UnknownOptionError(f"direction {number} is not finite, so it leads nowhere.")
+        scaled = _scaled(f"direction {number}", "given", vector, size)
         if not scaled:
             raise UnknownOptionError(f"direction {number} is zero, so nothing moves along it.")
         found += scaled
     return found
 
 
-def _scaled(name: str, kind: Kind, vector: Tensor) -> list[Direction]:
+def _scaled(name: str, kind: Kind, vector: Tensor, longest: float) -> list[Direction]:
     """Return a direction whose largest entry is 1; none for a vector of zeros."""
     largest = vector.abs().max() if vector.numel() else vector.new_zeros(())
     if not largest > 0:
         return []
-    return [Direction(name, kind, vector / largest)]
+    return [Direction(name, kind, vector / largest, longest)]

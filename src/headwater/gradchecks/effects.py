@@ -20,6 +20,8 @@ from headwater.gradchecks.lines import Weighed
 
 NUDGE = 1e-3
 """What is added, in units of the value's size, and the share by which an entry is scaled."""
+CLEAR = 20
+"""Times the noise from which on a change has a sign."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,14 @@ class SignCount:
     """How many of those it misread have a negative activation."""
     zeroing: tuple[int, int]
     """How often setting to zero moved it as -a * g says."""
+    nudge: float
+    """What was added, in units of the value's size, and the share by which was scaled."""
+    noise: float
+    """Changes of the objective up to 20 times this are not counted."""
+
+    def is_visible(self, change: float) -> bool:
+        """Whether a change of the objective stands clear of the noise."""
+        return abs(change) > CLEAR * self.noise
 
     def to_dict(self) -> dict[str, Any]:
         """Return the counts as plain data."""
@@ -200,10 +210,10 @@ def count(measured: Measured, noise: float) -> SignCount:
     product = measured.activation * measured.gradient
 
     def agreed(change: Tensor, said: Tensor) -> tuple[int, int]:
-        clear = change.abs() > 20 * noise
+        clear = change.abs() > CLEAR * noise
         return int(((change.sign() == said.sign()) & clear).sum()), int(clear.sum())
 
-    clear = measured.scaling.abs() > 20 * noise
+    clear = measured.scaling.abs() > CLEAR * noise
     misread = clear & (measured.scaling.sign() != measured.gradient.sign())
     return SignCount(
         entries=len(measured.indices),
@@ -213,4 +223,6 @@ def count(measured: Measured, noise: float) -> SignCount:
         scaling_by_gradient=agreed(measured.scaling, measured.gradient),
         misread_negative=int((misread & (measured.activation < 0)).sum()),
         zeroing=agreed(measured.zeroing, -product),
+        nudge=measured.nudge,
+        noise=noise,
     )

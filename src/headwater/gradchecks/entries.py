@@ -34,14 +34,15 @@ def entries_of(
     assert function.weights is not None
     with torch.no_grad():
         values = function.function.rows(function.function.value[None])[0].flatten().double().cpu()
-    weights = function.weights.expand_as(function.weights).flatten().double().cpu()
+    weights = function.weights.flatten().double().cpu()
     slopes = _by_backward(function, lines) if tangents is None else tangents.flatten(1)
     total = slopes @ weights
     size = slopes.abs().amax(0)
     shown = size.argsort(descending=True, stable=True)[:SHOWN].sort().values
-    # a slope that is rounding beside the entry's others has no sign
+    # a slope that is rounding beside the others, or a sum beside its parts, has no sign
     clear = slopes.abs() > 1e-9 * size
-    opposite = ((slopes * weights).sign() != total.sign()[:, None]) & clear
+    clear &= (total.abs() > 1e-9 * (slopes * weights).abs().sum(1))[:, None]
+    opposite = (slopes.sign() != total.sign()[:, None]) & clear
     return tuple(
         Entry(
             index=index,

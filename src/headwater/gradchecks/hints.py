@@ -14,6 +14,8 @@ from headwater.gradchecks.verdicts import Verdict
 
 CLOSE = 1e-3
 """Relative distance within which a ratio counts as met."""
+ALIKE = 1e-2
+"""Relative distance within which two vectors count as one: either may be in a coarse format."""
 
 
 def hint_of(
@@ -44,25 +46,31 @@ def hint_of(
     if verdict == "constant":
         return _of_constant(objective, vector=vector)
     if verdict == "kink":
-        kink = next(one for one in directions if one.verdict == "kink")
+        kink = _steepest(directions, verdict)
         low, high = kink.difference.one_sided
         return (
             f"along {kink.name} the slope is {low:.4g} behind and {high:.4g} ahead; the gradient's "
             f"{kink.gradient:.4g} lies between: a subgradient"
         )
     if verdict == "jump":
-        jump = next(one for one in directions if one.verdict == "jump")
+        jump = _steepest(directions, verdict)
         return f"along {jump.name} the objective jumps by {jump.difference.jump:.4g}"
     if verdict != "disagree":
         return ""
-    ratio = common_ratio(directions)
+    mistaken = own is not None and bool(own.any()) and not same(gradient, own)
+    ratio = times(gradient, own) if own is not None and mistaken else common_ratio(directions)
     said = "" if ratio is None else of_ratio(ratio, objective, counts)
-    if own is not None and not same(gradient, own):
+    if own is not None and mistaken:
         said = said or of_vectors(gradient, own, value) or elsewhere(gradient)
     elif own is not None and _forward_mode_is_right(directions):
         custom = "forward mode agrees with the differences: the backward of an operation is wrong"
         said = f"{said}; {custom}" if said else custom
     return said
+
+
+def _steepest(directions: Sequence[DirectionCheck], verdict: Verdict) -> DirectionCheck:
+    found = [one for one in directions if one.verdict == verdict]
+    return max(found, key=lambda one: abs(one.gradient))
 
 
 def _of_constant(objective: float, *, vector: bool) -> str:
@@ -103,6 +111,12 @@ def common_ratio(directions: Sequence[DirectionCheck]) -> float | None:
     return middle if spread <= max(CLOSE * abs(middle), 1e-9) else None
 
 
+def times(claimed: Float[Tensor, "*shape"], right: Float[Tensor, "*shape"]) -> float | None:
+    """Return how many times the right gradient a claimed one is; None if it is another vector."""
+    ratio = float((claimed * right).sum() / (right * right).sum())
+    return ratio if same(claimed, ratio * right) or not claimed.any() else None
+
+
 def of_ratio(ratio: float, value: float, counts: Mapping[str, int]) -> str:
     """Return what a common ratio suggests; empty if nothing.
 
@@ -116,10 +130,10 @@ def of_ratio(ratio: float, value: float, counts: Mapping[str, int]) -> str:
             "the graph is cut between the value and the objective (detach, no_grad, .item(), "
             "argmax), or this is the gradient of another position or site"
         )
+    if abs(ratio + 1) < CLOSE:
+        return "the sign is flipped"
     said = _of_size(abs(ratio), value, counts)
-    if ratio > 0:
-        return said
-    return f"the sign is flipped, and {said}" if said and abs(ratio) != 1 else "the sign is flipped"
+    return f"the sign is flipped, and {said}" if said and ratio < 0 else said
 
 
 def _of_size(ratio: float, value: float, counts: Mapping[str, int]) -> str:
@@ -168,4 +182,4 @@ def of_vectors(
 def same(claimed: Float[Tensor, "*shape"], other: Float[Tensor, "*shape"]) -> bool:
     """Whether two gradients are the same vector, within rounding."""
     size = torch.linalg.vector_norm(other)
-    return bool(size > 0) and bool(torch.linalg.vector_norm(claimed - other) <= CLOSE * size)
+    return bool(size > 0) and bool(torch.linalg.vector_norm(claimed - other) <= ALIKE * size)

@@ -7,6 +7,7 @@ so that both come from the same kernels.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from headwater import finite_difference
 from headwater.finite_difference import Sweep
 from headwater.gates.value import ValueFunction
 from headwater.gradchecks.directions import Direction
@@ -43,28 +45,26 @@ class Weighed:
 
 
 @torch.no_grad()
-def sweeps(
-    function: Weighed, directions: Sequence[Direction], nominal: Float[np.ndarray, " step"]
-) -> Iterator[Sweep]:
+def sweeps(function: Weighed, directions: Sequence[Direction], steps: int) -> Iterator[Sweep]:
     """Yield the values along each direction.
 
     Args:
         function: What is run.
         directions: The lines.
-        nominal: The steps, in units of the value.
+        steps: How many steps each is run at.
     """
     value, capacity = function.function.value, function.function.stacked
-    count = 2 * len(nominal) + 1
+    count = 2 * steps + 1
     together = max(1, capacity // count)
     for first in range(0, len(directions), together):
         chosen = directions[first : first + together]
         if capacity >= count:
-            lines = [_Line(value, one, nominal) for one in chosen]
+            lines = [_Line(value, one, steps) for one in chosen]
             values = function(torch.cat([line.points() for line in lines]))
             for line, own in zip(lines, values.double().cpu().split(count), strict=True):
-                yield line.sweep(own[:1].numpy().repeat(len(nominal)), own[1:].numpy())
+                yield line.sweep(own[:1].numpy().repeat(steps), own[1:].numpy())
         else:
-            yield _in_parts(function, _Line(value, chosen[0], nominal), capacity)
+            yield _in_parts(function, _Line(value, chosen[0], steps), capacity)
 
 
 def _in_parts(function: Weighed, line: _Line, capacity: int) -> Sweep:
@@ -88,9 +88,10 @@ def _in_parts(function: Weighed, line: _Line, capacity: int) -> Sweep:
 class _Line:
     """The points of one line: the middle, and both ends of every step."""
 
-    def __init__(self, value: Tensor, direction: Direction, nominal: np.ndarray) -> None:
-        self.value, self.direction, self.nominal = value, direction, nominal
-        self.ahead, self.behind = np.empty(len(nominal)), np.empty(len(nominal))
+    def __init__(self, value: Tensor, direction: Direction, steps: int) -> None:
+        self.value, self.direction = value, direction
+        self.nominal = finite_difference.steps(direction.longest, steps)
+        self.ahead, self.behind = np.empty(steps), np.empty(steps)
 
     def points(self) -> Tensor:
         """Return the middle and all steps."""
@@ -108,7 +109,7 @@ class _Line:
 
     def _along(self, moved: Tensor) -> np.ndarray:
         vector = self.direction.vector.double().flatten()
-        along = moved.double().flatten(1) @ vector / (vector @ vector)
+        along = moved.double().reshape(len(moved), -1) @ vector / (vector @ vector)
         return along.cpu().numpy()
 
     def sweep(self, centers: np.ndarray, sides: np.ndarray) -> Sweep:
@@ -142,7 +143,9 @@ def forward_slopes(
     for first in range(0, len(directions), together):
         tangents = torch.stack([one.vector for one in directions[first : first + together]])
         points = value.expand_as(tangents).clone()
-        with forward_ad.dual_level(), torch.no_grad():
+        with forward_ad.dual_level(), torch.no_grad(), warnings.catch_warnings():
+            # torch's own formulas warn of torch.jit the first time they are loaded
+            warnings.simplefilter("ignore", DeprecationWarning)
             rows = function.function.rows(forward_ad.make_dual(points, tangents))
             tangent = forward_ad.unpack_dual(rows).tangent
             found.append(torch.zeros_like(rows) if tangent is None else tangent.detach().clone())

@@ -31,6 +31,7 @@ from headwater.gradchecks.places import (
     at_weight,
     refuse_unknown,
 )
+from headwater.gradchecks.provenance import asked_of
 from headwater.gradchecks.report import GradientReport
 from headwater.gradchecks.result import Check
 from headwater.gradchecks.tensors import Dtype, TensorFunction, gated, refuse_choices
@@ -153,11 +154,22 @@ def gradcheck(
         provenance={
             "model": describe_model(model),
             "task": asked.task.to_dict(),
-            "site": site.to_list() if isinstance(site, Selection) else site,
-            "position": position,
-            "dtype": dtype,
-            "steps": steps,
-            "seed": seed,
+            **asked_of(
+                site=site,
+                position=position,
+                coordinates=coordinates,
+                directions=directions,
+                basis=basis,
+                coefficients=coefficients,
+                gradient=gradient,
+                grad_outputs=grad_outputs,
+                edits=edits,
+                reference=reference,
+                dtype=dtype,
+                steps=steps,
+                rtol=rtol,
+                seed=seed,
+            ),
             "versions": versions(),
         },
     )

@@ -10,11 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headwater.attribution.manifest import versions
 from headwater.errors import GradcheckError, HeadwaterError
 from headwater.gates import GatedFunction
 from headwater.gradchecks.check import About, Plan, check
 from headwater.gradchecks.directions import Coordinates
 from headwater.gradchecks.given import DEFINE, refuse_edited
+from headwater.gradchecks.provenance import asked_of
 from headwater.gradchecks.report import GradientReport
 from headwater.precision import true_float64
 
@@ -101,8 +103,24 @@ def check_gradient(
         weights=weights,
         claimed=gradient,
     )
-    title = getattr(f, "__name__", type(f).__name__)
-    return GradientReport(objective=str(title), checks=(found,))
+    title = str(getattr(f, "__name__", type(f).__name__))
+    return GradientReport(
+        objective="f" if title == "<lambda>" else title,
+        checks=(found,),
+        provenance=asked_of(
+            f=title,
+            x=point,
+            gradient=gradient,
+            grad_outputs=grad_outputs,
+            coordinates=coordinates,
+            directions=directions,
+            dtype=dtype,
+            steps=steps,
+            rtol=rtol,
+            seed=seed,
+            versions=versions(),
+        ),
+    )
 
 
 class TensorFunction:
@@ -125,8 +143,8 @@ class TensorFunction:
         self.value, self.stacked = value, stacked
         self._function, self._context = function, context
 
-    def rows(self, points: Float[Tensor, "point *shape"]) -> Float[Tensor, "point *entry"]:
-        """Return the function at each point."""
+    def rows(self, points: Float[Tensor, "point *shape"]) -> Tensor:
+        """Return the function at each point: [point, *entry]."""
         with self._context():
             return self._function(points)
 
@@ -136,9 +154,10 @@ class TensorFunction:
         Raises:
             GradcheckError: If it fails, or returns what has no gradient or other entries.
         """
+        point = self.value[None].clone()
         try:
             with torch.no_grad():
-                found = self.rows(self.value[None])
+                found = self.rows(point)
         except HeadwaterError:
             raise
         except RuntimeError as error:
@@ -148,6 +167,11 @@ class TensorFunction:
                 "(module.double()), or write dtype='native'."
             )  # fmt: skip
             raise GradcheckError(f"f failed at x: {error}{converted}") from error
+        if not torch.equal(point[0], self.value):
+            raise GradcheckError(
+                "f changes x in place, so every run would start elsewhere.\n"
+                "Write f so that it leaves its argument alone: x = x.clone() on its first line."
+            )
         _refuse_output(found, grad_outputs)
         if grad_outputs is None:
             return None

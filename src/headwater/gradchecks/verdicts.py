@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from headwater.finite_difference import Difference
+import numpy as np
+
+from headwater.finite_difference import INSIDE, Difference
 
 Verdict = Literal[
     "agree",
@@ -70,10 +72,26 @@ class Compared:
         return abs(self.gradient - self.difference.slope)
 
     @property
-    def is_still(self) -> bool:
-        """Whether neither the objective moves nor the gradient says that it would."""
-        limit = CONSTANT * self.eps * self.size
+    def limit(self) -> float:
+        """How far the objective moves by rounding alone; nothing is known of a coarse format."""
+        if self.eps >= COARSE:
+            return 0.0
+        inside = min(10 * self.difference.noise, INSIDE * self.size)
+        return max(CONSTANT * self.eps * self.size, inside)
+
+    def is_still(self, limit: float) -> bool:
+        """Whether neither the objective moves by more nor the gradient says that it would."""
         return self.movement <= limit and abs(self.gradient) * self.reach <= limit
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether nothing was seen to move, and nothing is said to."""
+        return self.movement == self.gradient == 0
+
+    def is_below(self, noise: float) -> bool:
+        """Whether nothing was seen to move, and what the gradient says is less than a noise."""
+        found = self.difference
+        return found.slope == 0 and self.apart * found.step <= 4 * noise
 
 
 def along(compared: Compared, rtol: float) -> Verdict:
@@ -93,7 +111,7 @@ def along(compared: Compared, rtol: float) -> Verdict:
     if found.shape == "kink":
         return "kink" if is_between(compared) else "disagree"
     within = max(4 * found.bar, rtol * abs(found.slope), compared.rounding)
-    if found.bar > 0.1 * compared.scale:
+    if max(found.bar, compared.rounding) > 0.1 * compared.scale:
         return "disagree" if compared.apart > max(10 * found.bar, within) else "ill-conditioned"
     return "agree" if compared.apart <= within else "disagree"
 
@@ -127,28 +145,49 @@ def overall(
     Returns:
         The verdict, and those of the directions.
     """
-    limit = CONSTANT * compared[0].eps * compared[0].size
-    if elsewhere <= limit and all(one.is_still for one in compared):
+    # along a line on which nothing moves noise is not seen; it is the function's, not the line's
+    limit = float(np.median([one.limit for one in compared]))
+    if elsewhere <= limit and all(one.is_still(limit) for one in compared):
         return "constant", ["constant"] * len(verdicts)
+    noise = float(np.median([one.difference.noise for one in compared]))
+    verdicts = [
+        "ill-conditioned" if verdict == "disagree" and one.is_below(noise) else verdict
+        for one, verdict in zip(compared, verdicts, strict=True)
+    ]
     settled = [one.scale for one, verdict in zip(compared, verdicts, strict=True)
                if verdict in ("agree", "disagree")]  # fmt: skip
     steepest = max(settled, default=0.0)
     judged: list[Verdict] = [
-        "flat"
-        if verdict == "ill-conditioned" and one.difference.bar <= RESOLVED * steepest
-        else verdict
+        "flat" if verdict == "ill-conditioned" and _is_flat(one, steepest) else verdict
         for one, verdict in zip(compared, verdicts, strict=True)
     ]
     for decisive in ("disagree", "jump", "kink", "unresolved"):
         if decisive in judged:
             return decisive, judged
     if judged.count("ill-conditioned") * 2 > len(judged) or "agree" not in judged:
-        stationary = all(map(_is_stationary, compared))
+        moving = [one for one in compared if not one.is_nothing]
+        stationary = bool(moving) and all(map(_is_stationary, moving))
         return ("stationary" if stationary else "ill-conditioned"), judged
     return "agree", judged
 
 
+def _is_flat(compared: Compared, steepest: float) -> bool:
+    """Whether a slope is too small beside the steepest, or gradient and slope are both nothing."""
+    found = compared.difference
+    if steepest > 0 and compared.gradient == found.slope == 0:
+        return True
+    return found.bar <= RESOLVED * steepest
+
+
 def _is_stationary(compared: Compared) -> bool:
-    """Whether the slope explains nothing of how far the objective moves."""
-    predicted = compared.scale * compared.reach
-    return compared.movement > 1e3 * predicted or compared.movement == predicted == 0
+    """Whether the slope explains nothing of how the objective moves, by a power of the step.
+
+    A saturated objective moves at long steps as well, but all at once.
+    """
+    found, predicted = compared.difference, compared.scale * compared.reach
+    moved = np.maximum(abs(found.forward), abs(found.backward)) * found.steps
+    visible = np.flatnonzero(moved > 40 * found.noise)
+    if len(visible) < 3 or compared.movement <= 1e3 * predicted:
+        return False
+    powers = np.diff(np.log(moved[visible[-3:]])) / np.diff(np.log(found.steps[visible[-3:]]))
+    return bool((powers > 1.5).all() and (powers < 6).all())

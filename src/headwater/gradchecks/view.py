@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from headwater.gradchecks import tables
-from headwater.gradchecks.effects import NUDGE, Effects
+from headwater.gradchecks.effects import Effects
 from headwater.gradchecks.result import Check, DirectionCheck
 from headwater.gradchecks.verdicts import PASSES, Verdict
 from headwater.gradchecks.words import number, size
@@ -23,6 +21,9 @@ from headwater.page.gradcheck import (
 
 if TYPE_CHECKING:
     from headwater.gradchecks.report import GradientReport
+
+NOISE = "in the noise"
+"""Said of a change without a sign."""
 
 
 def page_data(report: GradientReport) -> GradcheckData:
@@ -119,10 +120,7 @@ def _reach(check: Check) -> dict[str, str]:
     if reach.is_inside:
         way, zero = "all the way", "inside the gradient's reach"
     elif reach.linear is not None:
-        found = next(one.difference for one in check.directions if one.kind == "activation")
         way = f"{100 * reach.linear:.2g} % of the way"
-        if found.linear is not None and found.linear >= 0.99 * found.steps.max():
-            way, zero = f"at least {way}", "beyond the longest step that was tried"
     return {
         "activation times gradient": number(reach.estimate),
         "lost when set to zero (exact)": number(reach.exact),
@@ -179,33 +177,27 @@ def _effects(check: Check) -> TableData:
     """Return the table of effects, each change marked whose sign is not what it must be."""
     table = tables.effects(check)
     columns = {name: place for place, name in enumerate(table.headings)}
-    eps = torch.finfo(getattr(torch, check.dtype)).eps
-    nudge = max(NUDGE, eps ** (1 / 3))
-    noise = max(
-        [one.difference.noise for one in check.directions if one.index is not None]
-        + [eps * abs(check.objective)]
-    )
+    signs = check.signs
+    assert signs is not None  # they come with the effects
     rows: list[list[Cell]] = []
     for effect, texts in zip(check.effects, table.rows, strict=True):
         row: list[Cell] = list(texts)
         # what was measured before it was divided by the change
         changes = {
-            "adding": (effect.adding * nudge * check.size, effect.gradient),
-            "scaling": (effect.scaling * nudge, effect.product),
+            "adding": (effect.adding * signs.nudge * check.size, effect.gradient),
+            "scaling": (effect.scaling * signs.nudge, effect.product),
             "zeroing": (effect.zeroing, -effect.product),
         }
         for name, (change, said) in changes.items():
-            mark = _mark(name, change, said, effect, 20 * noise)
+            mark = _mark(name, change, said, effect) if signs.is_visible(change) else NOISE
             if mark:
                 row[columns[name]] = (texts[columns[name]], mark)
         rows.append(row)
     return {"title": table.title, "headings": table.headings, "rows": rows}
 
 
-def _mark(name: str, change: float, said: float, effect: Effects, noise: float) -> str:
+def _mark(name: str, change: float, said: float, effect: Effects) -> str:
     """Return what is to be said of a change's sign; empty if it is as the gradient alone says."""
-    if abs(change) <= noise:
-        return "in the noise"
     if change * said <= 0:
         return "other sign"
     return "against g" if name == "scaling" and change * effect.gradient < 0 else ""

@@ -103,8 +103,8 @@ def _disagree(check: Check, objective: str) -> str:
 def _stationary(check: Check, objective: str) -> str:
     return (
         f"the slope of {objective} is zero in every direction and its gradient says so, yet it "
-        "moves: the point is an extremum, as a divergence from the run itself has. A gradient "
-        "taken here says nothing of any effect"
+        "moves: a stationary point, such as the minimum of a divergence from the run itself. A "
+        "gradient taken here says nothing of any effect"
     )
 
 
@@ -147,12 +147,13 @@ def _linear(check: Check) -> str:
 
 def _forward(check: Check) -> str:
     pairs = [(one.gradient, one.forward) for one in check.directions if one.forward is not None]
-    if not pairs or check.verdict == "stationary":
+    if not pairs or check.verdict not in ("agree", "disagree", "kink", "jump"):
         return ""
     scale = max(max(abs(a), abs(b)) for a, b in pairs)
     worst = max(abs(a - b) for a, b in pairs) / scale if scale else 0.0
     if worst <= 1e-4:
-        return f"Forward-mode differentiation gives the same slopes, to {size(worst)}."
+        close = f"to {size(worst)}" if worst else "exactly"
+        return f"Forward-mode differentiation gives the same slopes, {close}."
     if check.claimed != "autograd's":
         return ""
     return (
@@ -208,12 +209,12 @@ def _reach(check: Check) -> str:
     off = abs(reach.estimate - reach.exact)
     far = f"{start} The slope holds for {100 * reach.linear:.2g} % of the way to zero"
     if off <= 0.1 * abs(reach.exact):
-        return f"{far}; beyond it the two agree here by good luck."
+        return f"{far}; that the two are close all the same is nothing that a slope promises."
     return f"{far}: the ablation lies outside the gradient's reach."
 
 
 def _entries(check: Check) -> str:
-    if not check.entries:
+    if not check.entries or check.verdict == "constant":
         return ""
     ones = all(one.weight == 1 for one in check.entries)
     weights = "grad_outputs=ones_like(...)" if ones else "these grad_outputs"
