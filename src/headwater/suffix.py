@@ -44,7 +44,7 @@ def float64_suffix(model: Model, layer: int) -> Model:
     with model.lock:
         memo: dict[int, Any] = {}
         for weight in model.module.parameters():
-            kept = weight.detach()[:0] if id(weight) in skipped else weight.detach()
+            kept = weight.new_empty(0) if id(weight) in skipped else weight.detach()
             kept = kept.to(torch.float64) if kept.is_floating_point() else kept.clone()
             memo[id(weight)] = nn.Parameter(kept, requires_grad=False)
         module = copy.deepcopy(model.module, memo)
@@ -56,15 +56,18 @@ def float64_suffix(model: Model, layer: int) -> Model:
 
 
 def _refuse_inconvertible(model: Model) -> None:
-    because = ""
+    because, instead = "", "load the unquantized checkpoint on one device"
     if getattr(model.module, "is_quantized", False):
         because = "is quantized: its weights have no float64 twin"
     elif any(p.device.type == "meta" for p in model.module.parameters()):
         because = "has weights that are offloaded and cannot be copied"
+    elif model.device.type == "mps":
+        because = "is on mps, which has no float64"
+        instead = "move it: model.to(device='cpu')"
     if because:
         raise UnsupportedModelError(
             f"{model.name} {because}.\nWrite dtype='native' to check in the model's own numbers "
-            "(which settles less), or load the unquantized checkpoint on one device."
+            f"(which settles less), or {instead}."
         )
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from headwater.interrupts import Held
 from headwater.models import Model
 from headwater.precision import context_for
 from headwater.prompts import Batch
@@ -28,6 +29,7 @@ LOGITS = 2**24
 """Most logits in one stacked run."""
 
 
+@runtime_checkable
 class ValueFunction(Protocol):
     """What a gradient check runs: a value, and the objective at values in its place."""
 
@@ -97,7 +99,7 @@ class SiteFunction(_OnePrompt):
         columns: int | range,
         start: tuple[int, Float[Tensor, "one pos d_model"]],
         *,
-        tokens: int = 2048,
+        tokens: int,
         scales: Mapping[Site, float | Tensor] | None = None,
     ) -> None:
         super().__init__(model, batch, objective, start, tokens)
@@ -121,6 +123,20 @@ class SiteFunction(_OnePrompt):
     def everywhere(self, values: Float[Tensor, "point *shape"]) -> Float[Tensor, "point *entry"]:
         """Return the objective with values at every position, shaped as `whole`."""
         return self._with_taps(len(values), lambda _: values)
+
+    def moves(self, other: Site) -> bool:
+        """Whether the value at a site of the same run depends on this one."""
+        if other == self.site:
+            return True
+        seen: list[bool] = []
+
+        def look(value: Tensor) -> None:
+            seen.append(value.requires_grad)
+
+        with torch.enable_grad():
+            points = self.value.clone().requires_grad_()[None]
+            self._run(1, {self.site: lambda value: self._put(value, points), other: look})
+        return any(seen)
 
     def _with_taps(self, count: int, put: Tap) -> Tensor:
         taps: dict[Site, Tap] = {self.site: put}
@@ -192,13 +208,15 @@ def _weight_at(module: nn.Module, name: str, tensor: Tensor) -> Iterator[None]:
             part._parameters[own] = tensor  # type: ignore[assignment]
         yield
     finally:
-        for part, own in places:
-            part._parameters[own] = weight
+        with Held():
+            for part, own in places:
+                part._parameters[own] = weight
 
 
 def _scaling(held: Tensor, scale: float | Tensor) -> Tap:
     def tap(value: Tensor) -> Tensor:
-        return held + scale * (value - held)
+        factor = scale.to(value) if isinstance(scale, Tensor) else scale
+        return held + factor * (value - held)
 
     return tap
 

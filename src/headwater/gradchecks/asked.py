@@ -87,7 +87,8 @@ class Asked:
         assert isinstance(self.metric, FunctionMetric)
         shown = logits[:, -1] if self.metric.positions is None else logits
         found = self.metric.function(shown, rows)
-        if not isinstance(found, Tensor) or found.shape[:1] != logits.shape[:1]:
+        is_vector = isinstance(found, Tensor) and found.ndim > 1 and len(found) == len(logits)
+        if not is_vector:
             shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise GradcheckError(
                 f"the metric {self.metric.name} returned {shape} for {len(logits)} rows; it must "

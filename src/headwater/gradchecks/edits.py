@@ -47,12 +47,14 @@ def as_scale(
             f"edit at {site}: {type(edit).__name__} is neither a number, a tensor nor a function "
             "of the gradient."
         )
-    scale = _edited(edit, torch.ones_like(like))
+    scale = _edited(site, edit, torch.ones_like(like))
     generator = torch.Generator().manual_seed(0)
-    for _ in range(2):
-        tried = torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
-        expected = scale * tried
-        if not torch.allclose(_edited(edit, tried.clone()), expected, rtol=1e-6, atol=1e-12):
+    # an edit that bounds gradients is a factor of 1 for those that are small enough
+    for size in (1.0, 1e-4, 1e4):
+        drawn = torch.randn(like.shape, generator=generator, dtype=torch.float64)
+        tried = (size * drawn).to(like)
+        expected, found = scale * tried, _edited(site, edit, tried.clone())
+        if not torch.allclose(found, expected, rtol=1e-6, atol=1e-12 * size):
             raise GradcheckError(
                 f"the edit of the gradient at {site} does more than multiply it entry by entry, so "
                 "the result is the gradient of no function and there is nothing to hold it "
@@ -62,6 +64,15 @@ def as_scale(
     return scale
 
 
-def _edited(edit: Callable[[Tensor], Any], gradient: Tensor) -> Tensor:
+def _edited(site: str, edit: Callable[[Tensor], Any], gradient: Tensor) -> Tensor:
     found: Any = edit(gradient)
-    return gradient if found is None else found
+    if found is None:
+        return gradient
+    if not isinstance(found, Tensor) or found.shape != gradient.shape:
+        shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise GradcheckError(
+            f"the edit of the gradient at {site} returned {shape} for a gradient of shape "
+            f"{list(gradient.shape)}.\nReturn a tensor of that shape, or None after a change in "
+            "place."
+        )
+    return found.detach()

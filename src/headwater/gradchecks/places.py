@@ -5,7 +5,7 @@ A run in float64 starts from the model's own residual, so the check is of the la
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -15,12 +15,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headwater.errors import GradcheckError, NoPathError, UnknownSiteError, did_you_mean
+from headwater.gates.task import TOKENS
 from headwater.gates.value import SiteFunction, ValueFunction, WeightFunction
 from headwater.gradchecks.asked import Asked
 from headwater.gradchecks.check import About, gradient_of
 from headwater.gradchecks.edits import as_scale
 from headwater.gradchecks.hints import same
-from headwater.gradchecks.labels import namer
+from headwater.gradchecks.labels import indexed, namer
 from headwater.gradchecks.lines import Weighed
 from headwater.gradchecks.result import Precision
 from headwater.models import Model
@@ -109,13 +110,19 @@ def at_sites(
     for name in names:
         one = Site(site.layer, name)
         functions[str(one)] = _site_function(start, asked, one, columns, scales)
+    for edited in scales:
+        if not functions[path].moves(edited):
+            raise _without_effect(edited)
+    together = isinstance(columns, range)
+    positions = _positions(asked, site, columns if together else range(columns, columns + 1))
     found: list[Checkable] = []
     for name, function in functions.items():
-        first = columns.start if isinstance(columns, range) else None
         about = About(
             name=name,
-            where=_where(asked, position, columns),
-            name_of=namer(function.site, tuple(function.value.shape), first),
+            where=_where(asked, positions),
+            name_of=namer(
+                function.site, tuple(function.value.shape), positions if together else None
+            ),
             counts={"tokens": asked.length},
             elsewhere=partial(_elsewhere, function, functions, asked),
         )
@@ -128,6 +135,23 @@ def at_sites(
 
 def at_weight(model: Model, asked: Asked, name: str, *, native: bool) -> Checkable:
     """Return a weight of the model as a function."""
+    layer = _layer_of_weight(model, name)
+
+    def function(started_at: Start) -> WeightFunction:
+        pair = None if layer is None else started_at.pair
+        return WeightFunction(started_at.model, started_at.batch, asked.objective, name, pair)
+
+    start = started(model, asked, layer or 0, native=native)
+    found = function(start)
+    about = About(name=name, name_of=indexed(tuple(found.value.shape)))
+    if native or start.model is model:
+        return found, about
+    own = started(model, asked, layer or 0, native=True)
+    return found, replace(about, precision=partial(_precision, partial(function, own), asked, own))
+
+
+def _layer_of_weight(model: Model, name: str) -> int | None:
+    """Return the first layer that a run has to have in it; None: it begins at the prompt."""
     adapter, weight = model.anatomy(), model.module.get_parameter(name)
 
     def holds(module: torch.nn.Module | None) -> bool:
@@ -136,15 +160,10 @@ def at_weight(model: Model, asked: Asked, name: str, *, native: bool) -> Checkab
     layers = [number for number, layer in enumerate(adapter.layers) if holds(layer)]
     get_embeddings: Any = getattr(model.module, "get_input_embeddings", lambda: None)
     if layers:
-        start = started(model, asked, layers[0], native=native)
-    elif (holds(adapter.final_norm) or holds(adapter.unembed)) and not holds(get_embeddings()):
-        start = started(model, asked, adapter.n_layers, native=native)
-    else:  # what comes before the first layer is part of the question
-        start = started(model, asked, 0, native=native)
-        whole = WeightFunction(start.model, start.batch, asked.objective, name, None)
-        return whole, About(name=name)
-    function = WeightFunction(start.model, start.batch, asked.objective, name, start.pair)
-    return function, About(name=name)
+        return layers[0]
+    at_the_end = holds(adapter.final_norm) or holds(adapter.unembed)
+    # tied to the embedding, it counts at the prompt as well
+    return adapter.n_layers if at_the_end and not holds(get_embeddings()) else None
 
 
 def refuse_unknown(model: Model, name: str) -> None:
@@ -176,6 +195,11 @@ class Spanned:
         coefficients: Float[Tensor, " vector"] | None,
     ) -> None:
         shape = function.value.shape
+        if not isinstance(basis, Tensor):
+            raise GradcheckError(
+                f"basis is {type(basis).__name__}, not a tensor.\n"
+                "Give vectors of the value's shape, stacked: torch.stack([...])."
+            )
         if basis.shape[1:] != shape:
             raise GradcheckError(
                 f"basis has shape {list(basis.shape)}; the value has {list(shape)}.\n"
@@ -218,7 +242,14 @@ def _site_function(
     scales: Mapping[Site, float | Tensor],
 ) -> SiteFunction:
     return SiteFunction(
-        start.model, start.batch, asked.objective, site, columns, start.pair, scales=scales
+        start.model,
+        start.batch,
+        asked.objective,
+        site,
+        columns,
+        start.pair,
+        tokens=TOKENS.get(start.model.device.type, TOKENS["cpu"]),
+        scales=scales,
     )
 
 
@@ -259,11 +290,23 @@ def _columns(asked: Asked, site: Site, position: Position) -> int | range:
     return read.index(column) if site.name == "logits" else column
 
 
-def _where(asked: Asked, position: Position, columns: int | range) -> str:
-    if isinstance(columns, range):
+def _positions(asked: Asked, site: Site, columns: range) -> list[int]:
+    """Return which positions of the run the columns of a site's value are."""
+    if site.name != "logits":
+        return list(columns)
+    read = asked.batch.read_columns()
+    return [read[column] for column in columns]
+
+
+def _where(asked: Asked, positions: Sequence[int]) -> str:
+    if list(positions) == list(range(asked.length)) and asked.length > 1:
         return f"all {asked.length} positions"
-    column = int(position) % asked.length
-    return f"position {column} ({asked.tokens[column]!r})"
+    if len(positions) > 1:
+        return f"positions {', '.join(map(str, positions))}"
+    (position,) = positions
+    # tokens of the answer stand behind the prompt's
+    token = repr(asked.tokens[position]) if position < asked.length else "of the answer"
+    return f"position {position} ({token})"
 
 
 def _scales(start: Start, asked: Asked, edits: Mapping[str, Any]) -> dict[Site, float | Tensor]:
@@ -271,18 +314,22 @@ def _scales(start: Start, asked: Asked, edits: Mapping[str, Any]) -> dict[Site, 
     if not edits:
         return {}
     sites = {name: Site.parse(name) for name in edits}
-    for name, site in sites.items():
-        before = site.name == "embed" if site.layer is None else site.layer < start.layer
-        if before and (site.layer is not None or start.layer > 0):
-            raise GradcheckError(
-                f"the edit at {name} lies before the value, so it changes nothing of its gradient."
-                "\nEdit a later site, or leave it out."
-            )
+    for site in sites.values():
+        first = site.layer is not None or site.name == "embed"
+        if first and (site.layer or 0) < start.layer:
+            raise _without_effect(site)
     kept: dict[Any, Tensor] = {}
     with torch.no_grad():
         taps = {site: keeper(kept, name) for name, site in sites.items()}
         _forward(start.model, start.batch, taps, start.pair)
     return {site: as_scale(name, edits[name], kept[name]) for name, site in sites.items()}
+
+
+def _without_effect(edited: Site) -> GradcheckError:
+    return GradcheckError(
+        f"the edit at {edited} lies before the value or beside it, so it changes nothing of its "
+        "gradient.\nEdit a site between the value and the metric, or leave it out."
+    )
 
 
 def _elsewhere(
@@ -303,7 +350,8 @@ def _elsewhere(
         (whole,) = torch.autograd.grad(total, leaf)
     for column, other in enumerate(whole[0].unbind(function.axis - 1)):
         if column != function.columns and same(claimed, other):
-            return f"this is the gradient at position {column} ({asked.tokens[column]!r})"
+            positions = _positions(asked, function.site, range(column, column + 1))
+            return f"this is the gradient at {_where(asked, positions)}"
     return ""
 
 
@@ -313,7 +361,7 @@ def _weights(function: ValueFunction, asked: Asked) -> Tensor | None:
 
 
 def _precision(
-    natively: Callable[[], SiteFunction], asked: Asked, own: Start, gradient: Tensor
+    natively: Callable[[], ValueFunction], asked: Asked, own: Start, gradient: Tensor
 ) -> Precision | None:
     """Compare a gradient with the one in the model's own numbers."""
     function = natively()
