@@ -40,8 +40,6 @@ DOUBLE = torch.float64
 
 WITHOUT_FORWARD_MODE = {
     "BLOOM": "must implement the jvp function",  # its GELU is a custom autograd.Function
-    "Falcon sequential": "_scaled_dot_product_flash_attention_for_cpu",
-    "Falcon new": "_scaled_dot_product_flash_attention_for_cpu",
 }
 """Families with an operation that torch cannot differentiate forward, and what torch says."""
 

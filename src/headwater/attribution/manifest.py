@@ -7,6 +7,7 @@ import hashlib
 import json
 import platform
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -109,8 +110,13 @@ def _lost_metric(name: str, function: str) -> Metric:
 
 def versions() -> dict[str, str]:
     """Return the versions that can change a number."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> tuple[tuple[str, str], ...]:
     packages = ("headwater", "torch", "transformers", "tokenizers", "safetensors")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+    return ("python", platform.python_version()), *((name, version(name)) for name in packages)
 
 
 def describe_model(model: Model) -> dict[str, Any]:

@@ -74,9 +74,12 @@ class Asked:
     @property
     def title(self) -> str:
         """The metric as it is typed: `prob:Mary`."""
-        answers = self.metric.fixed_answer or self.task.pairs[0].answer
-        listed = ",".join(map(str, answers))
-        return f"{self.metric.name}:{listed}" if listed else self.metric.name
+        pair, name = self.task.pairs[0], self.metric.name
+        if name == "<lambda>":
+            return "the metric"
+        listed = ",".join(map(str, self.metric.fixed_answer or pair.answer))
+        against = ",".join(map(str, pair.wrong)) if "wrong" in self.metric.needs else ""
+        return name + (f":{listed}" if listed else "") + (f" against {against}" if against else "")
 
     def objective(
         self, logits: Float[Tensor, "rows read vocab"], rows: Batch

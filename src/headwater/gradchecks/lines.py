@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from headwater import finite_difference
 from headwater.finite_difference import Sweep
@@ -45,8 +46,8 @@ class Weighed:
 
 
 @torch.no_grad()
-def sweeps(function: Weighed, directions: Sequence[Direction], steps: int) -> Iterator[Sweep]:
-    """Yield the values along each direction.
+def sweeps(function: Weighed, directions: Sequence[Direction], steps: int) -> list[Sweep]:
+    """Return the values along each direction.
 
     Args:
         function: What is run.
@@ -55,16 +56,15 @@ def sweeps(function: Weighed, directions: Sequence[Direction], steps: int) -> It
     """
     value, capacity = function.function.value, function.function.stacked
     count = 2 * steps + 1
-    together = max(1, capacity // count)
+    if capacity < count:
+        return [_in_parts(function, _Line(value, one, steps), capacity) for one in directions]
+    together, found = capacity // count, list[Sweep]()
     for first in range(0, len(directions), together):
-        chosen = directions[first : first + together]
-        if capacity >= count:
-            lines = [_Line(value, one, steps) for one in chosen]
-            values = function(torch.cat([line.points() for line in lines]))
-            for line, own in zip(lines, values.double().cpu().split(count), strict=True):
-                yield line.sweep(own[:1].numpy().repeat(steps), own[1:].numpy())
-        else:
-            yield _in_parts(function, _Line(value, chosen[0], steps), capacity)
+        lines = [_Line(value, one, steps) for one in directions[first : first + together]]
+        values = function(torch.cat([line.points() for line in lines]))
+        for line, own in zip(lines, values.double().cpu().split(count), strict=True):
+            found.append(line.sweep(own[:1].numpy().repeat(steps), own[1:].numpy()))
+    return found
 
 
 def _in_parts(function: Weighed, line: _Line, capacity: int) -> Sweep:
@@ -143,7 +143,9 @@ def forward_slopes(
     for first in range(0, len(directions), together):
         tangents = torch.stack([one.vector for one in directions[first : first + together]])
         points = value.expand_as(tangents).clone()
-        with forward_ad.dual_level(), torch.no_grad(), warnings.catch_warnings():
+        # fused attention has no forward mode; the plain one is the same function
+        plain = sdpa_kernel(SDPBackend.MATH)
+        with forward_ad.dual_level(), torch.no_grad(), plain, warnings.catch_warnings():
             # torch's own formulas warn of torch.jit the first time they are loaded
             warnings.simplefilter("ignore", DeprecationWarning)
             rows = function.function.rows(forward_ad.make_dual(points, tangents))

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from headwater.attribution.checks import refuse_arguments, refuse_modes
@@ -22,18 +21,14 @@ from headwater.gates.value import ValueFunction
 from headwater.gradchecks.asked import Asked
 from headwater.gradchecks.check import About, Plan, check
 from headwater.gradchecks.directions import Coordinates
+from headwater.gradchecks.elsewhere import weights_of
 from headwater.gradchecks.given import DECLARE, refuse_edited, with_doubt
-from headwater.gradchecks.places import (
-    Checkable,
-    Position,
-    Spanned,
-    at_sites,
-    at_weight,
-    refuse_unknown,
-)
+from headwater.gradchecks.places import Checkable, at_sites, at_weight, refuse_unknown
+from headwater.gradchecks.positions import Position
 from headwater.gradchecks.provenance import asked_of
 from headwater.gradchecks.report import GradientReport
 from headwater.gradchecks.result import Check
+from headwater.gradchecks.spanned import Spanned
 from headwater.gradchecks.tensors import Dtype, TensorFunction, gated, refuse_choices
 from headwater.models import Model
 from headwater.references import Corrupted, Reference, Zero
@@ -116,6 +111,11 @@ def gradcheck(
     refuse_modes()
     refuse_choices(dtype, steps)
     native = dtype == "native"
+    if not isinstance(site, str | Selection):
+        raise GradcheckError(
+            f"site is {type(site).__name__}: write a site ('layers.1.mlp.post'), a weight's or "
+            "component's name, or a selection (hw.heads())."
+        )
     asked = Asked(model, prompt, metric, answer, wrong, corrupted, grad_outputs)
     if edits is None:
         refuse_edited(gradient, asked.title, DECLARE)
@@ -140,6 +140,8 @@ def gradcheck(
         else:
             _refuse_beside_weights(edits=edits)
             found = [at_weight(model, asked, site, native=native)]
+        if basis is None and coefficients is not None:
+            raise GradcheckError("coefficients= are along the vectors of basis=, which is missing.")
         if basis is not None:
             found = [_spanned(one, basis, coefficients) for one in found]
         plan = Plan(coordinates, directions, steps, rtol, seed)
@@ -178,10 +180,7 @@ def gradcheck(
 def _checked(
     function: ValueFunction, about: About, asked: Asked, plan: Plan, gradient: Tensor | None
 ) -> Check:
-    weights = None
-    if asked.grad_outputs is not None:
-        with torch.no_grad():
-            weights = asked.weights(function.rows(function.value[None]))
+    weights = weights_of(function, asked)
     if gradient is not None and gradient.shape != function.value.shape:
         raise GradcheckError(
             f"the gradient has shape {list(gradient.shape)}; the value at {about.name}"

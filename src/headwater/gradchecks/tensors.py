@@ -16,6 +16,7 @@ from headwater.gates import GatedFunction
 from headwater.gradchecks.check import About, Plan, check
 from headwater.gradchecks.directions import Coordinates
 from headwater.gradchecks.given import DEFINE, refuse_edited
+from headwater.gradchecks.labels import indexed
 from headwater.gradchecks.provenance import asked_of
 from headwater.gradchecks.report import GradientReport
 from headwater.precision import true_float64
@@ -84,7 +85,7 @@ def check_gradient(
         point = _point(f, x, dtype)
         context = true_float64 if dtype == "float64" else nullcontext
         rows, stacked = (f, STACKED) if batched else (_one_by_one(f), 2 * steps + 1)
-        name, name_of = "x", lambda index: _entry(index, point.shape)
+        name, name_of = "x", indexed(tuple(point.shape)) if point.ndim else lambda _: "x"
     function = TensorFunction(rows, point, stacked, context)
     weights = function.first_call(grad_outputs)
     counts = {"entries of x": point.numel()}
@@ -258,10 +259,3 @@ def refuse_choices(dtype: str, steps: int) -> None:
         raise GradcheckError(f"dtype={dtype!r}: write 'float64' or 'native'.")
     if steps < 8:
         raise GradcheckError(f"steps={steps}: at least 8, or no plateau can be told from noise.")
-
-
-def _entry(index: int, shape: torch.Size) -> str:
-    """Return `[3, 1]` for an entry of a flattened tensor."""
-    if not shape:
-        return "x"
-    return str([int(one) for one in torch.unravel_index(torch.tensor(index), shape)])

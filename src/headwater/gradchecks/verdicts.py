@@ -185,6 +185,8 @@ def _is_stationary(compared: Compared) -> bool:
     A saturated objective moves at long steps as well, but all at once.
     """
     found, predicted = compared.difference, compared.scale * compared.reach
+    if abs(compared.gradient) > 4 * found.bar or abs(found.slope) > 4 * found.bar:
+        return False  # level, and not stationary
     moved = np.maximum(abs(found.forward), abs(found.backward)) * found.steps
     visible = np.flatnonzero(moved > 40 * found.noise)
     if len(visible) < 3 or compared.movement <= 1e3 * predicted:
