@@ -435,10 +435,10 @@ def test_too_few_steps_are_no_measurement(count):
 
 
 def test_two_of_the_shortest_steps_that_agree_by_chance_do_not_decide():
-    # slope 1 with noise 2e-15 of a value: as measured once, the last two are off by nearly the same
-    off = [-5.9e-9, -5.7e-10, -1.5e-11, -1.7e-10, 3.5e-11, 1.1e-10, 6.8e-9, 7.1e-9]
-    half = steps(1e-4, 8)
-    rise = 2 * half * (1 + np.array(off))
-    sweep = Sweep(half, half, half, 1 + rise / 2, 1 - rise / 2, np.ones(8), np.finfo(float).eps)
-    result = difference(sweep)
-    assert bars_off(result, 1.0) <= 4
+    # a slope of -0.38 and noise: as measured once, the last two are off by nearly the same
+    half = steps(1.0, 16)
+    off = -0.585 * half**2
+    off[9:] = [-5.7e-10, -1.5e-11, -1.7e-10, 3.5e-11, 1.1e-10, 6.81e-9, 7.13e-9]
+    rise = 2 * half * (off - 0.38)
+    sweep = Sweep(half, half, half, 0.4 + rise / 2, 0.4 - rise / 2, np.full(16, 0.4), 2.2e-16)
+    assert bars_off(difference(sweep), -0.38) <= 4

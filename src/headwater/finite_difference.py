@@ -262,12 +262,11 @@ def _errors(found: ndarray, half: ndarray, noise: ndarray) -> ndarray:
     """Return the error of each step's estimate: what shorter steps change, and rounding.
 
     With the error falling tenfold a step, the change to the next is 0.9 of it. The larger of two
-    neighbors guards against two estimates that agree by chance (of the last pair, which has no
-    shorter neighbor, the one before); all shorter steps, where they
+    neighbors guards against two estimates that agree by chance; all shorter steps, where they
     differ by more than their rounding, against a wave that is longer than its period.
     """
     change = np.abs(np.diff(found))
-    change[:-1], change[-1] = np.maximum(change[:-1], change[1:]), change[-2:].max()
+    change[:-1] = np.maximum(change[:-1], change[1:])
     between = np.abs(found[:, None] - found[None, :]) - 3 * (noise / half)[None, :]
     shorter = np.triu(between, 1).max(axis=1, initial=0.0)[:-1]
     return np.append(1.15 * np.maximum(change, shorter) + (noise / half)[:-1], np.inf)
