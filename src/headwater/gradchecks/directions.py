@@ -30,11 +30,21 @@ class Direction:
 
     name: str
     kind: Kind
-    vector: Float[Tensor, "*shape"]
+    whole: Float[Tensor, "*shape"]
+    """The vector; of a coordinate the point, whose shape and format the vector has."""
     longest: float
     """The longest step: the value's size, or as far as zero where that is further."""
     index: int | None = None
     """Which entry of the value, flattened, for a coordinate."""
+
+    @property
+    def vector(self) -> Float[Tensor, "*shape"]:
+        """The vector; a coordinate's is made when asked for, or all would fill a square."""
+        if self.index is None:
+            return self.whole
+        unit = torch.zeros_like(self.whole).flatten()
+        unit[self.index] = 1.0
+        return unit.reshape(self.whole.shape)
 
 
 def choose(
@@ -76,11 +86,8 @@ def choose(
                 found += _scaled(f"random {number + 1}", "random", drawn.to(value), size)
         found += _scaled("activation", "activation", value, float(value.abs().max()))
     for index in picked(gradient, coordinates, generator, bare=given is not None):
-        unit = torch.zeros_like(value).flatten()
-        unit[index] = 1.0
         longest = max(size, abs(float(value.flatten()[index])))
-        unit = unit.reshape(value.shape)
-        found.append(Direction(name_of(index), "coordinate", unit, longest, index))
+        found.append(Direction(name_of(index), "coordinate", value, longest, index))
     return found
 
 
@@ -113,8 +120,9 @@ def picked(
     size = gradient.flatten().abs()
     order = size.argsort(descending=True, stable=True).cpu()
     largest = [one for one in order[:coordinates].tolist() if size[one] > 0]
-    rest = [one for one in torch.randperm(count, generator=generator).tolist()
-            if one not in set(largest)]  # fmt: skip
+    taken = set(largest)
+    drawn = torch.randperm(count, generator=generator).tolist()
+    rest = [one for one in drawn if one not in taken]
     return largest + rest[: 2 * coordinates - len(largest)]
 
 
