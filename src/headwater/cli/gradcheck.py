@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -75,6 +80,11 @@ def gradcheck(
     kinds = site.replace("+", ",").split(",")[0].strip() in SELECTORS
     where: Any = choices.components(site, None, None) if kinds else site
     number = choices.metric(metric)
+    if number is None and answer is None:
+        raise UnknownOptionError(
+            "which number's gradient? There is neither --metric nor --answer.\n"
+            "Write --metric prob:Mary, or --answer Mary and --wrong John."
+        )
     token = _position(position)
     checked = _coordinates(coordinates)
     refuse_choices(dtype, steps)
@@ -94,17 +104,29 @@ def gradcheck(
         steps=steps,
         seed=seed,
     )
-    if as_json:
-        typer.echo(json.dumps(found.to_dict()))
-    else:
-        _show(found)
-    if out is not None:
+    page: Path | None = None
+    if out is not None:  # before anything is printed: a reader may close the pipe
         found.save(out)
         page = found.page(out / folder.PAGE)
-        if not as_json:
-            typer.echo(f"\nsaved in {out}; the page: {page}")
+    with _whoever_reads():
+        if as_json:
+            typer.echo(json.dumps(found.to_dict()))
+        else:
+            _show(found)
+            if page is not None:
+                typer.echo(f"\nsaved in {out}; the page: {page}")
     if not found.passed:
         raise typer.Exit(DISAGREES if found.verdict == "disagree" else UNSETTLED)
+
+
+@contextmanager
+def _whoever_reads() -> Iterator[None]:
+    """Print though nobody may read to the end: the exit code tells of the gradient alone."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _show(found: GradientReport) -> None:

@@ -46,11 +46,26 @@ class Asked:
                 "which number's gradient? No metric is given.\n"
                 'Write metric=hw.prob("Mary"), hw.logprob("Mary"), or a function of the logits.'
             )
+        if isinstance(metric, str) and ":" in metric:
+            name, _, word = metric.partition(":")
+            raise GradcheckError(
+                f"metric={metric!r} is how the command line has it.\n"
+                f"Write metric=hw.{name.replace('-', '_')}({word!r})."
+            )
         if metric is not None:
             metric = resolve_metric(metric)
         adapter = model.anatomy()
         self.task = Task([Pair(prompt, corrupted, answer, wrong)], metric, name="prompt")
         self.metric: Metric = self.task.metric
+        given = {"answer": answer or self.metric.fixed_answer, "wrong": wrong}
+        lacking = [name for name, one in given.items() if name in self.metric.needs and not one]
+        if lacking:
+            raise GradcheckError(
+                f"the metric {self.metric.name} needs {' and '.join(lacking)}, which "
+                f"{'is' if len(lacking) == 1 else 'are'} not given.\n"
+                f"Write {', '.join(f'{one}=...' for one in lacking)}"
+                + (', or metric=hw.prob("Mary").' if "wrong" not in self.metric.needs else ".")
+            )
         self.batch: Batch = self.task.batches(
             model.tokenizer,
             device=model.device,
@@ -77,7 +92,8 @@ class Asked:
         pair, name = self.task.pairs[0], self.metric.name
         if name == "<lambda>":
             return "the metric"
-        listed = ",".join(map(str, self.metric.fixed_answer or pair.answer))
+        answers = pair.answer if "answer" in self.metric.needs else ()
+        listed = ",".join(map(str, self.metric.fixed_answer or answers))
         against = ",".join(map(str, pair.wrong)) if "wrong" in self.metric.needs else ""
         return name + (f":{listed}" if listed else "") + (f" against {against}" if against else "")
 

@@ -96,8 +96,9 @@ def check(
         )
     swept = sweeps(weighed, lines, plan.steps)
     coarse = 0.0 if claimed is None else _coarseness(claimed, value)
+    given_eps = 0.0 if claimed is None else torch.finfo(claimed.dtype).eps
     compared = [
-        _compared(line, sweep, gradient, center, coarse)
+        _compared(line, sweep, gradient, center, coarse, given_eps)
         for line, sweep in zip(lines, swept, strict=True)
     ]
     rtol = torch.finfo(value.dtype).eps ** 0.5 if plan.rtol is None else plan.rtol
@@ -138,7 +139,7 @@ def check(
         claimed="autograd's" if claimed is None else "the given",
         verdict=verdict,
         hint=hint_of(verdict, directions, gradient, own, value, center, about.counts,
-                     about.elsewhere, vector=weights is not None),
+                     about.elsewhere, vector=weights is not None, given=claimed is not None),
         directions=directions,
         effects=rows,
         signs=signs,
@@ -204,7 +205,12 @@ def _coarseness(claimed: Tensor, value: Tensor) -> float:
 
 
 def _compared(
-    line: Direction, sweep: Sweep, gradient: Tensor, center: float, coarse: float
+    line: Direction,
+    sweep: Sweep,
+    gradient: Tensor,
+    center: float,
+    coarse: float,
+    given_eps: float,
 ) -> Compared:
     product = (gradient * line.vector).double()
     off = coarse * float(gradient.abs().max()) * float(line.vector.double().norm())
@@ -212,6 +218,7 @@ def _compared(
         gradient=float(product.sum()),
         difference=difference(sweep),
         rounding=100 * sweep.eps * float(product.abs().sum()) + off,
+        given_eps=given_eps,
         movement=sweep.movement(),
         reach=float(sweep.nominal.max(initial=0.0)),
         size=abs(center),

@@ -5,6 +5,7 @@ A random direction shows any error with probability one; coordinates say where i
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -109,7 +110,12 @@ def picked(
             f'coordinates={coordinates!r}: write "all", a number, or a list of numbers.'
         )
     if not isinstance(coordinates, int):
-        listed = [int(one) for one in coordinates]
+        try:
+            listed = [operator.index(one) for one in coordinates]
+        except TypeError:
+            raise UnknownOptionError(
+                f'coordinates={coordinates!r}: write "all", a number, or a list of whole numbers.'
+            ) from None
         outside = [one for one in listed if not -count <= one < count]
         if outside:
             raise UnknownOptionError(

@@ -29,6 +29,7 @@ def hint_of(
     elsewhere: Callable[[Tensor], str],
     *,
     vector: bool,
+    given: bool,
 ) -> str:
     """Return what a verdict suggests; empty where it says all there is.
 
@@ -42,6 +43,7 @@ def hint_of(
         counts: Numbers by which a sum and a mean could be confused, by what they count.
         elsewhere: Says of which other place a gradient is the right one.
         vector: Whether the objective is a weighted sum of entries.
+        given: Whether the gradient is the user's rather than autograd's.
     """
     if verdict == "constant":
         return _of_constant(objective, vector=vector)
@@ -57,19 +59,29 @@ def hint_of(
         return f"along {jump.name} the objective jumps by {jump.difference.jump:.4g}"
     if verdict != "disagree":
         return ""
-    mistaken = own is not None and bool(own.any()) and not same(gradient, own)
-    ratio = times(gradient, own) if own is not None and mistaken else common_ratio(directions)
+    if given and own is not None and own.any():
+        ratio = times(gradient, own)
+        said = "" if ratio is None else of_ratio(ratio, objective, counts)
+        return said or of_vectors(gradient, own, value) or elsewhere(gradient)
+    ratio = common_ratio(directions)
     said = "" if ratio is None else of_ratio(ratio, objective, counts)
-    if own is not None and mistaken:
-        said = said or of_vectors(gradient, own, value) or elsewhere(gradient)
-    elif own is not None and _forward_mode_is_right(directions):
+    if given or own is None:
+        return said
+    if _forward_mode_is(directions, lambda one: one.difference.slope):
         custom = "forward mode agrees with the differences: the backward of an operation is wrong"
-        said = f"{said}; {custom}" if said else custom
+        return f"{said}; {custom}" if said else custom
+    if not said and _forward_mode_is(directions, lambda one: one.gradient):
+        return (
+            "forward mode repeats the gradient, and the differences contradict both: part of the "
+            "way is detached, straight-through or rounded"
+        )
     return said
 
 
 def _steepest(directions: Sequence[DirectionCheck], verdict: Verdict) -> DirectionCheck:
     found = [one for one in directions if one.verdict == verdict]
+    # one entry says where it is
+    found = [one for one in found if one.index is not None] or found
     return max(found, key=lambda one: abs(one.gradient))
 
 
@@ -88,10 +100,13 @@ def _of_constant(objective: float, *, vector: bool) -> str:
     )
 
 
-def _forward_mode_is_right(directions: Sequence[DirectionCheck]) -> bool:
+def _forward_mode_is(
+    directions: Sequence[DirectionCheck], slope: Callable[[DirectionCheck], float]
+) -> bool:
+    """Whether forward mode gives a slope wherever the gradient is wrong."""
     wrong = [one for one in directions if one.verdict == "disagree" and one.forward is not None]
     return bool(wrong) and all(
-        abs(one.forward - one.difference.slope)  # pyright: ignore[reportOptionalOperand]
+        abs(one.forward - slope(one))  # pyright: ignore[reportOptionalOperand]
         <= max(10 * one.difference.bar, 1e-6 * abs(one.difference.slope))
         for one in wrong
     )
@@ -174,6 +189,11 @@ def of_vectors(
         return "this is activation times gradient, not the gradient"
     if same(claimed, -value * right):
         return "this is minus activation times gradient: the effect of zeroing, to first order"
+    if torch.linalg.vector_norm(claimed) < CLOSE * torch.linalg.vector_norm(right):
+        return (
+            "next to nothing beside the slope: the rounding of a gradient that is zero, such as "
+            "that of a whole softmax summed, grad_outputs=ones_like(probs)"
+        )
     if same(claimed, right.abs()) and bool((right < 0).any()):
         return "this is the size of the gradient, without its sign"
     return ""

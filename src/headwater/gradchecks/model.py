@@ -29,7 +29,13 @@ from headwater.gradchecks.provenance import asked_of
 from headwater.gradchecks.report import GradientReport
 from headwater.gradchecks.result import Check
 from headwater.gradchecks.spanned import Spanned
-from headwater.gradchecks.tensors import Dtype, TensorFunction, gated, refuse_choices
+from headwater.gradchecks.tensors import (
+    Dtype,
+    TensorFunction,
+    gated,
+    refuse_choices,
+    refuse_no_tensors,
+)
 from headwater.models import Model
 from headwater.references import Corrupted, Reference, Zero
 from headwater.sites import Site
@@ -116,6 +122,7 @@ def gradcheck(
             f"site is {type(site).__name__}: write a site ('layers.1.mlp.post'), a weight's or "
             "component's name, or a selection (hw.heads())."
         )
+    refuse_no_tensors(gradient=gradient, directions=directions, grad_outputs=grad_outputs)
     asked = Asked(model, prompt, metric, answer, wrong, corrupted, grad_outputs)
     if edits is None:
         refuse_edited(gradient, asked.title, DECLARE)
@@ -123,8 +130,7 @@ def gradcheck(
         if isinstance(site, Selection) or _is_component(site):
             _refuse_beside_gates(basis=basis, edits=edits)
             off = reference or (Zero() if corrupted is None else Corrupted())
-            found, own = _at_gates(model, asked, site, off, native=native)
-            coordinates = own if coordinates is None else coordinates
+            found = [_at_gates(model, asked, site, off, native=native)]
         elif Site.is_path(site) or not _is_weight(model, site):
             if not Site.is_path(site) and not site.startswith("layers."):
                 refuse_unknown(model, site)
@@ -185,7 +191,8 @@ def _checked(
         raise GradcheckError(
             f"the gradient has shape {list(gradient.shape)}; the value at {about.name}"
             f"{f', {about.where},' if about.where else ''} has {list(function.value.shape)}.\n"
-            "Give the gradient with respect to that value alone, without the batch axis."
+            "Give the gradient with respect to that value alone, without batch and other "
+            "positions: gradient[0, -1] of a site's whole gradient."
         )
     if weights is not None:
         counts = {**about.counts, "entries of the metric": weights.numel()}
@@ -206,8 +213,8 @@ def _spanned(checkable: Checkable, basis: Tensor, coefficients: Tensor | None) -
 
 def _at_gates(
     model: Model, asked: Asked, site: Selection | str, reference: Reference, *, native: bool
-) -> tuple[list[Checkable], Coordinates]:
-    """Return the gates of components as a function, and which of them was asked for."""
+) -> Checkable:
+    """Return the gates of components as a function; of one component, its own gate alone."""
     runner = model if native else float64_suffix(model, 0)
     chosen: Component | None = None
     if isinstance(site, str):
@@ -215,10 +222,13 @@ def _at_gates(
         site = _selecting(chosen)
     (_, gates), *_ = GatedTask(runner, asked.task, site, reference, batch_size=1)
     point, rows, stacked = gated(gates, None)
-    names = gates.names
-    own: Coordinates = None if chosen is None else [gates.table.index_of(chosen.name)]
-    function = TensorFunction(rows, point, stacked)
-    return [(function, About(name="gates", name_of=lambda index: names[index]))], own
+    names, function = gates.names, TensorFunction(rows, point, stacked)
+    if chosen is None:
+        return function, About(name="gates", name_of=lambda index: names[index])
+    unit = point.new_zeros(1, *point.shape)
+    unit[0, gates.table.index_of(chosen.name)] = 1
+    alone = Spanned(function, unit, point.new_ones(1))
+    return alone, About(name=f"the gate of {chosen.name}", name_of=lambda _: chosen.name)
 
 
 def _selecting(component: Component) -> Selection:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from headwater.errors import GradcheckError, NoPathError
 from headwater.gradchecks.asked import Asked
+from headwater.metrics import cross_entropy
 from headwater.sites import Site
 
 Position = int | Literal["all"]
@@ -35,8 +36,10 @@ def columns_of(asked: Asked, site: Site, position: Position) -> int | range:
         )
     column = position % length
     ends = site.name in AT_THE_END
-    if column > max(read) or (ends and column not in read):
-        reads = ", ".join(map(str, read))
+    # the last token of a prompt predicts none of its own
+    last = max(read) - isinstance(asked.metric, cross_entropy)
+    if column > last or (ends and column not in read):
+        reads = ", ".join(map(str, [one for one in read if one <= last]))
         raise NoPathError(
             f"no path from '{site}' at position {column} ({asked.tokens[column]!r}) to "
             f"{asked.title}, which reads the logits at position {reads}: "

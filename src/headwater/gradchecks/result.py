@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -122,13 +121,16 @@ class Check:
 
     @property
     def steepest(self) -> DirectionCheck:
-        """The direction to look at first: the worst that is not a pass, else the steepest."""
-        order: Mapping[Verdict, int] = {"disagree": 0, "jump": 1, "kink": 2, "unresolved": 3,
-                                        "ill-conditioned": 4}  # fmt: skip
-        return min(
-            self.directions,
-            key=lambda one: (order.get(one.verdict, 9), -abs(one.gradient)),
-        )
+        """The direction to look at first: of the worst that do not pass, else the steepest."""
+        for verdict in ("disagree", "jump", "kink", "unresolved", "ill-conditioned"):
+            found = [one for one in self.directions if one.verdict == verdict]
+            if found and verdict in ("disagree", "jump", "kink"):
+                # a single entry says where it is; the others dilute it
+                found = [one for one in found if one.index is not None] or found
+                return max(found, key=lambda one: one.apart)
+            if found:
+                return max(found, key=lambda one: abs(one.gradient))
+        return max(self.directions, key=lambda one: abs(one.gradient))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the two tensors as plain data."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from headwater.gradchecks.result import Check, DirectionCheck
+from headwater.gradchecks.verdicts import PASSES
 from headwater.gradchecks.words import number, region, size
 
 
@@ -23,7 +24,7 @@ def directions(check: Check, most: int | None = None) -> Table:
     shown: Sequence[DirectionCheck] = check.directions
     title = "directions"
     if most is not None and len(shown) > most:
-        passing = [one for one in shown if one.verdict == check.verdict]
+        passing = [one for one in shown if one.verdict in PASSES]
         shown = [*(one for one in shown if one not in passing), *passing][:most]
         title = f"{most} of {len(check.directions)} directions"
     unit = check.size

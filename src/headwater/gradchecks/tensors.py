@@ -76,6 +76,7 @@ def check_gradient(
         NonFiniteError: If the objective or the gradient is not finite.
     """
     refuse_choices(dtype, steps)
+    refuse_no_tensors(gradient=gradient, directions=directions, grad_outputs=grad_outputs)
     if isinstance(f, GatedFunction):
         point, rows, stacked = gated(f, x)
         context: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -88,6 +89,8 @@ def check_gradient(
         name, name_of = "x", indexed(tuple(point.shape)) if point.ndim else lambda _: "x"
     function = TensorFunction(rows, point, stacked, context)
     weights = function.first_call(grad_outputs)
+    if batched and not isinstance(f, GatedFunction):
+        function.refuse_mixed_rows()
     counts = {"entries of x": point.numel()}
     if weights is not None:
         counts["entries of the objective"] = weights.numel()
@@ -149,6 +152,24 @@ class TensorFunction:
         with self._context():
             return self._function(points)
 
+    def refuse_mixed_rows(self) -> None:
+        """Refuse a batched function of which one row depends on the others.
+
+        Raises:
+            GradcheckError: If the point's row changes with what stands beside it.
+        """
+        away = 2 * self.value + 1
+        with torch.no_grad():
+            alone = self.rows(self.value[None])[0]
+            beside = self.rows(torch.stack([self.value, away]))[0]
+        eps = torch.finfo(self.value.dtype).eps
+        if not torch.allclose(alone, beside, rtol=1e4 * eps, atol=1e4 * eps, equal_nan=True):
+            raise GradcheckError(
+                "f is said to be batched, and the row of one point changes with the points beside "
+                "it.\nMake each row depend on its own point alone (batch norm, a mean over "
+                "the first axis?), or leave batched= out."
+            )
+
     def first_call(self, grad_outputs: Tensor | str | None) -> Float[Tensor, "*entry"] | None:
         """See that the function can be called, and return the weights of its entries.
 
@@ -174,6 +195,11 @@ class TensorFunction:
                 "Write f so that it leaves its argument alone: x = x.clone() on its first line."
             )
         _refuse_output(found, grad_outputs)
+        if len(found) != 1:
+            raise GradcheckError(
+                f"f is said to be batched and returned {list(found.shape)} for one point.\n"
+                "Return one row a point: [n], or [n, entries]."
+            )
         if grad_outputs is None:
             return None
         if isinstance(grad_outputs, str):
@@ -193,7 +219,11 @@ def _point(f: Any, x: Tensor | None, dtype: str) -> Tensor:
             f"f is {type(f).__name__}, not a function.\nWrite check_gradient(lambda x: ..., x)."
         )
     if not isinstance(x, Tensor):
-        raise GradcheckError(f"x is {type(x).__name__}, not a tensor, so f has no gradient there.")
+        shown = "left out" if x is None else f"{type(x).__name__}, not a tensor"
+        raise GradcheckError(
+            f"x is {shown}: it is the point at which f is differentiated.\n"
+            "Give a tensor: torch.as_tensor(x)."
+        )
     if not x.is_floating_point():
         raise GradcheckError(
             f"x is {x.dtype}: there is no derivative with respect to integers such as token ids.\n"
@@ -203,8 +233,28 @@ def _point(f: Any, x: Tensor | None, dtype: str) -> Tensor:
         )
     if not x.numel():
         raise GradcheckError("x has no entries.")
+    if not bool(x.isfinite().all()):
+        index = int((~x.isfinite()).flatten().nonzero()[0])
+        raise GradcheckError(
+            f"x is {float(x.flatten()[index])} at entry {index}: nothing has a slope there.\n"
+            "Check at a finite point."
+        )
     with torch.inference_mode(False):
         return x.detach().clone().to(torch.float64 if dtype == "float64" else x.dtype)
+
+
+def refuse_no_tensors(**given: Any) -> None:
+    """Refuse arrays and lists where a tensor is asked for; words are judged elsewhere.
+
+    Raises:
+        GradcheckError: Naming the argument, and what to write.
+    """
+    for name, value in given.items():
+        if value is not None and not isinstance(value, Tensor | str):
+            raise GradcheckError(
+                f"{name} is {type(value).__name__}, not a tensor.\n"
+                f"Write {name}=torch.as_tensor({name})."
+            )
 
 
 def _one_by_one(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -235,6 +285,11 @@ def gated(f: GatedFunction, x: Tensor | None) -> tuple[Tensor, Callable[[Tensor]
 
 
 def _refuse_output(found: Any, grad_outputs: Any) -> None:
+    if isinstance(found, Tensor) and not found.ndim:
+        raise GradcheckError(
+            "f is said to be batched and returned a single number.\n"
+            "Return one row a point: [n], or [n, entries]."
+        )
     if not isinstance(found, Tensor) or not found.is_floating_point():
         kind = f"a tensor of {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
         raise GradcheckError(f"f returned {kind}; it must return a floating-point tensor.")

@@ -60,6 +60,8 @@ class Compared:
     size: float
     """Size of the objective at the point."""
     eps: float
+    given_eps: float = 0.0
+    """Spacing at 1 of the format a given gradient was computed in; 0 for autograd's."""
 
     @property
     def scale(self) -> float:
@@ -81,7 +83,8 @@ class Compared:
 
     def is_still(self, limit: float) -> bool:
         """Whether neither the objective moves by more nor the gradient says that it would."""
-        return self.movement <= limit and abs(self.gradient) * self.reach <= limit
+        rounding = max(limit, CONSTANT * self.given_eps * self.size)
+        return self.movement <= limit and abs(self.gradient) * self.reach <= rounding
 
     @property
     def is_nothing(self) -> bool:

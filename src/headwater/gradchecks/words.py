@@ -90,12 +90,14 @@ def _disagree(check: Check, objective: str) -> str:
     wrong = _with(check, "disagree")
     worst = check.steepest
     slope, bar = worst.difference.slope, worst.difference.bar
-    ratio = f", {number(worst.gradient / slope, 3)} times" if slope else ""
+    times = worst.gradient / slope if slope else 0.0
+    told = abs(times) > 0.005 and abs(times - 1) > 0.01
+    ratio = f": {number(times, 3)} times" if told else f": apart by {size(worst.apart)} of it"
     hint = f". What it looks like: {check.hint}" if check.hint else ""
     return (
         f"{check.claimed} gradient is not the slope of {objective} in {len(wrong)} of "
         f"{len(check.directions)} directions. Along {worst.name} it says "
-        f"{number(worst.gradient)}, the differences {number(slope)} with an error bar of "
+        f"{number(worst.gradient, 6)}, the differences {number(slope, 6)} with an error bar of "
         f"{size(bar)}{ratio}{hint}"
     )
 
@@ -110,12 +112,19 @@ def _stationary(check: Check, objective: str) -> str:
 
 def _ill_conditioned(check: Check, objective: str) -> str:
     steep = max(abs(one.gradient) for one in check.directions)
+    moves = check.reach is not None and abs(check.reach.exact) > 1e-3 * abs(check.objective)
+    if moves and steep == 0 and not any(one.difference.slope for one in check.directions):
+        return (
+            f"gradient and differences of {objective} are exactly 0 around the point, and long "
+            "steps move it: a staircase (round, argmax, top-k), or saturated beyond the number "
+            "format. A gradient of 0 is right here and says nothing of any effect"
+        )
     bar = min(one.difference.bar for one in check.directions)
     said = (
         f"the slope of {objective} is lost in rounding: the gradient says {size(steep)} at most, "
         f"and no error bar is below {size(bar)}"
     )
-    if check.reach is not None and abs(check.reach.exact) > 1e-3 * abs(check.objective):
+    if check.reach is not None and moves:
         said += (
             f". It is saturated, not unimportant: {removal(check).lower()} loses "
             f"{number(check.reach.exact)}"
@@ -152,6 +161,8 @@ def _forward(check: Check) -> str:
     scale = max(max(abs(a), abs(b)) for a, b in pairs)
     worst = max(abs(a - b) for a, b in pairs) / scale if scale else 0.0
     if worst <= 1e-4:
+        if check.verdict == "disagree":
+            return ""  # with the gradient, against the differences: the hint has it
         close = f"to {size(worst)}" if worst else "exactly"
         return f"Forward-mode differentiation gives the same slopes, {close}."
     if check.claimed != "autograd's":
@@ -174,14 +185,14 @@ def _signs(check: Check) -> str:
     )
     if misread:
         whose = (
-            "every one of them an entry with a negative activation"
+            "every one of them a negative entry"
             if misread == signs.misread_negative
-            else f"{signs.misread_negative} of them entries with a negative activation"
+            else f"{signs.misread_negative} of them negative entries"
         )
         text += f"; the gradient alone has {misread} of these signs wrong, {whose}"
     return (
-        f"{text}. Setting it to zero takes activation times gradient away, to first order: "
-        f"{_of(signs.zeroing)}."
+        f"{text}. Setting it to zero moves it with the sign of minus activation times gradient: "
+        f"{_of(signs.zeroing)}; no small step, so no gradient promises it."
     )
 
 
@@ -191,12 +202,14 @@ def _of(counts: tuple[int, int]) -> str:
 
 def removal(check: Check) -> str:
     """Return what is done to the whole value to see what the objective loses."""
+    if check.name.startswith("the gate of "):
+        return "Closing it"
     return "Closing every gate" if check.name == "gates" else "Setting the whole value to zero"
 
 
 def _reach(check: Check) -> str:
     reach = check.reach
-    if reach is None or check.verdict in ("constant", "unresolved", "disagree"):
+    if reach is None or check.verdict not in ("agree", "stationary", "ill-conditioned"):
         return ""
     start = (
         f"{removal(check)} loses {number(reach.exact)} (exact); activation times gradient "
@@ -241,9 +254,10 @@ def _precision(check: Check) -> str:
 def _noise(check: Check) -> str:
     if check.dtype != "float64" or not check.objective:
         return ""
-    noise = max(one.difference.noise for one in check.directions)
+    # what is rounded inside is so along every direction; a bend that is read as noise is not
+    noise = min((one.difference.noise for one in _with(check, "agree")), default=0.0)
     rounding = 2.2e-16 * abs(check.objective)
-    if noise <= NOISY * rounding or check.verdict in ("jump", "kink"):
+    if noise <= NOISY * rounding:
         return ""
     return (
         f"The objective's noise is {size(noise)}, {size(noise / rounding)} times float64's "
