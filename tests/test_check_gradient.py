@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -23,10 +24,12 @@ from headwater.errors import (
     NoPathError,
     UnknownOptionError,
 )
+from headwater.gradchecks import check as checking
 from headwater.gradchecks.report import GradientReport
 from headwater.gradchecks.result import Check
 from headwater.models import Model
 from headwater.precision import true_float64
+from shape_checks import unchecked
 from tiny_models import build
 from tiny_tasks import tokenizer
 
@@ -937,3 +940,152 @@ def test_a_gradient_in_a_coarser_format_is_held_to_what_that_format_can_hold(dty
 def test_a_function_that_changes_its_argument_is_refused():
     with pytest.raises(GradcheckError, match="changes x in place"):
         hw.check_gradient(lambda z: z.mul_(2).sum(), torch.ones(3))
+
+
+# what is said of it
+
+
+def test_the_rounding_of_a_zero_gradient_is_no_wrong_gradient():
+    x = X.float()
+    rounding = slope_of(lambda z: logits(z).softmax(-1).sum(), x)
+    assert rounding.any()
+    assert rounding.abs().max() < 1e-6
+
+    def whole(z: Tensor) -> Tensor:
+        return logits(z).softmax(-1).sum()
+
+    assert checked(whole, x, gradient=rounding).verdict == "constant"
+    assert checked(whole, x, gradient=1e-3 * X).verdict == "disagree"
+    of_one = checked(prob, x, gradient=rounding)
+    assert of_one.verdict == "disagree"
+    assert "a whole softmax summed" in of_one.hint
+
+
+def test_a_wrong_given_gradient_says_nothing_of_the_functions_backward():
+    found = hw.check_gradient(prob, X, gradient=drawn(SIZE, seed=40))
+    assert found.verdict == "disagree"
+    assert "backward" not in "\n".join(found.sentences())
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda z: prob(z.detach() + (z - z.detach()) * 0.5),
+        lambda z: prob(z + (torch.round(4 * z) / 4 - z).detach()),
+    ],
+    ids=["half detached", "straight through"],
+)
+def test_forward_mode_that_repeats_a_wrong_gradient_does_not_support_it(f):
+    found = hw.check_gradient(f, X)
+    assert found.verdict == "disagree"
+    said = "\n".join(found.sentences())
+    assert "detached, straight-through or rounded" in said or "0.5 times" in said
+    assert "gives the same slopes" not in said
+
+
+def test_a_disagreement_is_told_along_the_entry_that_is_wrong():
+    claimed = slope_of(prob)
+    claimed[5] = -claimed[5]
+    found = hw.check_gradient(prob, X, gradient=claimed, coordinates="all")
+    assert "Along [5] it says" in found.sentences()[0]
+    assert ": -1 times" in found.sentences()[0]
+
+
+def test_rows_that_do_not_pass_come_first_where_not_all_are_shown():
+    x = with_entry(11, 0.0)
+    found = hw.check_gradient(rectified, x, coordinates="all")
+    assert found.verdict == "kink"
+    assert "along [11] the slope is" in found.checks[0].hint
+    rows = [line for line in repr(found).splitlines() if line.startswith("[11]")]
+    assert [row.split()[-1] for row in rows] == ["kink"]
+    assert "all the way" not in "\n".join(found.sentences())
+
+
+def test_a_staircase_is_not_called_saturated():
+    found = hw.check_gradient(lambda z: torch.round(4 * z).sum(), 0.05 + X)
+    assert found.verdict == "ill-conditioned"
+    assert "a staircase" in found.sentences()[0]
+    assert "saturated, not unimportant" not in found.sentences()[0]
+
+
+def test_a_logarithm_near_0_is_not_taken_for_lower_precision():
+    found = hw.check_gradient(lambda z: z.log().sum(), torch.tensor([1e-4, 0.5, 2.0]))
+    assert found.verdict == "agree"
+    assert "lower precision" not in "\n".join(found.sentences())
+
+
+def test_the_order_is_the_power_by_which_the_error_falls_or_none():
+    # the error of the sine's difference at 0 starts with the square, of x**5 with the fourth power
+    for f, x, order in ((torch.sin, 0.3, 2), (lambda z: z + z**5, 0.0, 4)):
+        found = checked(f, torch.tensor(x))["gradient"].difference
+        assert found.order == pytest.approx(order, abs=0.1)
+    wave = checked(lambda z: torch.sin(3e5 * z).sum(), X)
+    orders = [one.difference.order for one in wave.directions]
+    assert all(one is None or 0 < one <= 8 for one in orders)
+
+
+# what does not fit
+
+
+@pytest.mark.parametrize(
+    ("f", "words"),
+    [
+        (lambda z: prob(z).sum(), "returned a single number"),
+        (lambda z: prob(z).repeat(2), r"returned \[2\] for one point"),
+        (lambda z: prob(z - z.mean(0, keepdim=True) * 0.1), "changes with the points beside it"),
+    ],
+    ids=["a number", "too many rows", "rows mixed"],
+)
+def test_a_function_that_is_not_batched_as_it_says_is_refused(f, words):
+    with pytest.raises(GradcheckError, match=words):
+        hw.check_gradient(f, X, batched=True)
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "words"),
+    [
+        (None, {}, "x is left out"),
+        (X.numpy(), {}, r"x is ndarray, not a tensor.*\nGive a tensor: torch.as_tensor\(x\)"),
+        (with_entry(4, math.nan), {}, "x is nan at entry 4"),
+        (X, {"gradient": X.numpy()}, r"Write gradient=torch.as_tensor\(gradient\)"),
+        (X, {"directions": [[1.0] * SIZE]}, "directions is list, not a tensor"),
+    ],
+    ids=["no point", "numpy", "not finite", "a gradient of numpy", "a list of directions"],
+)  # fmt: skip
+def test_what_is_no_finite_tensor_is_refused_with_what_to_write(x, options, words):
+    with unchecked(), pytest.raises(GradcheckError, match=words):
+        hw.check_gradient(prob, x, **options)
+
+
+@pytest.mark.parametrize("coordinates", [3.5, [0, 1.5]])
+def test_coordinates_are_whole_numbers(coordinates):
+    with unchecked(), pytest.raises(UnknownOptionError, match=r"write .all., a number, or a list"):
+        checked(prob, coordinates=coordinates)
+
+
+def test_progress_is_told_in_points_that_ran(monkeypatch):
+    told: list[float] = []
+
+    @contextmanager
+    def bar(title: str, total: float, *, show: bool | None):
+        assert title == "changing x"
+        assert show
+        told.append(-total)
+        yield lambda work, note="": told.append(work)
+
+    monkeypatch.setattr(checking, "progress_bar", bar)
+    checked(prob, coordinates=[1, 2], progress=True)
+    # seven lines of 24 steps, three changes of every entry; the middle once more for the changes
+    assert told[0] == -(7 * 49 + 3 * SIZE)
+    assert sum(told) == 1
+
+
+def test_kinks_beside_the_point_are_none_at_the_point():
+    weight, bias, out = drawn(100, 6, seed=50) / 4, drawn(100, seed=60), drawn(100, seed=70)
+
+    def f(z: Tensor) -> Tensor:
+        return torch.relu(z @ weight.T + bias) @ out
+
+    for seed in range(30):
+        found = checked(f, drawn(6, seed=100 + seed), batched=True, coordinates=4, seed=seed)
+        assert "kink" not in {one.verdict for one in found.directions}, seed

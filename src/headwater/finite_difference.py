@@ -23,6 +23,12 @@ FLOAT32 = float(np.finfo(np.float32).eps)
 INSIDE = 64 * FLOAT32
 """Share of a value that may be rounding, whatever the format of the values."""
 
+HIGHEST = 8
+"""Highest power that is taken for one: the first four terms of a central difference's error."""
+
+SINKS = 5 * RATIO
+"""Times what is visible up to which the last visible bend of a kink at the point may be."""
+
 Shape = Literal["smooth", "kink", "jump", "lost"]
 """What the values look like around the middle; `lost`: every step was rounded away."""
 
@@ -279,7 +285,9 @@ def _order(change: ndarray, half: ndarray, noise: ndarray) -> float | None:
     if not len(both):
         return None
     fall = np.log(change[both] / change[both + 1])
-    return float(np.median(fall / np.log(half[both] / half[both + 1])))
+    order = float(np.median(fall / np.log(half[both] / half[both + 1])))
+    # a wave whose period the steps pass, a step into rounding: neither approaches by a power
+    return order if 0 < order <= HIGHEST else None
 
 
 def _shape(alive: Sweep, noise: float, least: float) -> tuple[Shape, float]:
@@ -296,7 +304,10 @@ def _shape(alive: Sweep, noise: float, least: float) -> tuple[Shape, float]:
     bend, half = np.abs(bend), alive.half
     visible = np.flatnonzero(bend > 40 * noise)[-3:]
     slope = np.abs(rise / half).max()
-    if len(visible) == 3 and (bend[visible] / half[visible]).min() > 1e-6 * slope:
+    # a bend that ends far above the noise ends at a kink beside the point
+    last = visible[-1] if len(visible) else 0
+    sinks = last == len(bend) - 1 or bend[last] < SINKS * 40 * noise
+    if sinks and len(visible) == 3 and (bend[visible] / half[visible]).min() > 1e-6 * slope:
         powers = np.diff(np.log(bend[visible])) / np.diff(np.log(half[visible]))
         # a smooth function bends with the square of the step; beside a kink the bend sets in
         # faster than in proportion

@@ -22,6 +22,10 @@ class Advance(Protocol):
         ...
 
 
+def silent(work: float, note: str = "") -> None:
+    """Say nothing of the work just done."""
+
+
 LOG_EVERY = 30.0
 """Seconds between log lines when there is no terminal to draw a bar on."""
 
@@ -39,7 +43,7 @@ def progress_bar(title: str, total: float, *, show: bool | None = None) -> Itera
             error is a terminal, else one log line at most every 30 seconds.
     """
     if show is False:
-        yield lambda work, note="": None
+        yield silent
     elif sys.stderr.isatty():
         with _bar(title, total) as advance:
             yield advance

@@ -12,9 +12,12 @@ from dataclasses import fields
 
 CALL = re.compile(r"(?:\b(?:reference|estimator|metric)=)?hw\.(\w+)\(((?:[^()]|\([^()]*\))*)\)")
 GIVEN = re.compile(r"""\b([a-z_]+)=(?:["']([^"']*)["']|(\d[\d.e-]*\d|\d)|(?=[\s.,:;)]|$))""")
+ANSWER = re.compile(r"""["']([^"']*)["']""")
+"""A metric's answer, given as it is."""
 OPTIONS = {
     *("sample", "theta", "budget", "confidence", "tolerance", "seed", "top", "batch_size"),
     *("dtype", "device", "tested", "max_tokens", "draws", "over", "metric"),
+    *("answer", "wrong"),
 }
 """Arguments that are options of a command."""
 ROWS = re.compile(r"more in (?:\w*\.)?(?:rows|findings)\b")
@@ -85,5 +88,6 @@ def _typed(name: str, arguments: str) -> str:
         for word, made in known.items():
             if made.__name__ == name:
                 given = "".join(joined.format(*option) for option in options)
-                return written.format(word) + given
+                answer = ANSWER.fullmatch(arguments) if known is METRICS else None
+                return written.format(word) + (f":{answer[1]}" if answer else "") + given
     return ""

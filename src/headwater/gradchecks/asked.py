@@ -8,11 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headwater.errors import GradcheckError
+from headwater.errors import GradcheckError, MetricError
 from headwater.metrics import FunctionMetric, Metric, resolve_metric
 from headwater.models import Model
 from headwater.prompts import Batch, Pair, Task
 from headwater.prompts.pairs import Answers
+
+EXAMPLE = {"answer": "Mary", "wrong": "John"}
+"""What might be asked for, where something has to be."""
 
 
 class Asked:
@@ -63,7 +66,7 @@ class Asked:
             raise GradcheckError(
                 f"the metric {self.metric.name} needs {' and '.join(lacking)}, which "
                 f"{'is' if len(lacking) == 1 else 'are'} not given.\n"
-                f"Write {', '.join(f'{one}=...' for one in lacking)}"
+                f"Write {', '.join(f'{one}={EXAMPLE[one]!r}' for one in lacking)}"
                 + (', or metric=hw.prob("Mary").' if "wrong" not in self.metric.needs else ".")
             )
         self.batch: Batch = self.task.batches(
@@ -102,7 +105,15 @@ class Asked:
     ) -> Float[Tensor, "rows *entry"]:
         """Return the metric of each row; its entries where they are weighed."""
         if self.grad_outputs is None:
-            return self.metric.value(logits, rows)
+            try:
+                return self.metric.value(logits, rows)
+            except MetricError as error:
+                if not isinstance(self.metric, FunctionMetric):
+                    raise
+                raise MetricError(
+                    f"{error}\nOr say which sum of several numbers a row is meant: "
+                    'grad_outputs="ones", or a tensor of weights.'
+                ) from None
         assert isinstance(self.metric, FunctionMetric)
         shown = logits[:, -1] if self.metric.positions is None else logits
         found = self.metric.function(shown, rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,7 @@ from headwater.gradchecks.hints import hint_of
 from headwater.gradchecks.lines import Weighed, forward_slopes, sweeps
 from headwater.gradchecks.result import Check, DirectionCheck, Precision
 from headwater.gradchecks.verdicts import Compared, Verdict, along, overall
+from headwater.progress import progress_bar
 
 COUNTED = 512
 """Most entries of which all signs are counted without being asked."""
@@ -35,6 +36,7 @@ class Plan:
     rtol: float | None = None
     """Relative difference that always counts as agreement; None: root of the spacing at 1."""
     seed: int = 0
+    progress: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -81,29 +83,19 @@ def check(
     weighed = Weighed(function, weights)
     center = _center(weighed, about)
     own = gradient_of(weighed)
-    gradient = (
-        claimed.detach().to(value) if claimed is not None else value * 0 if own is None else own
-    )
-    _refuse_not_finite(gradient, about)
+    gradient = _gradient(about, value, own, claimed)
     size = float(value.double().square().mean().sqrt()) or 1.0
-    lines = choose(
-        value, gradient, about.name_of, plan.coordinates, plan.directions, plan.seed, size
-    )
-    if not lines:
-        raise GradcheckError(
-            f"{about.name}: gradient and value are zero and no coordinate is chosen, so there is "
-            "no direction to check.\nWrite coordinates=8, or give directions."
-        )
-    swept = sweeps(weighed, lines, plan.steps)
-    coarse = 0.0 if claimed is None else _coarseness(claimed, value)
-    given_eps = 0.0 if claimed is None else torch.finfo(claimed.dtype).eps
-    compared = [
-        _compared(line, sweep, gradient, center, coarse, given_eps)
-        for line, sweep in zip(lines, swept, strict=True)
-    ]
-    rtol = torch.finfo(value.dtype).eps ** 0.5 if plan.rtol is None else plan.rtol
+    lines = _lines(about, plan, value, gradient, size)
+    tried = _tried(function, lines)
+    total = len(lines) * (2 * plan.steps + 1) + 3 * len(tried)
+    with progress_bar(f"changing {about.name}", total, show=plan.progress) as advance:
+        watched = Weighed(function, weights, advance)
+        swept = sweeps(watched, lines, plan.steps)
+        changes = effects.measure(watched, gradient, tried, size) if tried else None
+    compared = _compared(lines, swept, gradient, center, claimed)
     with torch.no_grad():
         loss = center - float(weighed(torch.zeros_like(value)[None]).double())
+    rtol = torch.finfo(value.dtype).eps ** 0.5 if plan.rtol is None else plan.rtol
     alone: list[Verdict] = [along(one, rtol) for one in compared]
     verdict, judged = overall(compared, alone, abs(loss) if math.isfinite(loss) else 0.0)
     if verdict == "constant" and own is None:
@@ -113,24 +105,9 @@ def check(
             "Check where the objective computes with it: a later position, site or argument."
         )
     tangents, notes = _forward(weighed, lines)
-    if coarse:
-        kind = str(claimed.dtype).removeprefix("torch.") if claimed is not None else ""
-        notes += (f"a gradient given in {kind} is held to {coarse:.1g} of its largest entry",)
-    forward = None if tangents is None else weighed.sum(tangents).tolist()
-    directions = tuple(
-        DirectionCheck(
-            name=line.name,
-            kind=line.kind,
-            index=line.index,
-            gradient=both.gradient,
-            forward=None if forward is None else forward[place],
-            difference=both.difference,
-            verdict=judged[place],
-        )
-        for place, (line, both) in enumerate(zip(lines, compared, strict=True))
-    )
-    rows, signs = _signs(weighed, gradient, directions, about, size, center)
-    return Check(
+    directions = _directions(weighed, lines, compared, judged, tangents)
+    rows, signs = _signs(changes, directions, about, value, center)
+    found = Check(
         name=about.name,
         where=about.where,
         objective=center,
@@ -138,18 +115,18 @@ def check(
         dtype=str(value.dtype).removeprefix("torch."),
         claimed="autograd's" if claimed is None else "the given",
         verdict=verdict,
-        hint=hint_of(verdict, directions, gradient, own, value, center, about.counts,
-                     about.elsewhere, vector=weights is not None, given=claimed is not None),
+        hint="",
         directions=directions,
         effects=rows,
         signs=signs,
         reach=_reach(value, gradient, directions, loss),
         precision=about.precision(gradient) if claimed is None else None,
         entries=() if weights is None else entries_of(weighed, lines, tangents),
-        notes=(*about.notes, *notes),
+        notes=(*about.notes, *notes, *_coarse_note(claimed, value)),
         value=value.detach(),
         gradient=gradient.detach(),
-    )  # fmt: skip
+    )
+    return replace(found, hint=hint_of(found, own, about.counts, about.elsewhere))
 
 
 def gradient_of(function: Weighed) -> Float[Tensor, "*shape"] | None:
@@ -183,7 +160,14 @@ def _center(function: Weighed, about: About) -> float:
     return first
 
 
-def _refuse_not_finite(gradient: Tensor, about: About) -> None:
+def _gradient(
+    about: About, value: Tensor, own: Tensor | None, claimed: Tensor | None
+) -> Float[Tensor, "*shape"]:
+    """Return the gradient that is checked, or refuse one that is not finite."""
+    if claimed is not None:
+        gradient = claimed.detach().to(value)
+    else:
+        gradient = torch.zeros_like(value) if own is None else own
     finite = gradient.isfinite()
     if not bool(finite.all()):
         index = int((~finite).flatten().nonzero()[0])
@@ -192,6 +176,29 @@ def _refuse_not_finite(gradient: Tensor, about: About) -> None:
             f"{about.name} ({int((~finite).sum())} of {gradient.numel()} entries are not finite).\n"
             "The usual cause: a square root, norm or logarithm at 0. Check at another point."
         )
+    return gradient
+
+
+def _lines(
+    about: About, plan: Plan, value: Tensor, gradient: Tensor, size: float
+) -> list[Direction]:
+    """Return the directions to check along, or refuse where there is none."""
+    lines = choose(
+        value, gradient, about.name_of, plan.coordinates, plan.directions, plan.seed, size
+    )
+    if not lines:
+        raise GradcheckError(
+            f"{about.name}: gradient and value are zero and no coordinate is chosen, so there is "
+            "no direction to check.\nWrite coordinates=8, or give directions."
+        )
+    return lines
+
+
+def _tried(function: ValueFunction, lines: Sequence[Direction]) -> Sequence[int]:
+    """Return the entries whose signs are tried: those checked, or all where they are cheap."""
+    checked = [one.index for one in lines if one.index is not None]
+    cheap = function.value.numel() <= COUNTED and function.stacked > 1
+    return range(function.value.numel()) if cheap and checked else checked
 
 
 def _coarseness(claimed: Tensor, value: Tensor) -> float:
@@ -204,25 +211,61 @@ def _coarseness(claimed: Tensor, value: Tensor) -> float:
     return min(1000 * eps, 0.05) if eps > torch.finfo(value.dtype).eps else 0.0
 
 
+def _coarse_note(claimed: Tensor | None, value: Tensor) -> tuple[str, ...]:
+    coarse = 0.0 if claimed is None else _coarseness(claimed, value)
+    if claimed is None or not coarse:
+        return ()
+    kind = str(claimed.dtype).removeprefix("torch.")
+    return (f"a gradient given in {kind} is held to {coarse:.1g} of its largest entry",)
+
+
 def _compared(
-    line: Direction,
-    sweep: Sweep,
+    lines: Sequence[Direction],
+    swept: Sequence[Sweep],
     gradient: Tensor,
     center: float,
-    coarse: float,
-    given_eps: float,
-) -> Compared:
-    product = (gradient * line.vector).double()
-    off = coarse * float(gradient.abs().max()) * float(line.vector.double().norm())
-    return Compared(
-        gradient=float(product.sum()),
-        difference=difference(sweep),
-        rounding=100 * sweep.eps * float(product.abs().sum()) + off,
-        given_eps=given_eps,
-        movement=sweep.movement(),
-        reach=float(sweep.nominal.max(initial=0.0)),
-        size=abs(center),
-        eps=sweep.eps,
+    claimed: Tensor | None,
+) -> list[Compared]:
+    """Return gradient and differences along each direction, ready to be judged."""
+    coarse = 0.0 if claimed is None else _coarseness(claimed, gradient)
+    largest, found = float(gradient.abs().max()), list[Compared]()
+    for line, sweep in zip(lines, swept, strict=True):
+        product = (gradient * line.vector).double()
+        off = coarse * largest * float(line.vector.double().norm())
+        found.append(
+            Compared(
+                gradient=float(product.sum()),
+                difference=difference(sweep),
+                rounding=100 * sweep.eps * float(product.abs().sum()) + off,
+                given_eps=0.0 if claimed is None else torch.finfo(claimed.dtype).eps,
+                movement=sweep.movement(),
+                reach=float(sweep.nominal.max(initial=0.0)),
+                size=abs(center),
+                eps=sweep.eps,
+            )
+        )
+    return found
+
+
+def _directions(
+    function: Weighed,
+    lines: Sequence[Direction],
+    compared: Sequence[Compared],
+    judged: Sequence[Verdict],
+    tangents: Float[Tensor, "direction *entry"] | None,
+) -> tuple[DirectionCheck, ...]:
+    forward = [None] * len(lines) if tangents is None else function.sum(tangents).tolist()
+    return tuple(
+        DirectionCheck(
+            name=line.name,
+            kind=line.kind,
+            index=line.index,
+            gradient=both.gradient,
+            forward=third,
+            difference=both.difference,
+            verdict=verdict,
+        )
+        for line, both, third, verdict in zip(lines, compared, forward, judged, strict=True)
     )
 
 
@@ -238,28 +281,24 @@ def _forward(
 
 
 def _signs(
-    function: Weighed,
-    gradient: Tensor,
+    changes: effects.Measured | None,
     directions: Sequence[DirectionCheck],
     about: About,
-    size: float,
+    value: Tensor,
     center: float,
 ) -> tuple[tuple[effects.Effects, ...], effects.SignCount | None]:
-    """Return the effects of the checked entries, and the signs of as many as are cheap to try."""
-    checked = {one.index: one for one in directions if one.index is not None}
-    if not checked:
+    """Return the effects of the checked entries, and how often each sign was right."""
+    if changes is None:
         return (), None
-    cheap = gradient.numel() <= COUNTED and function.function.stacked > 1
-    tried = range(gradient.numel()) if cheap else list(checked)
-    measured = effects.measure(function, gradient, tried, size)
-    eps = torch.finfo(gradient.dtype).eps
+    checked = {one.index: one for one in directions if one.index is not None}
+    eps = torch.finfo(value.dtype).eps
     noise = max(*(one.difference.noise for one in checked.values()), eps * abs(center))
     rows = effects.rows(
-        measured.only(list(checked)),
+        changes.only(list(checked)),
         about.name_of,
         [one.difference.linear for one in checked.values()],
     )
-    return rows, effects.count(measured, noise)
+    return rows, effects.count(changes, noise)
 
 
 def _reach(

@@ -45,8 +45,8 @@ def refuse_edited(gradient: Tensor | None, objective: str, remedy: str) -> None:
 
 
 def with_doubt(check: Check) -> Check:
-    """Say of a given gradient that is found wrong what cannot be known of it."""
-    if check.verdict != "disagree":
+    """Say of a given gradient that is wrong, nobody knows why, what cannot be known of it."""
+    if check.verdict != "disagree" or check.hint:
         return check
     doubt = (
         "a gradient read in a trace after an edit of another is no derivative of the metric alone, "

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headwater.gradchecks.result import DirectionCheck
+from headwater.gradchecks.result import Check, DirectionCheck
 from headwater.gradchecks.verdicts import Verdict
 
 CLOSE = 1e-3
@@ -19,34 +19,23 @@ ALIKE = 1e-2
 
 
 def hint_of(
-    verdict: Verdict,
-    directions: Sequence[DirectionCheck],
-    gradient: Float[Tensor, "*shape"],
+    check: Check,
     own: Float[Tensor, "*shape"] | None,
-    value: Float[Tensor, "*shape"],
-    objective: float,
     counts: Mapping[str, int],
     elsewhere: Callable[[Tensor], str],
-    *,
-    vector: bool,
-    given: bool,
 ) -> str:
     """Return what a verdict suggests; empty where it says all there is.
 
     Args:
-        verdict: Of the whole check.
-        directions: Every direction.
-        gradient: The gradient that was checked.
-        own: Autograd's; None if it sees no path.
-        value: The point.
-        objective: The objective there.
+        check: What was found.
+        own: Autograd's gradient; None if it sees no path.
         counts: Numbers by which a sum and a mean could be confused, by what they count.
         elsewhere: Says of which other place a gradient is the right one.
-        vector: Whether the objective is a weighted sum of entries.
-        given: Whether the gradient is the user's rather than autograd's.
     """
+    verdict, directions, gradient = check.verdict, check.directions, check.gradient
+    given = check.claimed != "autograd's"
     if verdict == "constant":
-        return _of_constant(objective, vector=vector)
+        return _of_constant(check.objective, vector=bool(check.entries))
     if verdict == "kink":
         kink = _steepest(directions, verdict)
         low, high = kink.difference.one_sided
@@ -61,10 +50,10 @@ def hint_of(
         return ""
     if given and own is not None and own.any():
         ratio = times(gradient, own)
-        said = "" if ratio is None else of_ratio(ratio, objective, counts)
-        return said or of_vectors(gradient, own, value) or elsewhere(gradient)
+        said = "" if ratio is None else of_ratio(ratio, check.objective, counts)
+        return said or of_vectors(gradient, own, check.value) or elsewhere(gradient)
     ratio = common_ratio(directions)
-    said = "" if ratio is None else of_ratio(ratio, objective, counts)
+    said = "" if ratio is None else of_ratio(ratio, check.objective, counts)
     if given or own is None:
         return said
     if _forward_mode_is(directions, lambda one: one.difference.slope):

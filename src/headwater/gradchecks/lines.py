@@ -21,6 +21,7 @@ from headwater import finite_difference
 from headwater.finite_difference import Sweep
 from headwater.gates.value import ValueFunction
 from headwater.gradchecks.directions import Direction
+from headwater.progress import Advance, silent
 
 
 class Weighed:
@@ -29,14 +30,22 @@ class Weighed:
     Args:
         function: Its rows have one entry, or several.
         weights: `grad_outputs` of the entries; None for a function of one entry.
+        advance: Told after each run of how many points it was.
     """
 
-    def __init__(self, function: ValueFunction, weights: Float[Tensor, " entry"] | None) -> None:
-        self.function, self.weights = function, weights
+    def __init__(
+        self,
+        function: ValueFunction,
+        weights: Float[Tensor, " entry"] | None,
+        advance: Advance = silent,
+    ) -> None:
+        self.function, self.weights, self.advance = function, weights, advance
 
     def __call__(self, points: Float[Tensor, "point *shape"]) -> Float[Tensor, " point"]:
         """Return the one number at each point."""
-        return self.sum(self.function.rows(points))
+        found = self.sum(self.function.rows(points))
+        self.advance(len(points))
+        return found
 
     def sum(self, rows: Float[Tensor, "point *entry"]) -> Float[Tensor, " point"]:
         """Add the entries of each row."""

@@ -64,6 +64,7 @@ def gradcheck(
     steps: int = 24,
     rtol: float | None = None,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> GradientReport:
     """Compare a gradient inside a model with central differences, and say what its sign means.
 
@@ -100,6 +101,7 @@ def gradcheck(
         steps: How many steps, at least 8.
         rtol: Relative difference that counts as agreement whatever the error bar says.
         seed: For random directions and coordinates.
+        progress: True, False, or None to show a bar only on a terminal.
 
     Returns:
         The report: verdict, one check a site, page.
@@ -150,7 +152,7 @@ def gradcheck(
             raise GradcheckError("coefficients= are along the vectors of basis=, which is missing.")
         if basis is not None:
             found = [_spanned(one, basis, coefficients) for one in found]
-        plan = Plan(coordinates, directions, steps, rtol, seed)
+        plan = Plan(coordinates, directions, steps, rtol, seed, progress)
         checks = tuple(_checked(one, about, asked, plan, gradient) for one, about in found)
     if gradient is not None and edits is None:
         checks = tuple(map(with_doubt, checks))

@@ -39,6 +39,7 @@ def check_gradient(
     steps: int = 24,
     rtol: float | None = None,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> GradientReport:
     """Compare the gradient of a function at a point with central differences, and judge.
 
@@ -65,6 +66,7 @@ def check_gradient(
         rtol: Relative difference that counts as agreement whatever the error bar says; by default
             the root of the number format's spacing, 1.5e-8 in float64.
         seed: For random directions and coordinates.
+        progress: True, False, or None to show a bar only on a terminal.
 
     Returns:
         The report: `.verdict`, `.checks[0]` with every direction, `.page(path)`.
@@ -103,7 +105,7 @@ def check_gradient(
     found = check(
         function,
         About(name=name, name_of=name_of, counts=counts),
-        Plan(coordinates, directions, steps, rtol, seed),
+        Plan(coordinates, directions, steps, rtol, seed, progress),
         weights=weights,
         claimed=gradient,
     )

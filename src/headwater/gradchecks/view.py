@@ -153,7 +153,7 @@ def _direction(one: DirectionCheck, unit: float) -> DirectionData:
 def _readings(one: DirectionCheck, unit: float) -> list[str]:
     """Return one text for each of the page's `READINGS`."""
     found = one.difference
-    how = ", extrapolated" if found.extrapolated else ""
+    how = " and the next longer, extrapolated" if found.extrapolated else ""
     dead = f", {found.dead} rounded away" if found.dead else ""
     return [
         number(one.gradient, 8),

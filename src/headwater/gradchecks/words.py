@@ -177,11 +177,14 @@ def _signs(check: Check) -> str:
     signs = check.signs
     if signs is None or not signs.scaling[1] or check.verdict != "agree":
         return ""
+    if bool((check.value == 1).all()):
+        return ""  # of gates at rest, adding and scaling are one and the same
     misread = signs.scaling_by_gradient[1] - signs.scaling_by_gradient[0]
     text = (
-        f"Signs over {signs.entries} entries, {signs.negative} of them negative. Adding to an "
-        f"entry moves the objective as the gradient says: {_of(signs.adding)}. Scaling it up moves "
-        f"it as activation times gradient says: {_of(signs.scaling)}"
+        f"Signs over {signs.entries} entries, {signs.negative} of them negative, counted where the "
+        f"objective moves by more than its noise. Adding to an entry moves it as the gradient "
+        f"says: {_of(signs.adding)}. Scaling one up moves it as activation times gradient says: "
+        f"{_of(signs.scaling)}"
     )
     if misread:
         whose = (

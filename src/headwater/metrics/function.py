@@ -1,5 +1,6 @@
 """A metric of one's own: a function of the logits."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -113,7 +114,7 @@ def metric(
         The metric.
 
     Raises:
-        MetricError: If `positions` has no meaning.
+        MetricError: If `positions` has no meaning, or the function cannot be called so.
         UnknownOptionError: If `needs` names something else.
     """
     checked = _checked_positions(positions)
@@ -124,7 +125,22 @@ def metric(
                 f"no batch field {one!r}.{did_you_mean(one, HOW_TO_CARRY)} Known: {known}."
             )
     title = name or str(getattr(function, "__name__", type(function).__name__))
+    _refuse_signature(function, title)
     return FunctionMetric(function, title, checked, None if needs is None else frozenset(needs))
+
+
+def _refuse_signature(function: Callable[..., Any], title: str) -> None:
+    try:
+        takes = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # what is not written in Python may not tell
+    try:
+        takes.bind(None, None)
+    except TypeError:
+        raise MetricError(
+            f"the metric {title} takes {takes}, and is called with the logits and the batch.\n"
+            "Write it as (logits, batch), whether it reads the batch or not."
+        ) from None
 
 
 def _checked_positions(
