@@ -74,7 +74,8 @@ def gradcheck(
     from headwater.cli import choices
     from headwater.components import SELECTORS
     from headwater.gradchecks import folder
-    from headwater.gradchecks.tensors import refuse_choices
+    from headwater.gradchecks.arguments import refuse_choices
+    from headwater.page.payload import finite
 
     # what was typed is judged before a model is loaded
     kinds = site.replace("+", ",").split(",")[0].strip() in SELECTORS
@@ -110,7 +111,7 @@ def gradcheck(
         page = found.page(out / folder.PAGE)
     with _whoever_reads():
         if as_json:
-            typer.echo(json.dumps(found.to_dict()))
+            typer.echo(json.dumps(finite(found.to_dict()), allow_nan=False))
         else:
             _show(found)
             if page is not None:

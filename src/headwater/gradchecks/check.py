@@ -17,7 +17,7 @@ from headwater.gradchecks import effects
 from headwater.gradchecks.directions import Coordinates, Direction, choose
 from headwater.gradchecks.entries import entries_of
 from headwater.gradchecks.hints import hint_of
-from headwater.gradchecks.lines import Weighed, forward_slopes, sweeps
+from headwater.gradchecks.lines import Weighed, forward_slopes, spacing, sweeps
 from headwater.gradchecks.result import Check, DirectionCheck, Precision
 from headwater.gradchecks.verdicts import Compared, Verdict, along, overall
 from headwater.progress import progress_bar
@@ -81,10 +81,10 @@ def check(
     """
     value = function.value
     weighed = Weighed(function, weights)
-    center = _center(weighed, about)
+    center, kind = _center(weighed, about)
     own = gradient_of(weighed)
     gradient = _gradient(about, value, own, claimed)
-    size = float(value.double().square().mean().sqrt()) or 1.0
+    size = _size(value)
     lines = _lines(about, plan, value, gradient, size)
     tried = _tried(function, lines)
     total = len(lines) * (2 * plan.steps + 1) + 3 * len(tried)
@@ -94,8 +94,8 @@ def check(
         changes = effects.measure(watched, gradient, tried, size) if tried else None
     compared = _compared(lines, swept, gradient, center, claimed)
     with torch.no_grad():
-        loss = center - float(weighed(torch.zeros_like(value)[None]).double())
-    rtol = torch.finfo(value.dtype).eps ** 0.5 if plan.rtol is None else plan.rtol
+        loss = center - float(weighed.anywhere(torch.zeros_like(value)[None]).double())
+    rtol = spacing(kind) ** 0.5 if plan.rtol is None else plan.rtol
     alone: list[Verdict] = [along(one, rtol) for one in compared]
     verdict, judged = overall(compared, alone, abs(loss) if math.isfinite(loss) else 0.0)
     if verdict == "constant" and own is None:
@@ -112,7 +112,7 @@ def check(
         where=about.where,
         objective=center,
         size=size,
-        dtype=str(value.dtype).removeprefix("torch."),
+        dtype=str(kind).removeprefix("torch."),
         claimed="autograd's" if claimed is None else "the given",
         verdict=verdict,
         hint="",
@@ -126,7 +126,12 @@ def check(
         value=value.detach(),
         gradient=gradient.detach(),
     )
-    return replace(found, hint=hint_of(found, own, about.counts, about.elsewhere))
+
+    def own_is_right() -> bool:
+        again = _compared(lines, swept, gradient if own is None else own, center, None)
+        return "disagree" not in {along(one, rtol) for one in again}
+
+    return replace(found, hint=hint_of(found, own, own_is_right, about.counts, about.elsewhere))
 
 
 def gradient_of(function: Weighed) -> Float[Tensor, "*shape"] | None:
@@ -140,24 +145,31 @@ def gradient_of(function: Weighed) -> Float[Tensor, "*shape"] | None:
     return gradient
 
 
-def _center(function: Weighed, about: About) -> float:
-    """Return the objective at the point, the same in two runs, or refuse."""
+def _size(value: Tensor) -> float:
+    """Return the root mean square of a value, however large or small; 1 if it is zero."""
+    largest = float(value.abs().max())
+    return largest * float((value.double() / largest).square().mean().sqrt()) if largest else 1.0
+
+
+def _center(function: Weighed, about: About) -> tuple[float, torch.dtype]:
+    """Return the objective at the point, and the coarser number format of the two, or refuse."""
     point = function.function.value[None]
     with torch.no_grad():
-        first, again = (float(function(point).double()) for _ in range(2))
+        found = [function(point) for _ in range(2)]
+    kind = max(point.dtype, found[0].dtype, key=spacing)
+    first, again = (float(one.double()) for one in found)
     if not math.isfinite(first):
         raise NonFiniteError(
             f"the objective is {first} at {about.name}, so it has no slope there.\n"
             "Look at its parts: a log of 0, a division by 0, an overflow?"
         )
-    eps = torch.finfo(point.dtype).eps
-    if abs(first - again) > 1e3 * eps * max(abs(first), abs(again)):
+    if abs(first - again) > 1e3 * spacing(kind) * max(abs(first), abs(again)):
         raise ModelStateError(
             f"two runs at the same point gave {first:.9g} and {again:.9g}: the objective is "
             "random, so its slope cannot be measured.\n"
             "Call model.eval(), and fix every seed inside f."
         )
-    return first
+    return first, kind
 
 
 def _gradient(

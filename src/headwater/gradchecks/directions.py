@@ -127,8 +127,9 @@ def picked(
     order = size.argsort(descending=True, stable=True).cpu()
     largest = [one for one in order[:coordinates].tolist() if size[one] > 0]
     taken = set(largest)
-    drawn = torch.randperm(count, generator=generator).tolist()
-    rest = [one for one in drawn if one not in taken]
+    # as many as there could be taken ones among them, and no list of a whole embedding
+    drawn = torch.randperm(count, generator=generator)[: 2 * coordinates + len(largest)]
+    rest = [one for one in drawn.tolist() if one not in taken]
     return largest + rest[: 2 * coordinates - len(largest)]
 
 

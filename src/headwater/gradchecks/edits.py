@@ -65,7 +65,13 @@ def as_scale(
 
 
 def _edited(site: str, edit: Callable[[Tensor], Any], gradient: Tensor) -> Tensor:
-    found: Any = edit(gradient)
+    try:
+        found: Any = edit(gradient)
+    except Exception as error:
+        raise GradcheckError(
+            f"the edit of the gradient at {site} failed on a gradient of shape "
+            f"{list(gradient.shape)}: {error}"
+        ) from error
     if found is None:
         return gradient
     if not isinstance(found, Tensor) or found.shape != gradient.shape:

@@ -20,6 +20,8 @@ from headwater.gradchecks.lines import Weighed
 
 NUDGE = 1e-3
 """What is added, in units of the value's size, and the share by which an entry is scaled."""
+WAY = 0.999
+"""Share of the way to zero that counts as all of it."""
 CLEAR = 20
 """Times the noise from which on a change has a sign."""
 
@@ -45,6 +47,11 @@ class Effects:
     def product(self) -> float:
         """Activation times gradient: the first-order estimate of the score."""
         return self.activation * self.gradient
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether the slope holds all the way to zero."""
+        return self.reach is not None and self.reach >= WAY
 
     @property
     def score(self) -> float:
@@ -102,7 +109,7 @@ class Reach:
     @property
     def is_inside(self) -> bool:
         """Whether the gradient's line holds all the way."""
-        return self.linear is not None and self.linear >= 1
+        return self.linear is not None and self.linear >= WAY
 
     def to_dict(self) -> dict[str, Any]:
         """Return the two numbers as plain data."""
@@ -160,7 +167,7 @@ def measure(
                 point = flat.clone()
                 point[index] = new
                 points.append(point.reshape(value.shape))
-        values = function(torch.stack(points)).double().cpu()
+        values = function.anywhere(torch.stack(points)).double().cpu()
         changes.append((values[1:] - values[0]).reshape(-1, 3))
     changed = torch.cat(changes) if changes else torch.zeros(0, 3, dtype=torch.float64)
     chosen = torch.tensor(list(indices), dtype=torch.long)

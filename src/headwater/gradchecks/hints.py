@@ -21,6 +21,7 @@ ALIKE = 1e-2
 def hint_of(
     check: Check,
     own: Float[Tensor, "*shape"] | None,
+    own_is_right: Callable[[], bool],
     counts: Mapping[str, int],
     elsewhere: Callable[[Tensor], str],
 ) -> str:
@@ -29,13 +30,14 @@ def hint_of(
     Args:
         check: What was found.
         own: Autograd's gradient; None if it sees no path.
+        own_is_right: Whether that is the slope.
         counts: Numbers by which a sum and a mean could be confused, by what they count.
         elsewhere: Says of which other place a gradient is the right one.
     """
     verdict, directions, gradient = check.verdict, check.directions, check.gradient
     given = check.claimed != "autograd's"
     if verdict == "constant":
-        return _of_constant(check.objective, vector=bool(check.entries))
+        return _of_constant(check)
     if verdict == "kink":
         kink = _steepest(directions, verdict)
         low, high = kink.difference.one_sided
@@ -48,12 +50,16 @@ def hint_of(
         return f"along {jump.name} the objective jumps by {jump.difference.jump:.4g}"
     if verdict != "disagree":
         return ""
-    if given and own is not None and own.any():
+    right = given and own is not None and bool(own.any()) and own_is_right()
+    if right and own is not None:
         ratio = times(gradient, own)
         said = "" if ratio is None else of_ratio(ratio, check.objective, counts)
         return said or of_vectors(gradient, own, check.value) or elsewhere(gradient)
     ratio = common_ratio(directions)
     said = "" if ratio is None else of_ratio(ratio, check.objective, counts)
+    if given and own is not None and own.any():
+        also = "autograd's own gradient is not the slope either"
+        return f"{said}; {also}" if said else also
     if given or own is None:
         return said
     if _forward_mode_is(directions, lambda one: one.difference.slope):
@@ -74,10 +80,12 @@ def _steepest(directions: Sequence[DirectionCheck], verdict: Verdict) -> Directi
     return max(found, key=lambda one: abs(one.gradient))
 
 
-def _of_constant(objective: float, *, vector: bool) -> str:
-    near = round(objective)
+def _of_constant(check: Check) -> str:
+    if check.movement > check.rounding:
+        return ""
+    objective, near = check.objective, round(check.objective)
     if near and abs(objective - near) < 1e-6 * abs(near):
-        entries = "the entries sum to a constant: " if vector else ""
+        entries = "the entries sum to a constant: " if check.entries else ""
         return (
             f"{entries}the objective is {near} whatever the value is. A softmax summed over the "
             "whole vocabulary? grad_outputs=ones_like(probs) gives the gradient of probs.sum(), "
@@ -96,7 +104,10 @@ def _forward_mode_is(
     wrong = [one for one in directions if one.verdict == "disagree" and one.forward is not None]
     return bool(wrong) and all(
         abs(one.forward - slope(one))  # pyright: ignore[reportOptionalOperand]
-        <= max(10 * one.difference.bar, 1e-6 * abs(one.difference.slope))
+        <= min(
+            max(10 * one.difference.bar, 1e-6 * abs(one.difference.slope)),
+            0.1 * abs(one.gradient - one.difference.slope),
+        )
         for one in wrong
     )
 
@@ -148,7 +159,10 @@ def _of_size(ratio: float, value: float, counts: Mapping[str, int]) -> str:
 
 
 def _factors(value: float, counts: Mapping[str, int]) -> list[tuple[float, str]]:
-    found: list[tuple[float, str]] = []
+    found: list[tuple[float, str]] = [
+        (2.0, "a factor of two: counted twice, or a square without its half"),
+        (0.5, "a factor of a half: halved on the way, or a square without its two"),
+    ]
     if 0 < value < 1:
         words = "this is the gradient of the log-probability where the objective is the probability"
         found.append((1 / value, f"{words} (they differ by the factor p = {value:.3g})"))
@@ -161,10 +175,6 @@ def _factors(value: float, counts: Mapping[str, int]) -> list[tuple[float, str]]
                 (float(count), f"this is a sum over {count} {what} where the objective is a mean"),
                 (1 / count, f"this is a mean over {count} {what} where the objective is a sum"),
             ]
-    found += [
-        (2.0, "a factor of two: counted twice, or a square without its half"),
-        (0.5, "a factor of a half: halved on the way, or a square without its two"),
-    ]
     return found
 
 

@@ -18,10 +18,14 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from headwater import finite_difference
+from headwater.errors import HeadwaterError, NonFiniteError
 from headwater.finite_difference import Sweep
 from headwater.gates.value import ValueFunction
 from headwater.gradchecks.directions import Direction
 from headwater.progress import Advance, silent
+
+OUTSIDE = (ArithmeticError, ValueError, torch.linalg.LinAlgError)  # pyright: ignore[reportPrivateImportUsage]
+"""Raised where a function is not defined: a scale below zero, a matrix that is not positive."""
 
 
 class Weighed:
@@ -43,14 +47,28 @@ class Weighed:
 
     def __call__(self, points: Float[Tensor, "point *shape"]) -> Float[Tensor, " point"]:
         """Return the one number at each point."""
-        found = self.sum(self.function.rows(points))
+        return self.sum(self.function.rows(points))
+
+    def anywhere(self, points: Float[Tensor, "point *shape"]) -> Float[Tensor, " point"]:
+        """Return the one number at each point; NaN where the function is not defined."""
+        found = self._tried(points)
         self.advance(len(points))
         return found
+
+    def _tried(self, points: Tensor) -> Tensor:
+        try:
+            return self(points)
+        except OUTSIDE as error:
+            if isinstance(error, HeadwaterError) and not isinstance(error, NonFiniteError):
+                raise
+            if len(points) == 1:
+                return points.new_full((1,), math.nan)
+            return torch.cat([self._tried(one[None]) for one in points])
 
     def sum(self, rows: Float[Tensor, "point *entry"]) -> Float[Tensor, " point"]:
         """Add the entries of each row."""
         if self.weights is None:
-            return rows
+            return rows.reshape(len(rows))
         return (rows * self.weights.to(rows)).flatten(1).sum(1)
 
 
@@ -70,9 +88,10 @@ def sweeps(function: Weighed, directions: Sequence[Direction], steps: int) -> li
     together, found = capacity // count, list[Sweep]()
     for first in range(0, len(directions), together):
         lines = [_Line(value, one, steps) for one in directions[first : first + together]]
-        values = function(torch.cat([line.points() for line in lines]))
+        values = function.anywhere(torch.cat([line.points() for line in lines]))
         for line, own in zip(lines, values.double().cpu().split(count), strict=True):
-            found.append(line.sweep(own[:1].numpy().repeat(steps), own[1:].numpy()))
+            centers = own[:1].numpy().repeat(steps)
+            found.append(line.sweep(centers, own[1:].numpy(), values.dtype))
     return found
 
 
@@ -81,17 +100,19 @@ def _in_parts(function: Weighed, line: _Line, capacity: int) -> Sweep:
     count = len(line.nominal)
     parts = math.ceil(count / max(1, (capacity - 1) // 2))
     centers, sides = np.empty(count), np.empty(2 * count)
-    alone = float(function(line.value[None]).double()) if capacity < 3 else math.nan
+    middle = function(line.value[None])
     for part in np.array_split(np.arange(count), parts):
         if capacity < 3:
-            values = [float(function(one[None]).double()) for one in line.around(part)]
-            centers[part] = alone
+            values = torch.cat([function.anywhere(one[None]) for one in line.around(part)])
+            centers[part] = float(middle.double())
         else:
-            points = torch.cat([line.value[None], line.around(part)])
-            first, *values = function(points).double().cpu().tolist()
-            centers[part] = first
-        sides[np.stack([2 * part, 2 * part + 1], 1).flatten()] = values
-    return line.sweep(centers, sides)
+            first, values = function.anywhere(
+                torch.cat([line.value[None], line.around(part)])
+            ).split([1, 2 * len(part)])
+            centers[part] = float(first.double())
+        places = np.stack([2 * part, 2 * part + 1], 1).flatten()
+        sides[places] = values.double().cpu().numpy()
+    return line.sweep(centers, sides, middle.dtype)
 
 
 class _Line:
@@ -112,16 +133,21 @@ class _Line:
         length = torch.tensor(self.nominal[part]).to(self.value)
         length = length.reshape(-1, *[1] * self.value.ndim)
         plus, minus = self.value + length * vector, self.value - length * vector
-        self.ahead[part] = self._along(plus - self.value)
-        self.behind[part] = self._along(self.value - minus)
+        self.ahead[part] = self._realized(plus - self.value, length)
+        self.behind[part] = self._realized(self.value - minus, length)
         return torch.stack([plus, minus], 1).flatten(0, 1)
 
-    def _along(self, moved: Tensor) -> np.ndarray:
-        vector = self.direction.vector.double().flatten()
-        along = moved.double().reshape(len(moved), -1) @ vector / (vector @ vector)
-        return along.cpu().numpy()
+    def _realized(self, moved: Tensor, length: Tensor) -> np.ndarray:
+        """Return how long each step became: what its entries say, each to its own rounding."""
+        vector, moved = self.direction.vector.double(), moved.double()
+        # numbers are spaced in proportion to their size; a small one tells a step more exactly
+        exact = vector / torch.hypot(self.value.double(), length.double() * vector)
+        exact = torch.where(vector == 0, 0.0, exact).reshape(len(length), -1)
+        weight = (exact / exact.abs().amax(1, keepdim=True)) ** 2
+        each = torch.where(vector == 0, 0.0, moved / vector).reshape(len(length), -1)
+        return ((weight * each).sum(1) / weight.sum(1)).cpu().numpy()
 
-    def sweep(self, centers: np.ndarray, sides: np.ndarray) -> Sweep:
+    def sweep(self, centers: np.ndarray, sides: np.ndarray, output: torch.dtype) -> Sweep:
         """Return what the values at `centers` and at both ends of each step are."""
         plus, minus = sides[0::2], sides[1::2]
         # at long steps a function may overflow; only what is nearer than that counts
@@ -134,8 +160,21 @@ class _Line:
             plus=plus[kept],
             minus=minus[kept],
             center=centers[kept],
-            eps=torch.finfo(self.value.dtype).eps,
+            eps=max(spacing(self.value.dtype, output), _within(centers, sides)),
         )
+
+
+def spacing(*kinds: torch.dtype) -> float:
+    """Return the spacing at 1 of the coarsest of some number formats."""
+    return max(torch.finfo(kind).eps for kind in kinds)
+
+
+def _within(centers: np.ndarray, sides: np.ndarray) -> float:
+    """Return float32's spacing if every value is a number of float32, converted; else 0."""
+    values = np.concatenate([centers, sides])
+    with np.errstate(over="ignore"):
+        single = bool((values == values.astype(np.float32)).all())
+    return finite_difference.FLOAT32 if single else 0.0
 
 
 def forward_slopes(

@@ -18,6 +18,11 @@ from headwater.components import Choice, Component, Selection, parse_component
 from headwater.errors import GradcheckError, UnknownComponentError
 from headwater.gates import GatedTask
 from headwater.gates.value import ValueFunction
+from headwater.gradchecks.arguments import (
+    refuse_choices,
+    refuse_grad_outputs,
+    refuse_no_tensors,
+)
 from headwater.gradchecks.asked import Asked
 from headwater.gradchecks.check import About, Plan, check
 from headwater.gradchecks.directions import Coordinates
@@ -29,13 +34,7 @@ from headwater.gradchecks.provenance import asked_of
 from headwater.gradchecks.report import GradientReport
 from headwater.gradchecks.result import Check
 from headwater.gradchecks.spanned import Spanned
-from headwater.gradchecks.tensors import (
-    Dtype,
-    TensorFunction,
-    gated,
-    refuse_choices,
-    refuse_no_tensors,
-)
+from headwater.gradchecks.tensors import Dtype, TensorFunction, gated
 from headwater.models import Model
 from headwater.references import Corrupted, Reference, Zero
 from headwater.sites import Site
@@ -96,7 +95,8 @@ def gradcheck(
         reference: What a closed gate puts there; `hw.Corrupted()` if there is a corrupted prompt,
             else `hw.Zero()`.
         dtype: `"float64"`: a float64 copy of the layers from the value's on, with every cast down
-            inside dropped; the residual that enters them is the model's own. `"native"`: the
+            inside dropped; the residual that enters them is the model's own (gates and the weights
+            of the embedding: a copy of the whole model). `"native"`: the
             model as it is, which settles less; nothing passes in bfloat16 or float16.
         steps: How many steps, at least 8.
         rtol: Relative difference that counts as agreement whatever the error bar says.
@@ -117,20 +117,29 @@ def gradcheck(
     """
     refuse_arguments(model=model, reference=reference)
     refuse_modes()
-    refuse_choices(dtype, steps)
+    refuse_choices(dtype, steps, seed, rtol)
     native = dtype == "native"
     if not isinstance(site, str | Selection):
         raise GradcheckError(
             f"site is {type(site).__name__}: write a site ('layers.1.mlp.post'), a weight's or "
             "component's name, or a selection (hw.heads())."
         )
-    refuse_no_tensors(gradient=gradient, directions=directions, grad_outputs=grad_outputs)
+    refuse_no_tensors(
+        gradient=gradient, directions=directions, basis=basis, coefficients=coefficients
+    )
+    refuse_grad_outputs(grad_outputs)
+    if edits is not None and not isinstance(edits, Mapping):
+        raise GradcheckError(
+            f"edits is {type(edits).__name__}: write what each gradient was multiplied by, "
+            "edits={site: factor}."
+        )
+    moved = position if position != -1 else None
     asked = Asked(model, prompt, metric, answer, wrong, corrupted, grad_outputs)
     if edits is None:
         refuse_edited(gradient, asked.title, DECLARE)
     with model.frozen():
         if isinstance(site, Selection) or _is_component(site):
-            _refuse_beside_gates(basis=basis, edits=edits)
+            _refuse_beside_gates(basis=basis, edits=edits, position=moved)
             off = reference or (Zero() if corrupted is None else Corrupted())
             found = [_at_gates(model, asked, site, off, native=native)]
         elif Site.is_path(site) or not _is_weight(model, site):
@@ -146,7 +155,7 @@ def gradcheck(
                 alone=gradient is not None or basis is not None or directions is not None,
             )
         else:
-            _refuse_beside_weights(edits=edits)
+            _refuse_beside_weights(edits=edits, position=moved)
             found = [at_weight(model, asked, site, native=native)]
         if basis is None and coefficients is not None:
             raise GradcheckError("coefficients= are along the vectors of basis=, which is missing.")

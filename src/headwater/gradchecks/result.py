@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from headwater.finite_difference import Difference
 from headwater.gradchecks.directions import Kind
 from headwater.gradchecks.effects import Effects, Reach, SignCount
-from headwater.gradchecks.verdicts import Verdict
+from headwater.gradchecks.verdicts import PASSES, Verdict
+
+ROUNDINGS = 10
+"""Roundings within which the last operation of an objective may move it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,15 +126,37 @@ class Check:
     @property
     def steepest(self) -> DirectionCheck:
         """The direction to look at first: of the worst that do not pass, else the steepest."""
-        for verdict in ("disagree", "jump", "kink", "unresolved", "ill-conditioned"):
+        wrong: tuple[Verdict, ...] = ("disagree", "jump", "kink")
+        verdicts = () if self.verdict in PASSES else (*wrong, "unresolved", "ill-conditioned")
+        for verdict in verdicts:
             found = [one for one in self.directions if one.verdict == verdict]
-            if found and verdict in ("disagree", "jump", "kink"):
+            if found and verdict in wrong:
                 # a single entry says where it is; the others dilute it
                 found = [one for one in found if one.index is not None] or found
                 return max(found, key=lambda one: one.apart)
             if found:
                 return max(found, key=lambda one: abs(one.gradient))
-        return max(self.directions, key=lambda one: abs(one.gradient))
+        passing = [one for one in self.directions if one.verdict in PASSES] or self.directions
+        return max(passing, key=lambda one: abs(one.gradient))
+
+    @property
+    def tells_signs(self) -> bool:
+        """Whether the signs of small changes are those of a slope, rather than of rounding."""
+        return self.signs is not None and self.verdict in ("agree", "disagree")
+
+    @property
+    def movement(self) -> float:
+        """How far the objective went from where it is, at most."""
+        return max(
+            float(abs(side * one.difference.steps).max(initial=0.0))
+            for one in self.directions
+            for side in (one.difference.forward, one.difference.backward)
+        )
+
+    @property
+    def rounding(self) -> float:
+        """How far the rounding of a sum in the check's number format may move the objective."""
+        return ROUNDINGS * torch.finfo(getattr(torch, self.dtype)).eps * abs(self.objective)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the two tensors as plain data."""

@@ -29,16 +29,13 @@ class Spanned:
         coefficients: Float[Tensor, " vector"] | None,
     ) -> None:
         shape = function.value.shape
-        if not isinstance(basis, Tensor):
-            raise GradcheckError(
-                f"basis is {type(basis).__name__}, not a tensor.\n"
-                "Give vectors of the value's shape, stacked: torch.stack([...])."
-            )
         if basis.shape[1:] != shape:
             raise GradcheckError(
                 f"basis has shape {list(basis.shape)}; the value has {list(shape)}.\n"
                 "Give vectors of that shape, stacked: [n, ...]."
             )
+        if not len(basis):
+            raise GradcheckError("basis is empty: there is no vector to move along.")
         if coefficients is None:
             coefficients = basis.new_zeros(len(basis))
         if coefficients.shape != (len(basis),):

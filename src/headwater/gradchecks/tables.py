@@ -86,7 +86,7 @@ def effects(check: Check) -> Table:
                 number(-one.product),
                 number(one.zeroing),
                 "-" if one.reach is None else
-                "all the way" if one.reach >= 1 else f"{100 * one.reach:.2g} % of the way",
+                "all the way" if one.is_inside else f"{100 * one.reach:.2g} % of the way",
             )
             for one in check.effects
         ),
@@ -124,7 +124,7 @@ def sites(checks: Sequence[Check]) -> Table:
 def _site(check: Check) -> tuple[str, ...]:
     far, signs, reach = check.steepest.difference.linear, check.signs, check.reach
     misread = "-"
-    if signs is not None:
+    if signs is not None and check.tells_signs:
         right, total = signs.scaling_by_gradient
         misread = f"{total - right} of {total}"
     return (

@@ -13,10 +13,16 @@ from torch import Tensor
 from headwater.attribution.manifest import versions
 from headwater.errors import GradcheckError, HeadwaterError
 from headwater.gates import GatedFunction
+from headwater.gradchecks.arguments import (
+    refuse_choices,
+    refuse_grad_outputs,
+    refuse_no_tensors,
+)
 from headwater.gradchecks.check import About, Plan, check
 from headwater.gradchecks.directions import Coordinates
 from headwater.gradchecks.given import DEFINE, refuse_edited
 from headwater.gradchecks.labels import indexed
+from headwater.gradchecks.lines import OUTSIDE
 from headwater.gradchecks.provenance import asked_of
 from headwater.gradchecks.report import GradientReport
 from headwater.precision import true_float64
@@ -24,6 +30,8 @@ from headwater.precision import true_float64
 Dtype = Literal["float64", "native"]
 STACKED = 1024
 """Most points in one call of a batched function."""
+STACKED_ENTRIES = 2**22
+"""Most entries of points that wait for a function that takes them one by one."""
 
 
 def check_gradient(
@@ -59,7 +67,7 @@ def check_gradient(
         directions: Directions to check instead of the gradient's, three random ones and `x`'s own:
             [n, *x.shape].
         dtype: `"float64"`: `x` is converted and casts inside `f` to lower types are dropped.
-            `"native"`: everything as it is.
+            `"native"`: everything as it is. A gated function is always run as it is.
         batched: Whether `f` takes points stacked along a new first axis, [n, *x.shape], and
             returns [n] or [n, entries]; much faster.
         steps: How many steps, at least 8.
@@ -77,8 +85,9 @@ def check_gradient(
         ModelStateError: If two calls at the same point differ.
         NonFiniteError: If the objective or the gradient is not finite.
     """
-    refuse_choices(dtype, steps)
-    refuse_no_tensors(gradient=gradient, directions=directions, grad_outputs=grad_outputs)
+    refuse_choices(dtype, steps, seed, rtol)
+    refuse_no_tensors(gradient=gradient, directions=directions)
+    refuse_grad_outputs(grad_outputs)
     if isinstance(f, GatedFunction):
         point, rows, stacked = gated(f, x)
         context: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -87,7 +96,9 @@ def check_gradient(
     else:
         point = _point(f, x, dtype)
         context = true_float64 if dtype == "float64" else nullcontext
-        rows, stacked = (f, STACKED) if batched else (_one_by_one(f), 2 * steps + 1)
+        # one by one, what is stacked only takes memory
+        alone = max(3, min(2 * steps + 1, STACKED_ENTRIES // point.numel()))
+        rows, stacked = (f, STACKED) if batched else (_one_by_one(f), alone)
         name, name_of = "x", indexed(tuple(point.shape)) if point.ndim else lambda _: "x"
     function = TensorFunction(rows, point, stacked, context)
     weights = function.first_call(grad_outputs)
@@ -163,7 +174,10 @@ class TensorFunction:
         away = 2 * self.value + 1
         with torch.no_grad():
             alone = self.rows(self.value[None])[0]
-            beside = self.rows(torch.stack([self.value, away]))[0]
+            try:
+                beside = self.rows(torch.stack([self.value, away]))[0]
+            except OUTSIDE:
+                return
         eps = torch.finfo(self.value.dtype).eps
         if not torch.allclose(alone, beside, rtol=1e4 * eps, atol=1e4 * eps, equal_nan=True):
             raise GradcheckError(
@@ -184,13 +198,8 @@ class TensorFunction:
                 found = self.rows(point)
         except HeadwaterError:
             raise
-        except RuntimeError as error:
-            converted = (
-                "" if self.value.dtype != torch.float64 else
-                "\nx was converted to float64: if f holds weights in float32, convert them as well "
-                "(module.double()), or write dtype='native'."
-            )  # fmt: skip
-            raise GradcheckError(f"f failed at x: {error}{converted}") from error
+        except Exception as error:
+            raise GradcheckError(f"f failed at x: {error}{self._remedy(error)}") from error
         if not torch.equal(point[0], self.value):
             raise GradcheckError(
                 "f changes x in place, so every run would start elsewhere.\n"
@@ -213,6 +222,19 @@ class TensorFunction:
             )
         return grad_outputs.detach().to(found)
 
+    def _remedy(self, error: Exception) -> str:
+        if "does not require grad" in str(error):
+            return (
+                "\nf differentiates inside itself, and is run without gradients: write it with "
+                "torch.func.grad, which needs none."
+            )
+        if isinstance(error, RuntimeError) and self.value.dtype == torch.float64:
+            return (
+                "\nx was converted to float64: if f holds weights in float32, convert them as well "
+                "(module.double()), or write dtype='native'."
+            )
+        return ""
+
 
 def _point(f: Any, x: Tensor | None, dtype: str) -> Tensor:
     """Return the point in the number format that is asked for, or refuse."""
@@ -226,6 +248,9 @@ def _point(f: Any, x: Tensor | None, dtype: str) -> Tensor:
             f"x is {shown}: it is the point at which f is differentiated.\n"
             "Give a tensor: torch.as_tensor(x)."
         )
+    if x.layout != torch.strided or x.is_meta:
+        kind = "on the meta device" if x.is_meta else f"stored as {x.layout}"
+        raise GradcheckError(f"x is {kind}: give a dense tensor that has values.")
     if not x.is_floating_point():
         raise GradcheckError(
             f"x is {x.dtype}: there is no derivative with respect to integers such as token ids.\n"
@@ -243,20 +268,6 @@ def _point(f: Any, x: Tensor | None, dtype: str) -> Tensor:
         )
     with torch.inference_mode(False):
         return x.detach().clone().to(torch.float64 if dtype == "float64" else x.dtype)
-
-
-def refuse_no_tensors(**given: Any) -> None:
-    """Refuse arrays and lists where a tensor is asked for; words are judged elsewhere.
-
-    Raises:
-        GradcheckError: Naming the argument, and what to write.
-    """
-    for name, value in given.items():
-        if value is not None and not isinstance(value, Tensor | str):
-            raise GradcheckError(
-                f"{name} is {type(value).__name__}, not a tensor.\n"
-                f"Write {name}=torch.as_tensor({name})."
-            )
 
 
 def _one_by_one(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -277,7 +288,14 @@ def _one_by_one(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 def gated(f: GatedFunction, x: Tensor | None) -> tuple[Tensor, Callable[[Tensor], Tensor], int]:
     """Return point, function and most points of a gated function."""
-    point = f.gates()[0].mean(0) if x is None else x.detach().to(f.dtype)
+    rest = f.gates()[0].mean(0)
+    refuse_no_tensors(x=x)
+    if x is not None and x.shape != rest.shape:
+        raise GradcheckError(
+            f"x has shape {list(x.shape)}; the gated function has {len(rest)} gates.\n"
+            "Give one number a gate, or leave x out: gates at rest."
+        )
+    point = rest if x is None else x.detach().to(f.dtype)
 
     def rows(points: Tensor) -> Tensor:
         settings = points[:, None, :].expand(-1, f.batch, -1)
@@ -302,17 +320,7 @@ def _refuse_output(found: Any, grad_outputs: Any) -> None:
             "Return one entry (probs[token]), or say which sum of them is meant: "
             'grad_outputs="ones" is the gradient of the plain SUM, not of each entry.'
         )
-    if isinstance(grad_outputs, str) and grad_outputs != "ones":
-        raise GradcheckError(f'grad_outputs={grad_outputs!r}: write "ones", or give a tensor.')
-
-
-def refuse_choices(dtype: str, steps: int) -> None:
-    """Refuse a number format or a count of steps that has no meaning.
-
-    Raises:
-        GradcheckError: Saying what to write.
-    """
-    if dtype not in ("float64", "native"):
-        raise GradcheckError(f"dtype={dtype!r}: write 'float64' or 'native'.")
-    if steps < 8:
-        raise GradcheckError(f"steps={steps}: at least 8, or no plateau can be told from noise.")
+    if grad_outputs is not None and not entries:
+        raise GradcheckError(
+            "grad_outputs weighs the entries of a vector, and f returned one number.\nLeave it out."
+        )

@@ -189,7 +189,8 @@ def _effects(check: Check) -> TableData:
             "zeroing": (effect.zeroing, -effect.product),
         }
         for name, (change, said) in changes.items():
-            mark = _mark(name, change, said, effect) if signs.is_visible(change) else NOISE
+            seen = check.tells_signs and signs.is_visible(change)
+            mark = _mark(name, change, said, effect) if seen else NOISE
             if mark:
                 row[columns[name]] = (texts[columns[name]], mark)
         rows.append(row)
@@ -206,7 +207,7 @@ def _mark(name: str, change: float, said: float, effect: Effects) -> str:
 def _signs(check: Check) -> TableData | None:
     """Return how often each change had the sign it must have, and the usual misreading."""
     signs = check.signs
-    if signs is None:
+    if signs is None or not check.tells_signs:
         return None
 
     def of(counts: tuple[int, int]) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from headwater.gradchecks.result import Check, DirectionCheck
 from headwater.gradchecks.verdicts import MEANING, Verdict
 
+SMALL = 0.1
+"""Share of an effect below which a slope promises next to nothing of it."""
 NOISY = 1e4
 """Roundings of the value beyond which float64 is not float64 inside."""
 
@@ -31,7 +33,7 @@ def verdict(check: Check, objective: str) -> str:
     words = {
         "agree": _agree,
         "disagree": _disagree,
-        "constant": lambda one, of: f"nothing that was tried moves {of} from {one.objective:.6g}",
+        "constant": _constant,
         "stationary": _stationary,
         "ill-conditioned": _ill_conditioned,
         "unresolved": _unresolved,
@@ -102,6 +104,16 @@ def _disagree(check: Check, objective: str) -> str:
     )
 
 
+def _constant(check: Check, objective: str) -> str:
+    moves = f"nothing that was tried moves {objective} from {check.objective:.6g}"
+    if check.movement <= check.rounding:
+        return moves
+    return (
+        f"{moves} by more than {size(check.movement)}, which the rounding of an operation inside "
+        "may do"
+    )
+
+
 def _stationary(check: Check, objective: str) -> str:
     return (
         f"the slope of {objective} is zero in every direction and its gradient says so, yet it "
@@ -124,10 +136,11 @@ def _ill_conditioned(check: Check, objective: str) -> str:
         f"the slope of {objective} is lost in rounding: the gradient says {size(steep)} at most, "
         f"and no error bar is below {size(bar)}"
     )
-    if check.reach is not None and moves:
+    reach = check.reach
+    if reach is not None and moves and abs(reach.estimate) < SMALL * abs(reach.exact):
         said += (
             f". It is saturated, not unimportant: {removal(check).lower()} loses "
-            f"{number(check.reach.exact)}"
+            f"{number(reach.exact)}"
         )
     return said
 
@@ -219,7 +232,7 @@ def _reach(check: Check) -> str:
         f"estimates {number(reach.estimate)}."
     )
     if reach.linear is None:
-        return f"{start} The gradient's line holds nowhere on the way."
+        return f"{start} No step resolves the slope along the value itself."
     if reach.is_inside:
         return f"{start} The slope holds all the way."
     off = abs(reach.estimate - reach.exact)
