@@ -25,8 +25,10 @@ from headwater.errors import (
     UnknownOptionError,
 )
 from headwater.gradchecks import check as checking
+from headwater.gradchecks import tables
 from headwater.gradchecks.report import GradientReport
 from headwater.gradchecks.result import Check
+from headwater.gradchecks.view import page_data
 from headwater.models import Model
 from headwater.precision import true_float64
 from shape_checks import unchecked
@@ -1089,3 +1091,184 @@ def test_kinks_beside_the_point_are_none_at_the_point():
     for seed in range(30):
         found = checked(f, drawn(6, seed=100 + seed), batched=True, coordinates=4, seed=seed)
         assert "kink" not in {one.verdict for one in found.directions}, seed
+
+
+# scales, formats and ends of functions
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_a_linear_function_the_slope_holds_all_the_way_to_zero(seed):
+    weights = drawn(6, seed=seed)
+    found = hw.check_gradient(lambda z: z @ weights, drawn(6, seed=100 + seed), batched=True)
+    assert found.checks[0].reach is not None
+    assert found.checks[0].reach.is_inside
+    assert all(one.is_inside for one in found.checks[0].effects)
+    assert "The slope holds all the way." in "\n".join(found.sentences())
+
+
+def test_a_right_gradient_is_not_accused_where_the_output_is_coarser_than_x():
+    weights = drawn(SIZE, SIZE, seed=30)
+
+    def rounded(z: Tensor) -> Tensor:
+        return (weights.bfloat16() @ z.bfloat16()).tanh().sum()
+
+    def offset(z: Tensor) -> Tensor:
+        return (1e4 + 1e-4 * torch.tanh(weights.float() @ z.float()).sum()).double()
+
+    coarse = hw.check_gradient(rounded, X.float(), dtype="native")
+    assert coarse.verdict == "unresolved"
+    assert "in bfloat16" in coarse.title()
+    for seed in range(6):
+        found = hw.check_gradient(offset, drawn(SIZE, seed=seed), dtype="native")
+        assert found.verdict == "constant"
+        assert "round" in found.sentences()[0]
+        assert "softmax" not in found.sentences()[0]
+
+
+def test_a_small_jump_at_the_point_is_not_said_to_move_nothing():
+    def f(z: Tensor) -> Tensor:
+        return 5 + 1e-6 * (z > 0).to(z).sum() + 0 * z.sum()
+
+    ahead = torch.ones(1, 3, dtype=torch.float64)
+    found = hw.check_gradient(f, torch.zeros(3), directions=ahead)
+    assert found.verdict == "constant"
+    assert "by more than 3.0e-06, which the rounding" in found.sentences()[0]
+    assert "softmax" not in found.sentences()[0]
+
+
+@pytest.mark.parametrize(
+    ("large", "small", "dtype"),
+    [(1e6, 1e-3, torch.float64), (1e4, 1e-2, torch.float32)],
+    ids=str,
+)
+@pytest.mark.parametrize("seed", range(12))
+def test_entries_of_other_units_do_not_blur_a_step(large, small, dtype, seed):
+    x = torch.tensor([large, small]) * (1 + 0.3 * drawn(2, seed=seed))
+    found = hw.check_gradient(
+        lambda z: torch.sin(z[0] / large) * torch.exp(-z[1] / small), x.to(dtype), dtype="native"
+    )
+    assert found.verdict == "agree"
+
+
+@pytest.mark.parametrize("unit", [1e200, 1e-200])
+def test_units_of_the_point_do_not_matter(unit):
+    check = checked(lambda z: (z / unit).sin().sum(), unit * X)
+    assert check.verdict == "agree"
+    assert check.size == pytest.approx(unit * float(X.square().mean().sqrt()))
+
+
+@pytest.mark.parametrize(
+    ("f", "x", "slope"),
+    [
+        (
+            lambda s: torch.distributions.Normal(0.0, s, validate_args=True).log_prob(
+                torch.tensor(1.0, dtype=torch.float64)
+            ),
+            2.0,
+            1 / 2.0**3 - 1 / 2.0,
+        ),
+        (lambda d: torch.linalg.cholesky(torch.diag(d.reshape(1))).log().sum(), 2.0, 0.25),
+    ],
+    ids=["a scale below zero", "a matrix that is not positive"],
+)
+def test_a_step_to_where_the_function_raises_is_left_out(f, x, slope):
+    found = checked(f, torch.tensor(x))
+    assert found.verdict == "agree"
+    steepest = found["gradient"]
+    assert steepest.gradient == pytest.approx(abs(slope), rel=1e-12)
+
+
+def test_a_batched_function_may_return_a_column():
+    found = hw.check_gradient(lambda z: logprob(z)[:, None], X, batched=True)
+    assert found.verdict == "agree"
+    assert found.checks[0].gradient.allclose(slope_of(logprob))
+
+
+def test_a_value_whose_scaling_changes_nothing_is_not_said_to_bend_at_once():
+    weights = drawn(SIZE, seed=31).float()
+    found = hw.check_gradient(
+        lambda z: (z / (z.norm() + 1e-9)) @ weights, X.float(), dtype="native"
+    )
+    assert found.verdict == "agree"
+    said = "\n".join(found.sentences())
+    assert "No step resolves the slope along the value itself." in said
+    assert "loses" in said
+
+
+def test_a_wrong_gradient_of_a_function_whose_own_is_wrong_too_is_told_by_its_slopes():
+    def f(z: Tensor) -> Tensor:
+        return flipped(z).sin().sum()
+
+    for factor, hint in ((2.0, "a factor of two"), (-1.0, "the sign is flipped")):
+        check = checked(f, gradient=factor * X.cos())
+        assert check.verdict == "disagree"
+        assert check.hint.startswith(hint)
+        assert check.hint.endswith("autograd's own gradient is not the slope either")
+
+
+def test_a_doubled_gradient_of_a_half_is_a_factor_of_two():
+    unit = X / X.norm()
+    check = checked(lambda z: (z * z).sum() / 2, unit, gradient=2 * unit)
+    assert check.hint.startswith("a factor of two")
+
+
+def test_signs_are_not_counted_where_there_is_no_slope():
+    report = hw.check_gradient(lambda z: 1 + (z**4).sum(), torch.zeros(SIZE))
+    assert report.verdict == "stationary"
+    assert not report.checks[0].tells_signs
+    (row,) = tables.sites(report.checks).rows
+    assert row[4] == "-"
+    assert page_data(report)["sites"][0]["signs"] is None
+
+
+def test_the_steps_that_are_shown_are_of_a_direction_that_passes_where_the_check_does():
+    weak = torch.tensor([1.0] * 11 + [1e-14], dtype=torch.float64)
+    check = checked(lambda z: 5 + logprob(z * weak), coordinates="all")
+    assert check.verdict == "agree"
+    assert check.steepest.verdict == "agree"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"steps": "24"}, r"steps='24' is not a whole number.\nWrite steps=24"),
+        ({"steps": 24.5}, "steps=24.5 is not a whole number"),
+        ({"seed": None}, "seed=None is not a whole number"),
+        ({"rtol": "a"}, "is not a relative difference"),
+        ({"rtol": -1.0}, "is not a relative difference"),
+        ({"rtol": math.nan}, "is not a relative difference"),
+        ({"gradient": torch.ones(SIZE, dtype=torch.long)}, r"Write gradient=gradient.double\(\)"),
+        ({"gradient": torch.ones(SIZE, dtype=torch.complex64)}, "real floating-point numbers"),
+        ({"directions": "random"}, "directions is str, not a tensor"),
+        ({"grad_outputs": "ones"}, "f returned one number.\nLeave it out"),
+        ({"grad_outputs": "mean"}, 'write "ones", or give a tensor'),
+    ],
+)
+def test_an_option_without_meaning_is_refused(options, words):
+    with unchecked(), pytest.raises(GradcheckError, match=words):
+        hw.check_gradient(prob, X, **options)
+
+
+@pytest.mark.parametrize(
+    ("f", "x", "words"),
+    [
+        (torch.sum, X.to_sparse(), "give a dense tensor"),
+        (torch.sum, X.to("meta"), "give a dense tensor"),
+        (
+            lambda z: torch.autograd.grad((z**3).sum(), z)[0].sum(),
+            X,
+            "write it with torch.func.grad",
+        ),
+        (lambda z: {}["logits"], X, "f failed at x: 'logits'"),
+    ],
+    ids=["sparse", "meta", "a gradient inside", "any error"],
+)
+def test_what_cannot_be_run_is_refused_with_what_to_do(f, x, words):
+    with pytest.raises(GradcheckError, match=words):
+        hw.check_gradient(f, x)
+
+
+def test_a_gradient_inside_can_be_written_so_that_it_is_checked():
+    check = checked(lambda z: torch.func.grad(lambda y: (y**3).sum())(z).sum())
+    assert check.verdict == "agree"
+    assert check.gradient.allclose(6 * X)

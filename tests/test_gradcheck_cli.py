@@ -147,7 +147,9 @@ def test_what_is_neither_ends_with_3(monkeypatch, capsys):
         (("--metric", "prob:"), "Write prob:WORD or logprob:WORD"),
         (("--metric", "prb:Mary"), "Closest: 'prob'"),
         (("--metric", "kl:Mary"), "has no answer"),
-        ((), "--metric"),
+        ((), "Write --metric prob:Mary, or --answer Mary and --wrong John"),
+        (("--metric", "prob"), "is --metric prob:Mary; answer='Mary' is --answer Mary"),
+        (("--metric", "logit-diff", "--answer", "Mary"), "wrong='John' is --wrong John"),
         (("--metric", "prob:Mary", "--position", "14"), "positions 0 to 13"),
         (("--metric", "prob:Mary", "--position", "last"), "a number such as -1, or all"),
         (("--metric", "prob:Mary", "--coordinates", "3,256"), "0 to 255"),
@@ -179,6 +181,52 @@ def test_other_kinds_of_sites_are_typed_alike(monkeypatch, capsys):
         code, out, errors = in_process(monkeypatch, capsys, *USUAL, *words)
         assert code == 0, errors
         assert named in out
+
+
+def test_a_component_is_checked_by_its_own_gate_alone(monkeypatch, capsys):
+    words = ("--site", "a1.h2", "--metric", "prob:Mary", "--json")
+    code, out, errors = in_process(monkeypatch, capsys, *USUAL, *words)
+    assert code == 0, errors
+    (found,) = json.loads(out)["checks"]
+    assert found["name"] == "the gate of a1.h2"
+    assert [one["name"] for one in found["directions"] if one["index"] is not None] == ["a1.h2"]
+    # closing it is the exact score of the head
+    task = hw.Task([{"clean": PROMPT, "answer": "Mary"}], hw.prob())
+    exact = hw.attribute(hw.load("tiny"), task, hw.heads(layers=[1]), hw.Exact(),
+                         reference=hw.Zero())  # fmt: skip
+    score = float(exact.scores[0, exact.names.index("a1.h2")])
+    assert found["reach"]["exact"] == pytest.approx(score, rel=1e-4)
+
+
+def test_json_has_no_number_that_is_none_in_json(monkeypatch, capsys):
+    words = ("--site", "final_norm", "--metric", "prob:Mary", "--json")
+    _, out, _ = in_process(monkeypatch, capsys, *USUAL, *words)
+
+    def refuse(constant):
+        pytest.fail(f"{constant} is not JSON")
+
+    json.loads(out, parse_constant=refuse)
+
+
+def test_a_reader_who_stops_reading_loses_neither_the_folder_nor_the_exit_code(tmp_path):
+    words = ("--metric", "kl", "--coordinates", "2", "--out", tmp_path / "check")
+    with subprocess.Popen(
+        [HEADWATER, "gradcheck", *map(str, (*USUAL, *words))],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    ) as run:  # fmt: skip
+        assert run.stdout is not None
+        assert run.stderr is not None
+        run.stdout.close()
+        said = run.stderr.read().decode()
+        assert run.wait() == 3, said
+    assert "Traceback" not in said
+    assert hw.GradientReport.load(tmp_path / "check").verdict == "stationary"
+    assert (tmp_path / "check" / "page.html").exists()
+
+
+def test_without_a_metric_nothing_is_loaded(monkeypatch, capsys):
+    monkeypatch.setattr(hw, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    assert in_process(monkeypatch, capsys, *USUAL)[0] == 2
 
 
 def test_answers_of_metrics_that_need_two_are_options(monkeypatch, capsys):

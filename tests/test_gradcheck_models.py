@@ -20,6 +20,7 @@ from headwater.errors import (
     GateError,
     GradcheckError,
     HeadwaterError,
+    MetricError,
     ModelStateError,
     NoPathError,
     PromptError,
@@ -366,6 +367,7 @@ def test_the_precision_of_an_edited_gradient_is_that_of_the_same_edit(kind):
         (torch.relu, "does more than multiply"),
         (lambda g: g[0], r"returned \[6, 24\] for a gradient of shape \[1, 6, 24\]"),
         (lambda g: 3, "returned int for a gradient"),
+        (lambda g: g @ torch.ones(7, 7), "failed on a gradient of shape"),
         (None, "NoneType is neither a number, a tensor nor a function"),
         (torch.ones(7), r"shape \[7\] does not broadcast to the value's \[1, 6, 24\]"),
     ],
@@ -444,6 +446,14 @@ def test_a_wrong_gradient_is_told_what_it_is(wrong, hint):
     report = checked(gradient=claimed)
     assert report.verdict == "disagree"
     assert re.search(hint, report.checks[0].hint)
+
+
+def test_a_wrong_gradient_that_nobody_can_name_may_come_from_an_edit():
+    right = checked().checks[0].gradient
+    named, unnamed = checked(gradient=-right), checked(gradient=right.flip(-1))
+    assert [one.verdict for one in (named, unnamed)] == ["disagree", "disagree"]
+    assert not any("edits={site: factor}" in note for note in named.checks[0].notes)
+    assert any("edits={site: factor}" in note for note in unnamed.checks[0].notes)
 
 
 # --- metrics ------------------------------------------------------------------------------------
@@ -707,6 +717,12 @@ def test_an_unknown_word_is_answered_with_the_closest():
         hw.gradcheck(hw.load("tiny"), "Mary and John", site=STREAM, metric=hw.prob("Marry"))
 
 
+def test_words_of_the_one_prompt_are_not_said_to_be_of_a_pair():
+    with pytest.raises(UnknownWordError) as refusal:
+        hw.gradcheck(hw.load("tiny"), "Mary and John", site=STREAM, metric=hw.prob("Marry"))
+    assert "pair" not in str(refusal.value)
+
+
 @pytest.mark.parametrize(
     ("site", "error", "said"),
     [
@@ -760,6 +776,18 @@ def test_an_unknown_place_is_answered_with_the_closest(site, error, said):
          {"metric": lambda logits, batch: logits.sum(-1), "grad_outputs": "ones"}),
         (GradcheckError, r"returned \[\] for 1 rows",
          {"metric": lambda logits, batch: logits.sum(), "grad_outputs": "ones"}),
+        (GradcheckError, "basis is empty", {"basis": torch.zeros(0, 24)}),
+        (GradcheckError, "coefficients is list, not a tensor",
+         {"basis": torch.ones(2, 24), "coefficients": [0.0, 0.0]}),
+        (GradcheckError, "edits is float: write what", {"edits": 0.5}),
+        (GradcheckError, "position goes with a site, not with the gates",
+         {"site": "a1.h2", "position": 2}),
+        (GradcheckError, "position goes with a site, not with a weight",
+         {"site": "lm_head.weight", "position": 2}),
+        (MetricError, 'several numbers a row is meant: grad_outputs="ones"',
+         {"metric": lambda logits, batch: logits}),
+        (MetricError, r"takes \(logits\), and is called with the logits and the batch",
+         {"metric": lambda logits: logits[:, 3]}),
         (UnknownOptionError, r"directions have shape \[23\]", {"directions": torch.ones(23)}),
         (GradcheckError, "write 'float64' or 'native'", {"dtype": "float32"}),
     ],
@@ -778,6 +806,12 @@ def test_a_position_behind_the_one_that_is_read_has_no_path():
     )
     refused(NoPathError, "no other position's are read", site="final_norm", position=2)
     assert checked(metric=metric, position=3).verdict == "agree"
+
+
+def test_the_last_token_predicts_none_that_cross_entropy_would_count():
+    metric = hw.cross_entropy()
+    refused(NoPathError, r"no path .* at position 5 .* at position 0, 1, 2, 3, 4:", metric=metric)
+    assert checked(metric=metric, position=4).verdict == "agree"
 
 
 def test_inside_no_grad_it_is_the_same_check():

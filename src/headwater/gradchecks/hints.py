@@ -37,7 +37,7 @@ def hint_of(
     verdict, directions, gradient = check.verdict, check.directions, check.gradient
     given = check.claimed != "autograd's"
     if verdict == "constant":
-        return _of_constant(check)
+        return _of_constant(check, own)
     if verdict == "kink":
         kink = _steepest(directions, verdict)
         low, high = kink.difference.one_sided
@@ -80,9 +80,11 @@ def _steepest(directions: Sequence[DirectionCheck], verdict: Verdict) -> Directi
     return max(found, key=lambda one: abs(one.gradient))
 
 
-def _of_constant(check: Check) -> str:
+def _of_constant(check: Check, own: Float[Tensor, "*shape"] | None) -> str:
     if check.movement > check.rounding:
         return ""
+    if own is not None and float(own.abs().sum()) * check.size > check.rounding:
+        return "its gradient is not zero: an operation inside rounds all changes away"
     objective, near = check.objective, round(check.objective)
     if near and abs(objective - near) < 1e-6 * abs(near):
         entries = "the entries sum to a constant: " if check.entries else ""
