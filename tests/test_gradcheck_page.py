@@ -354,3 +354,25 @@ def test_the_data_ends_no_script_element():
 def test_a_page_is_written_whole_into_a_new_folder(tmp_path):
     path = write_gradcheck(cases.page(), tmp_path / "new" / "page.html")
     assert path.read_text(encoding="utf-8") == render_gradcheck(cases.page())
+
+
+def test_a_page_carries_300_directions_at_most_the_wrong_ones_first_and_says_so(tmp_path):
+    weights = torch.linspace(0.5, 1.5, 400, dtype=torch.float64)
+    x = torch.linspace(-1, 1, 400, dtype=torch.float64)
+    wrong = 2 * weights * x.cos()
+    wrong[:390] /= 2
+    report = hw.check_gradient(
+        lambda z: z.sin() @ weights, x, batched=True, gradient=wrong, coordinates="all"
+    )
+    data = page_data(report)
+    (site,) = data["sites"]
+    assert len(report.checks[0].directions) == 405
+    assert len(site["directions"]) == len(site["table"]["rows"]) == 300
+    assert any("300 of 405 directions" in note for note in data["notes"])
+    shown = {one["name"] for one in site["directions"]}
+    assert {f"[{entry}]" for entry in range(390, 400)} <= shown
+    assert site["directions"][site["first"]]["name"] == report.checks[0].steepest.name
+    assert site["effects"] is not None
+    assert {row[0] for row in site["effects"]["rows"]} <= shown
+    assert len(report.to_dict()["checks"][0]["directions"]) == 405
+    assert report.page(tmp_path / "page.html").stat().st_size < 1.5e6

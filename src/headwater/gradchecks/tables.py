@@ -19,13 +19,19 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
+def chosen(check: Check, most: int | None) -> Sequence[DirectionCheck]:
+    """Return so many directions, those that do not pass first, and the one to look at."""
+    every, lead = check.directions, check.steepest
+    if most is None or len(every) <= most:
+        return every
+    shown = sorted(every, key=lambda one: one.verdict in PASSES)[:most]
+    return shown if any(one is lead for one in shown) else [*shown[:-1], lead]
+
+
 def directions(check: Check, most: int | None = None) -> Table:
     """Return one row a direction, those that need a look first if not all are shown."""
-    shown: Sequence[DirectionCheck] = check.directions
-    title = "directions"
-    if most is not None and len(shown) > most:
-        passing = [one for one in shown if one.verdict in PASSES]
-        shown = [*(one for one in shown if one not in passing), *passing][:most]
+    shown, title = chosen(check, most), "directions"
+    if len(shown) < len(check.directions):
         title = f"{most} of {len(check.directions)} directions"
     unit = check.size
     return Table(

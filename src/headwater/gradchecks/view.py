@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from headwater.gradchecks import tables
@@ -22,6 +23,8 @@ from headwater.page.gradcheck import (
 if TYPE_CHECKING:
     from headwater.gradchecks.report import GradientReport
 
+MOST = 300
+"""Directions of one value on a page: more are said to be left to the JSON."""
 NOISE = "in the noise"
 """Said of a change without a sign."""
 
@@ -42,7 +45,7 @@ def page_data(report: GradientReport) -> GradcheckData:
         "notes": [
             f"{check.name}: {note}" if several else note
             for check in report.checks
-            for note in check.notes
+            for note in (*check.notes, *_left(check))
         ],
         "facts": _facts(report),
         "tokens": report.tokens,
@@ -51,6 +54,16 @@ def page_data(report: GradientReport) -> GradcheckData:
         "summary": _table(tables.sites(report.checks)) if several else None,
         "provenance": _flat(report.provenance),
     }
+
+
+def _left(check: Check) -> list[str]:
+    count = len(check.directions)
+    if count <= MOST:
+        return []
+    return [
+        f"the page shows {MOST} of {count:,} directions, those that do not pass first; "
+        "gradcheck.json and report.rows() have all"
+    ]
 
 
 def standing(verdict: Verdict) -> Standing:
@@ -85,6 +98,7 @@ def _marked(report: GradientReport) -> list[int]:
 
 
 def _site(check: Check) -> SiteData:
+    check = first_of(check)
     precision = check.precision
     return {
         "name": check.name,
@@ -109,6 +123,14 @@ def _site(check: Check) -> SiteData:
             "signs right": f"{100 * precision.signs:.4g} %",
         },
     }
+
+
+def first_of(check: Check) -> Check:
+    """Return a check with as many directions as a page can carry, and their entries' effects."""
+    shown = tables.chosen(check, MOST)
+    entries = {one.index for one in shown}
+    effects = tuple(one for one in check.effects if one.index in entries)
+    return replace(check, directions=tuple(shown), effects=effects)
 
 
 def _reach(check: Check) -> dict[str, str]:
@@ -153,7 +175,7 @@ def _direction(one: DirectionCheck, unit: float) -> DirectionData:
 def _readings(one: DirectionCheck, unit: float) -> list[str]:
     """Return one text for each of the page's `READINGS`."""
     found = one.difference
-    how = " and the next longer, extrapolated" if found.extrapolated else ""
+    how = ", two combined" if found.extrapolated else ""
     dead = f", {found.dead} rounded away" if found.dead else ""
     return [
         number(one.gradient, 8),
