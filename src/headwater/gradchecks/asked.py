@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headwater.errors import GradcheckError, MetricError
+from headwater.errors import GradcheckError, HeadwaterError, MetricError
 from headwater.metrics import FunctionMetric, Metric, resolve_metric
 from headwater.models import Model
 from headwater.prompts import Batch, Pair, Task
@@ -33,6 +33,9 @@ class Asked:
     Raises:
         GradcheckError: If it is not said which number is meant.
     """
+
+    batch: Batch
+    """The prompt's one row."""
 
     def __init__(
         self,
@@ -69,12 +72,15 @@ class Asked:
                 f"Write {', '.join(f'{one}={EXAMPLE[one]!r}' for one in lacking)}"
                 + (', or metric=hw.prob("Mary").' if "wrong" not in self.metric.needs else ".")
             )
-        self.batch: Batch = self.task.batches(
-            model.tokenizer,
-            device=model.device,
-            pad=adapter.pads,
-            align=corrupted is not None,
-        )[0]
+        try:
+            (self.batch,) = self.task.batches(
+                model.tokenizer,
+                device=model.device,
+                pad=adapter.pads,
+                align=corrupted is not None,
+            )
+        except HeadwaterError as error:  # there is no other prompt
+            raise type(error)(str(error).removeprefix("pair 0: ")) from None
         self.grad_outputs = grad_outputs
         if grad_outputs is not None and not isinstance(self.metric, FunctionMetric):
             raise GradcheckError(

@@ -43,9 +43,7 @@ def encode_rows(
         try:
             rows.append(rows_encoder.row(number, pair))
         except HeadwaterError as error:
-            alone = len(pairs) == 1 and not pair.origin  # there is no other to confuse it with
-            named = "" if alone else f"{where(number, pair)}: "
-            raise type(error)(f"{named}{error}") from None
+            raise type(error)(f"{where(number, pair)}: {error}") from None
     rows_encoder.warn_of_joined_words(pairs)
     return rows
 
