@@ -427,7 +427,7 @@ def test_fewer_steps_give_wider_bars_and_the_same_slope(count):
     assert result.bar < 1e-5
 
 
-@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize("count", [0, 1, 2])
 def test_too_few_steps_are_no_measurement(count):
     result = difference(swept(lambda z: z[:, 0], 1.0, count=count))
     assert result.shape == "lost"

@@ -23,6 +23,8 @@ FLOAT32 = float(np.finfo(np.float32).eps)
 INSIDE = 64 * FLOAT32
 """Share of a value that may be rounding, whatever the format of the values."""
 
+FEWEST = 3
+"""Steps below which nothing tells an error: two changes from step to step."""
 HIGHEST = 8
 """Highest power that is taken for one: the first four terms of a central difference's error."""
 
@@ -133,13 +135,13 @@ def difference(sweep: Sweep) -> Difference:
 
     Returns:
         The slope at the step where truncation (what shorter steps change) plus rounding (noise over
-        step) is smallest; extrapolated where the error falls with the square.
+        step) is smallest; of two steps combined, where their error is smaller.
     """
-    if len(sweep.nominal) < 4:
+    if len(sweep.nominal) < FEWEST:
         return _lost(sweep, 0)
     dead, least = _dead(sweep)
     alive = sweep.first(len(sweep.nominal) - dead)
-    if len(alive.nominal) < 4:
+    if len(alive.nominal) < FEWEST:
         return _lost(sweep, dead)
     half = alive.half
     central = (alive.plus - alive.minus) / (2 * half)
@@ -149,20 +151,17 @@ def difference(sweep: Sweep) -> Difference:
     # the value is rounded, and inside so is what is as large as the point
     rounded = np.maximum(alive.sizes, np.abs(central) * sweep.nominal[0])
     floor = np.maximum(0.5 * sweep.eps * rounded, least)
-    measured, turn = _noise(change, half)
-    noise = np.maximum(measured, floor)
+    noise = np.maximum(_noise(change, half), floor)
     error = _errors(central, half, noise)
     best = int(error.argmin())
     slope, bar, step = central[best], error[best], half[best]
-    order = _order(change[: turn + 1], half, noise)
-    extrapolated = False
-    if order is not None and 1.7 < order < 2.3:
-        square = (half[:-1] / half[1:]) ** 2
-        refined = (square * central[1:] - central[:-1]) / (square - 1)
-        its_error = _errors(refined, half[1:], 1.3 * noise[1:])
-        at = int(its_error.argmin())
-        if its_error[at] < bar:
-            slope, bar, step, extrapolated = refined[at], its_error[at], half[at], True
+    square = (half[:-1] / half[1:]) ** 2
+    refined = (square * central[1:] - central[:-1]) / (square - 1)
+    its_error = _errors(refined, half[1:], 1.3 * noise[1:])  # it has the noise of two steps
+    at = int(its_error.argmin())
+    extrapolated = bool(its_error[at] < bar)
+    if extrapolated:
+        slope, bar, step = refined[at], its_error[at], half[at]
     level = float(noise.min())
     shape, jump = _shape(alive, level, least)
     near = np.flatnonzero(error <= 30 * error[best])
@@ -171,7 +170,7 @@ def difference(sweep: Sweep) -> Difference:
         bar=float(bar),
         step=float(step),
         extrapolated=extrapolated,
-        order=order,
+        order=_order(change, half, noise),
         noise=level,
         plateau=(float(half[near.max()]), float(half[near.min()])),
         linear=_linear(forward, backward, half, float(slope), noise),
@@ -193,8 +192,7 @@ def _dead(sweep: Sweep) -> tuple[int, float]:
     Returns:
         How many, and the least change of a value that would be seen at those that remain.
     """
-    off = np.maximum(sweep.ahead, sweep.behind) > 2 * sweep.nominal
-    off |= np.minimum(sweep.ahead, sweep.behind) < sweep.nominal / 2
+    off = np.minimum(sweep.ahead, sweep.behind) < sweep.nominal / 2
     # a few roundings wide, steps agree because they end on the same few numbers
     off |= sweep.nominal < 4 * sweep.eps * sweep.nominal[0]
     kept = np.flatnonzero(~off)
@@ -219,11 +217,8 @@ def _seen(sweep: Sweep) -> tuple[int, float]:
         return every, 0.0
     smallest = float(changes[changes > 0].min(initial=np.inf))
     if _are_small(changes, seen, sweep) and _moves_on_both_sides(sweep.first(seen)):
-        coarse = smallest > 64 * sweep.eps * sweep.size
         # the last two seen are a few roundings wide
-        return seen - (2 if seen >= 8 else 0), max(
-            smallest / 2, FLOAT32 / 2 * sweep.size if coarse else 0.0
-        )
+        return seen - (2 if seen >= 8 else 0), smallest / 2
     if seen < 8 and smallest <= 4 * FLOAT32 * sweep.size:
         return every, smallest
     if not sweep.plus[-1] == sweep.center[-1] == sweep.minus[-1]:
@@ -236,20 +231,18 @@ def _are_small(changes: ndarray, seen: int, sweep: Sweep) -> bool:
     """Whether the last change that was seen, or its step, is no more than a few roundings."""
     if not seen:
         return False
-    rounding = INSIDE * max(sweep.size, changes.max()) + 64 * sweep.eps
     short = sweep.nominal[seen - 1] <= 16 * INSIDE * sweep.nominal[0]
-    return bool(changes[seen - 1] <= rounding or short)
+    return bool(changes[seen - 1] <= INSIDE * sweep.size or short)
 
 
 def _moves_on_both_sides(seen: Sweep) -> bool:
-    """Whether at some step the slopes on the two sides are about the same."""
+    """Whether at some step the value goes the same way on both sides."""
     forward, backward = seen.plus - seen.center, seen.center - seen.minus
-    low, high = np.minimum(abs(forward), abs(backward)), np.maximum(abs(forward), abs(backward))
-    return bool(((forward * backward > 0) & (low > 0.2 * high)).any())
+    return bool((forward * backward > 0).any())
 
 
-def _noise(change: ndarray, half: ndarray) -> tuple[float, int]:
-    """Return the rounding error of a value, and the step from which rounding rules.
+def _noise(change: ndarray, half: ndarray) -> float:
+    """Return the rounding error of a value.
 
     Beyond the step where the differences agree best they part again, in inverse proportion to the
     step: their products with the step are the noise. The root of the step keeps the longest ones
@@ -259,9 +252,8 @@ def _noise(change: ndarray, half: ndarray) -> tuple[float, int]:
     turn = int(weighed.argmin())
     beyond = change[turn + 1 :] * half[turn + 2 :]
     if not len(beyond):
-        return 0.0, turn
-    # of normal noise both are twice its spread; of a few products the median may see none
-    return max(3 * float(np.median(beyond)), 2 * float(np.sqrt(np.mean(beyond**2)))), turn
+        return 0.0
+    return 2 * float(np.sqrt(np.mean(beyond**2)))
 
 
 def _errors(found: ndarray, half: ndarray, noise: ndarray) -> ndarray:
@@ -298,31 +290,20 @@ def _shape(alive: Sweep, noise: float, least: float) -> tuple[Shape, float]:
     clear = INSIDE * alive.size + 64 * max(alive.eps, least)
     for values in (rise, bend):
         height = float(np.abs(values[-6:]).mean())
-        still = np.ptp(values[-6:]) <= 0.02 * height and len(values) >= 6
-        if still and height > clear and _is_no_rounding(values, height):
+        if np.ptp(values[-6:]) <= 0.02 * height and height > clear:
             return "jump", height
     bend, half = np.abs(bend), alive.half
     visible = np.flatnonzero(bend > 40 * noise)[-3:]
-    slope = np.abs(rise / half).max()
     # a bend that ends far above the noise ends at a kink beside the point
     last = visible[-1] if len(visible) else 0
     sinks = last == len(bend) - 1 or bend[last] < SINKS * 40 * noise
-    if sinks and len(visible) == 3 and (bend[visible] / half[visible]).min() > 1e-6 * slope:
+    if sinks and len(visible) == 3:
         powers = np.diff(np.log(bend[visible])) / np.diff(np.log(half[visible]))
         # a smooth function bends with the square of the step; beside a kink the bend sets in
         # faster than in proportion
         if powers.min() > 0.85 and powers.max() < 1.15:
             return "kink", 0.0
     return "smooth", 0.0
-
-
-def _is_no_rounding(values: ndarray, height: float) -> bool:
-    """Whether values that stay the same do so at long steps, or only about the same at short ones.
-
-    One step of a rounding staircase is the same to the last bit, at short steps alone.
-    """
-    off = np.abs(values - values[-1])
-    return bool((off[8:] == 0).all() or ((off > 0) & (off <= 0.02 * height)).any())
 
 
 def _settled(side: ndarray, half: ndarray, noise: ndarray) -> float:
