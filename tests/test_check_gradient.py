@@ -1272,3 +1272,20 @@ def test_a_gradient_inside_can_be_written_so_that_it_is_checked():
     check = checked(lambda z: torch.func.grad(lambda y: (y**3).sum())(z).sum())
     assert check.verdict == "agree"
     assert check.gradient.allclose(6 * X)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_wave_shorter_than_every_step_is_not_called_a_wrong_gradient(seed):
+    x = 1 + 0.1 * drawn(3, seed=seed)
+    found = hw.check_gradient(lambda z: torch.sin(1e11 * z).sum(), x)
+    assert found.verdict == "ill-conditioned"
+    assert "swings at the shortest steps" in found.sentences()[0]
+    slower = hw.check_gradient(lambda z: torch.sin(1e8 * z).sum(), x)
+    assert slower.verdict == "agree"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_entries_ten_decades_apart_agree(seed):
+    units = torch.logspace(-5, 5, 8, dtype=torch.float64)
+    check = checked(lambda z: (z * units).tanh().sum(), drawn(8, seed=seed) / units)
+    assert check.verdict == "agree"

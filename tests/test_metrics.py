@@ -249,13 +249,17 @@ def test_a_saved_metric_comes_back(chosen):
     assert resolve_metric(chosen.to_dict()) == chosen
 
 
+def first_logit(logits: Tensor, batch: Batch) -> Tensor:
+    return logits[:, 0]
+
+
 def test_a_saved_function_is_refused_by_its_name():
-    saved = metric(random_logits, name="mine").to_dict()
+    saved = metric(first_logit, name="mine").to_dict()
     with pytest.raises(MetricError) as refusal:
         resolve_metric(saved)
     assert str(refusal.value) == (
         "the metric mine was the Python function "
-        f"{random_logits.__module__}.random_logits, of which only the name is saved. "
+        f"{first_logit.__module__}.first_logit, of which only the name is saved. "
         "Give it again: metric=..."
     )
 

@@ -40,6 +40,8 @@ CONSTANT = 50
 """Roundings within which an objective counts as constant."""
 COARSE = 1e-4
 """Number formats with a wider spacing at 1 (bfloat16, float16) never pass."""
+SWING = 0.01
+"""Share of the largest movement that steps a million times shorter do not make of a slope."""
 RESOLVED = 1e-4
 """A direction is flat if its error is below this share of the steepest slope."""
 
@@ -113,10 +115,27 @@ def along(compared: Compared, rtol: float) -> Verdict:
         return "jump"
     if found.shape == "kink":
         return "kink" if is_between(compared) else "disagree"
+    if swings(found, compared.size):
+        return "ill-conditioned"
     within = max(4 * found.bar, rtol * abs(found.slope), compared.rounding)
     if max(found.bar, compared.rounding) > 0.1 * compared.scale:
         return "disagree" if compared.apart > max(10 * found.bar, within) else "ill-conditioned"
     return "agree" if compared.apart <= within else "disagree"
+
+
+def swings(found: Difference, size: float) -> bool:
+    """Whether an objective still swings at the shortest steps, and by more than rounding can.
+
+    A wave shorter than all steps, or low precision whose result is converted: no step resolves it,
+    and a long one says that the slope is small.
+
+    Args:
+        found: What the differences say.
+        size: Of the objective.
+    """
+    moved = np.abs(found.central * found.steps)
+    resolved = len(moved) < 8 or moved[-4:].max() <= SWING * moved.max()
+    return not resolved and found.noise > INSIDE * size
 
 
 def is_between(compared: Compared) -> bool:

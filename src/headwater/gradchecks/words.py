@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from headwater.gradchecks.result import Check, DirectionCheck
-from headwater.gradchecks.verdicts import MEANING, Verdict
+from headwater.gradchecks.verdicts import MEANING, Verdict, swings
 
 SMALL = 0.1
 """Share of an effect below which a slope promises next to nothing of it."""
@@ -130,6 +130,12 @@ def _ill_conditioned(check: Check, objective: str) -> str:
             f"gradient and differences of {objective} are exactly 0 around the point, and long "
             "steps move it: a staircase (round, argmax, top-k), or saturated beyond the number "
             "format. A gradient of 0 is right here and says nothing of any effect"
+        )
+    if any(swings(one.difference, abs(check.objective)) for one in check.directions):
+        return (
+            f"{objective} swings at the shortest steps as it does at long ones, so no step "
+            "resolves its slope: a wave shorter than they are, or an operation in lower precision "
+            "whose result was converted. Give x in smaller units, or directions"
         )
     bar = min(one.difference.bar for one in check.directions)
     said = (
