@@ -249,7 +249,7 @@ def test_a_saved_metric_comes_back(chosen):
     assert resolve_metric(chosen.to_dict()) == chosen
 
 
-def first_logit(logits: Tensor, batch: Batch) -> Tensor:
+def first_logit(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     return logits[:, 0]
 
 
