@@ -831,7 +831,7 @@ def test_a_long_step_that_leaves_the_function_or_overflows_is_left_out(f, x, slo
     )
 
 
-@pytest.mark.parametrize("unit", [1e-30, 1e-9, 1e12])
+@pytest.mark.parametrize("unit", [1e-200, 1e-30, 1e-9, 1e12, 1e200])
 def test_units_of_the_objective_do_not_matter(unit):
     assert checked(lambda z: unit * rare(z)).verdict == "agree"
     assert checked(lambda z: unit * rare(flipped(z))).verdict == "disagree"

@@ -153,6 +153,22 @@ def test_a_kink_is_found_with_both_its_slopes(dtype, f, backward, forward):
     assert result.one_sided == pytest.approx((backward, forward), abs=1e-5)
 
 
+def test_a_kink_in_small_units_is_a_kink():
+    # the same on both sides of every step, and yet not constant
+    result = found(lambda t: 1e-20 * np.abs(t), 0.0)
+    assert result.shape == "kink"
+    assert result.one_sided == (-1e-20, 1e-20)
+
+
+@pytest.mark.parametrize("offset", [5, 100])
+def test_the_slopes_beside_a_kink_are_not_those_of_steps_that_rounding_rules(offset):
+    # on the left of 0 the sine's slope and the kink's cancel: rounded, short steps find exactly 0
+    result = found(lambda t: F32(offset) + np.sin(t) + np.abs(t), 0.0, dtype=F32)
+    assert result.shape == "kink"
+    # rounding over the step, and the sine's third of a square: best to eps^(2/3) of the offset
+    assert result.one_sided == pytest.approx((0, 2), abs=20 * (6e-8 * offset) ** (2 / 3))
+
+
 @pytest.mark.parametrize("distance", [1e-4, 1e-9])
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 @pytest.mark.parametrize(("side", "slope"), [(1, 1.0), (-1, 0.0)])
@@ -180,8 +196,9 @@ def test_below_the_resolution_of_float32_a_kink_beside_the_point_is_at_the_point
         (lambda t: t + (t > 0) * t.dtype.type(1), 1),
         (lambda t: np.sin(t) + (t > 0) * t.dtype.type(0.01), 0.01),
         (lambda t: np.rint(t + t.dtype.type(0.5)), 1),
+        (np.sign, 2),  # from the middle to both sides: it does not bend
     ],
-    ids=["step", "step on a slope", "small step on a curve", "staircase at a tie"],
+    ids=["step", "step on a slope", "small step on a curve", "staircase at a tie", "sign"],
 )
 def test_a_jump_is_found_with_its_height(dtype, f, height):
     result = found(f, 0.0, dtype=dtype)
@@ -206,6 +223,14 @@ def test_between_the_steps_of_a_staircase_the_slope_is_0_and_known(grid, offset)
     assert result.slope == 0
     assert result.bar < 1e-9
     assert result.shape == "smooth"
+
+
+def test_a_logarithm_whose_argument_rounds_to_1_on_one_side_alone_does_not_jump():
+    # exp(-t) is half the spacing at 1 here, so that a step backward rounds up
+    tie = 53 * math.log(2)
+    result = found(lambda t: np.log(1 + np.exp(-t)), tie)
+    assert result.shape == "smooth"
+    assert bars_off(result, -(2.0**-53)) <= 4
 
 
 def test_a_dead_zone_around_the_point_is_flat():
@@ -332,6 +357,20 @@ def test_as_float32_inside_float64_the_short_steps_are_dropped_and_the_slope_is_
     assert 1e-8 < result.noise < 1e-6
 
 
+@pytest.mark.parametrize(("offset", "slope", "x"), [(1000, 1e-4, 0.3), (100, 1e-5, 0.7)])
+@pytest.mark.parametrize("dtype", [F64, F32])
+def test_a_line_that_moves_by_one_rounding_at_the_longest_steps_is_neither_flat_nor_lost(
+    offset, slope, x, dtype
+):
+    # numbers of float32 are 6e-5 apart at 1000 and 8e-6 at 100
+    def f(t: Array) -> Array:
+        return (F32(offset) + F32(slope) * t.astype(F32)).astype(dtype)
+
+    result = found(f, x, dtype=dtype)
+    assert result.shape == "smooth"
+    assert bars_off(result, float(F32(slope))) <= 4
+
+
 @pytest.mark.parametrize("k", [1, 30, 1000])
 def test_a_steep_function_of_a_float32_inside_is_not_flat(k):
     # its last visible change is far above float32's rounding of the value
@@ -402,6 +441,20 @@ def test_the_error_falls_with_the_square_and_extrapolation_improves_it():
     assert bars_off(result, math.e) <= 4
     # without it the best central difference is good to eps^(2/3)
     assert abs(result.slope - math.e) < 1e-12
+
+
+@pytest.mark.parametrize("k", [1e2, 1e4, 1e5])
+def test_the_order_is_read_where_the_steps_are_shorter_than_the_wave(k):
+    result = found(lambda t: np.sin(k * t), 1.1)
+    assert result.order == pytest.approx(2, abs=0.01)
+
+
+def test_two_long_steps_that_agree_do_not_pass_for_the_end_of_truncation():
+    # the error h^2 - c h^4 is the same at 0.1 and at the next step
+    c = 0.9 / 0.99 / 0.1**2
+    result = found(lambda t: t + t**3 - c * t**5, 0.0)
+    assert bars_off(result, 1.0) <= 4
+    assert result.bar < 1e-9  # eps^(2/3), and what c adds
 
 
 def test_a_derivative_of_order_one_is_not_extrapolated():

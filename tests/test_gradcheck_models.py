@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -367,6 +368,7 @@ def test_the_precision_of_an_edited_gradient_is_that_of_the_same_edit(kind):
         (torch.relu, "does more than multiply"),
         (lambda g: g[0], r"returned \[6, 24\] for a gradient of shape \[1, 6, 24\]"),
         (lambda g: 3, "returned int for a gradient"),
+        (math.nan, "a factor is not finite"),
         (lambda g: g @ torch.ones(7, 7), "failed on a gradient of shape"),
         (None, "NoneType is neither a number, a tensor nor a function"),
         (torch.ones(7), r"shape \[7\] does not broadcast to the value's \[1, 6, 24\]"),
@@ -906,3 +908,18 @@ def test_a_prompt_too_long_for_one_stacked_run_gives_the_same_values_in_parts(ra
     # changes of a value of about 4, which is rounded to 1e-15
     np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-13)
     np.testing.assert_allclose(alone, whole, rtol=0, atol=1e-13)
+
+
+def test_native_is_as_coarse_as_the_model_even_where_the_value_is_not():
+    # Mamba carries its residual in float32 and computes in bfloat16
+    found = hw.wrap(build("Mamba", dtype=torch.bfloat16), tokenizer())
+    report = checked(found, dtype="native")
+    assert report.checks[0].value.dtype == torch.float32
+    assert report.verdict == "unresolved"
+    assert "in bfloat16" in report.title()
+    assert checked(found).verdict == "agree"
+
+
+def test_a_corrupted_prompt_beside_a_site_is_refused():
+    refused(GradcheckError, "corrupted= is what closed gates put", corrupted=PROMPT)
+    assert checked(site="a1.h2", corrupted=PROMPT.replace("w20", "w21")).verdict == "agree"

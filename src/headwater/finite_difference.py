@@ -217,8 +217,7 @@ def _seen(sweep: Sweep) -> tuple[int, float]:
         return every, 0.0
     smallest = float(changes[changes > 0].min(initial=np.inf))
     if _are_small(changes, seen, sweep) and _moves_on_both_sides(sweep.first(seen)):
-        # the last two seen are a few roundings wide
-        return seen - (2 if seen >= 8 else 0), smallest / 2
+        return seen, smallest / 2
     if seen < 8 and smallest <= 4 * FLOAT32 * sweep.size:
         return every, smallest
     if not sweep.plus[-1] == sweep.center[-1] == sweep.minus[-1]:
@@ -253,7 +252,8 @@ def _noise(change: ndarray, half: ndarray) -> float:
     beyond = change[turn + 1 :] * half[turn + 2 :]
     if not len(beyond):
         return 0.0
-    return 2 * float(np.sqrt(np.mean(beyond**2)))
+    largest = float(beyond.max()) or 1.0  # squares of large numbers overflow
+    return 2 * largest * float(np.sqrt(np.mean((beyond / largest) ** 2)))
 
 
 def _errors(found: ndarray, half: ndarray, noise: ndarray) -> ndarray:

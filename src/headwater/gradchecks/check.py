@@ -47,6 +47,8 @@ class About:
     where: str = ""
     name_of: Callable[[int], str] = str
     """The name of an entry of the value."""
+    inside: torch.dtype | None = None
+    """A number format that the way to the objective is known to pass through."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """Numbers by which a sum and a mean could be confused, by what they count."""
     notes: tuple[str, ...] = ()
@@ -90,7 +92,7 @@ def check(
     total = len(lines) * (2 * plan.steps + 1) + 3 * len(tried)
     with progress_bar(f"changing {about.name}", total, show=plan.progress) as advance:
         watched = Weighed(function, weights, advance)
-        swept = sweeps(watched, lines, plan.steps)
+        swept = sweeps(watched, lines, plan.steps, kind)
         changes = effects.measure(watched, gradient, tried, size) if tried else None
     compared = _compared(lines, swept, gradient, center, claimed)
     with torch.no_grad():
@@ -156,7 +158,7 @@ def _center(function: Weighed, about: About) -> tuple[float, torch.dtype]:
     point = function.function.value[None]
     with torch.no_grad():
         found = [function(point) for _ in range(2)]
-    kind = max(point.dtype, found[0].dtype, key=spacing)
+    kind = max(point.dtype, found[0].dtype, about.inside or point.dtype, key=spacing)
     first, again = (float(one.double()) for one in found)
     if not math.isfinite(first):
         raise NonFiniteError(

@@ -31,6 +31,8 @@ def as_scale(
     Raises:
         GradcheckError: If it is a function that does more than multiply.
     """
+    if isinstance(edit, int | float | Tensor) and not torch.as_tensor(edit).isfinite().all():
+        raise GradcheckError(f"edit at {site}: a factor is not finite.\nWrite edits={{site: 0}}.")
     if isinstance(edit, int | float):
         return float(edit)
     if isinstance(edit, Tensor):

@@ -14,6 +14,8 @@ from headwater.gradchecks.verdicts import Verdict
 
 CLOSE = 1e-3
 """Relative distance within which a ratio counts as met."""
+NOTHING = 1e-4
+"""Share of the slope below which a gradient may be rounding alone."""
 ALIKE = 1e-2
 """Relative distance within which two vectors count as one: either may be in a coarse format."""
 
@@ -54,7 +56,8 @@ def hint_of(
     if right and own is not None:
         ratio = times(gradient, own)
         said = "" if ratio is None else of_ratio(ratio, check.objective, counts)
-        return said or of_vectors(gradient, own, check.value) or elsewhere(gradient)
+        said = said or of_vectors(gradient, own, check.value) or elsewhere(gradient)
+        return said or _of_nothing(gradient, own)
     ratio = common_ratio(directions)
     said = "" if ratio is None else of_ratio(ratio, check.objective, counts)
     if given and own is not None and own.any():
@@ -190,14 +193,18 @@ def of_vectors(
         return "this is activation times gradient, not the gradient"
     if same(claimed, -value * right):
         return "this is minus activation times gradient: the effect of zeroing, to first order"
-    if torch.linalg.vector_norm(claimed) < CLOSE * torch.linalg.vector_norm(right):
-        return (
-            "next to nothing beside the slope: the rounding of a gradient that is zero, such as "
-            "that of a whole softmax summed, grad_outputs=ones_like(probs)"
-        )
     if same(claimed, right.abs()) and bool((right < 0).any()):
         return "this is the size of the gradient, without its sign"
     return ""
+
+
+def _of_nothing(claimed: Float[Tensor, "*shape"], right: Float[Tensor, "*shape"]) -> str:
+    if torch.linalg.vector_norm(claimed) > NOTHING * torch.linalg.vector_norm(right):
+        return ""
+    return (
+        "next to nothing beside the slope: the rounding of a gradient that is zero, such as that "
+        "of a whole softmax summed, grad_outputs=ones_like(probs)"
+    )
 
 
 def same(claimed: Float[Tensor, "*shape"], other: Float[Tensor, "*shape"]) -> bool:

@@ -73,29 +73,32 @@ class Weighed:
 
 
 @torch.no_grad()
-def sweeps(function: Weighed, directions: Sequence[Direction], steps: int) -> list[Sweep]:
+def sweeps(
+    function: Weighed, directions: Sequence[Direction], steps: int, kind: torch.dtype
+) -> list[Sweep]:
     """Return the values along each direction.
 
     Args:
         function: What is run.
         directions: The lines.
         steps: How many steps each is run at.
+        kind: The coarsest number format on the way.
     """
     value, capacity = function.function.value, function.function.stacked
     count = 2 * steps + 1
     if capacity < count:
-        return [_in_parts(function, _Line(value, one, steps), capacity) for one in directions]
+        return [_in_parts(function, _Line(value, one, steps), capacity, kind) for one in directions]
     together, found = capacity // count, list[Sweep]()
     for first in range(0, len(directions), together):
         lines = [_Line(value, one, steps) for one in directions[first : first + together]]
         values = function.anywhere(torch.cat([line.points() for line in lines]))
         for line, own in zip(lines, values.double().cpu().split(count), strict=True):
             centers = own[:1].numpy().repeat(steps)
-            found.append(line.sweep(centers, own[1:].numpy(), values.dtype))
+            found.append(line.sweep(centers, own[1:].numpy(), kind))
     return found
 
 
-def _in_parts(function: Weighed, line: _Line, capacity: int) -> Sweep:
+def _in_parts(function: Weighed, line: _Line, capacity: int, kind: torch.dtype) -> Sweep:
     """Run one line in parts of equal size, each with the middle in it where it has room."""
     count = len(line.nominal)
     parts = math.ceil(count / max(1, (capacity - 1) // 2))
@@ -112,7 +115,7 @@ def _in_parts(function: Weighed, line: _Line, capacity: int) -> Sweep:
             centers[part] = float(first.double())
         places = np.stack([2 * part, 2 * part + 1], 1).flatten()
         sides[places] = values.double().cpu().numpy()
-    return line.sweep(centers, sides, middle.dtype)
+    return line.sweep(centers, sides, kind)
 
 
 class _Line:
@@ -147,7 +150,7 @@ class _Line:
         each = torch.where(vector == 0, 0.0, moved / vector).reshape(len(length), -1)
         return ((weight * each).sum(1) / weight.sum(1)).cpu().numpy()
 
-    def sweep(self, centers: np.ndarray, sides: np.ndarray, output: torch.dtype) -> Sweep:
+    def sweep(self, centers: np.ndarray, sides: np.ndarray, kind: torch.dtype) -> Sweep:
         """Return what the values at `centers` and at both ends of each step are."""
         plus, minus = sides[0::2], sides[1::2]
         # at long steps a function may overflow; only what is nearer than that counts
@@ -160,7 +163,7 @@ class _Line:
             plus=plus[kept],
             minus=minus[kept],
             center=centers[kept],
-            eps=max(spacing(self.value.dtype, output), _within(centers, sides)),
+            eps=max(spacing(self.value.dtype, kind), _within(centers, sides)),
         )
 
 

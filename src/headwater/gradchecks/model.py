@@ -134,6 +134,11 @@ def gradcheck(
             "edits={site: factor}."
         )
     moved = position if position != -1 else None
+    if corrupted is not None and not (isinstance(site, Selection) or _is_component(site)):
+        raise GradcheckError(
+            "corrupted= is what closed gates put in place of components, and this is no gate.\n"
+            "Leave it out, or check gates: site=hw.heads()."
+        )
     asked = Asked(model, prompt, metric, answer, wrong, corrupted, grad_outputs)
     if edits is None:
         refuse_edited(gradient, asked.title, DECLARE)

@@ -60,6 +60,8 @@ def at_sites(
     own = started(model, asked, layer)
     start = own if native else in_float64(own, asked)
     make = partial(_site_function, start, asked, columns, _scales(start, edits))
+    # a residual may be float32 in a model that computes in bfloat16
+    inside = model.dtype if native else None
     functions = [make(one) for one in (site, *(() if alone else siblings))]
     for edited in functions[0].scales:
         if not functions[0].moves(edited):
@@ -74,6 +76,7 @@ def at_sites(
             where=where(asked, positions),
             name_of=name_of,
             counts={"tokens": asked.length},
+            inside=inside,
             elsewhere=partial(
                 elsewhere,
                 function,

@@ -53,7 +53,7 @@ def check_gradient(
 
     Each direction is run at `2 * steps + 1` points: steps from the size of `x` down by half
     decades. The best step, its error bar, and the step up to which the function is a line are read
-    from the values (Richardson's extrapolation where the error falls with the square).
+    from the values (Richardson's extrapolation where its error is smaller).
 
     Args:
         f: Takes a tensor like `x`; returns one number, or a vector if `grad_outputs` is given. Or

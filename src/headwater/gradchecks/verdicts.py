@@ -140,18 +140,25 @@ def swings(found: Difference, size: float) -> bool:
 
 def is_between(compared: Compared) -> bool:
     """Whether a gradient lies between the slopes of the two sides: a subgradient."""
-    low, high = sorted(compared.difference.one_sided)
-    slack = 4 * compared.difference.bar + 1e-3 * (high - low) + compared.rounding
+    found = compared.difference
+    low, high = sorted(found.one_sided)
+    # one side alone has no second-order error: it is far less sure than the central difference
+    off = max(_off(side, found) for side in (found.backward, found.forward))
+    slack = 4 * off + compared.rounding
     return low - slack <= compared.gradient <= high + slack
 
 
+def _off(side: np.ndarray, found: Difference) -> float:
+    """Return the error of a one-sided slope: what shorter steps change, and rounding."""
+    return float((np.abs(np.diff(side)) + 2 * (found.noise / found.steps)[:-1]).min())
+
+
 def _coarsely(compared: Compared) -> Verdict:
-    """Judge in a coarse format: a wrong sign of a change that is far above rounding, no more."""
+    """Judge in a coarse format: a wrong sign of a slope that is far above its error, no more."""
     found = compared.difference
-    clear = compared.movement > CONSTANT * compared.eps * compared.size
     opposite = compared.gradient * found.slope < 0
     certain = opposite and min(abs(found.slope), abs(compared.gradient)) > 4 * found.bar
-    return "disagree" if clear and certain else "unresolved"
+    return "disagree" if certain else "unresolved"
 
 
 def overall(
@@ -206,12 +213,12 @@ def _is_stationary(compared: Compared) -> bool:
 
     A saturated objective moves at long steps as well, but all at once.
     """
-    found, predicted = compared.difference, compared.scale * compared.reach
+    found = compared.difference
     if abs(compared.gradient) > 4 * found.bar or abs(found.slope) > 4 * found.bar:
         return False  # level, and not stationary
     moved = np.maximum(abs(found.forward), abs(found.backward)) * found.steps
     visible = np.flatnonzero(moved > 40 * found.noise)
-    if len(visible) < 3 or compared.movement <= 1e3 * predicted:
+    if len(visible) < 3:
         return False
     powers = np.diff(np.log(moved[visible[-3:]])) / np.diff(np.log(found.steps[visible[-3:]]))
     return bool((powers > 1.5).all() and (powers < 6).all())

@@ -71,7 +71,13 @@ def _agree(check: Check, objective: str) -> str:
     lost = len(_with(check, "ill-conditioned"))
     beside = ""
     if flat:
-        beside += f"; {flat} more {'is' if flat == 1 else 'are'} too flat to be told from zero"
+        one = flat == 1
+        coarse = any(note.startswith("a gradient given in") for note in check.notes)
+        beside += f"; {flat} more {'is' if one else 'are'} " + (
+            f"below what {'its' if one else 'their'} number format can tell"
+            if coarse
+            else "too flat to be told from zero"
+        )
     if lost:
         beside += f"; {lost} more {'is' if lost == 1 else 'are'} lost in rounding"
     return (
