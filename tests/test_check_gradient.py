@@ -1289,3 +1289,17 @@ def test_entries_ten_decades_apart_agree(seed):
     units = torch.logspace(-5, 5, 8, dtype=torch.float64)
     check = checked(lambda z: (z * units).tanh().sum(), drawn(8, seed=seed) / units)
     assert check.verdict == "agree"
+
+
+def test_what_a_coarse_gradient_cannot_tell_is_not_called_flat():
+    found = hw.check_gradient(prob, X, gradient=slope_of(prob).bfloat16())
+    assert found.verdict == "agree"
+    assert "flat" in {one.verdict for one in found.checks[0].directions}
+    assert "number format can tell" in found.sentences()[0]
+    assert "too flat" not in found.sentences()[0]
+
+
+def test_a_gradient_a_thousand_times_too_small_is_no_rounding():
+    check = checked(prob, gradient=8e-4 * slope_of(prob).flip(0))
+    assert check.verdict == "disagree"
+    assert "softmax" not in check.hint
