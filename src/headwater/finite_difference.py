@@ -308,8 +308,20 @@ def _shape(alive: Sweep, noise: float, least: float) -> tuple[Shape, float]:
 
 def _settled(side: ndarray, half: ndarray, noise: ndarray) -> float:
     """Return a one-sided slope at the step where its error is smallest."""
-    error = np.abs(np.diff(side)) + 2 * (noise / half)[:-1]
-    return float(side[int(error.argmin())])
+    return float(side[int(side_errors(side, half, noise).argmin())])
+
+
+def side_errors(
+    side: Float[ndarray, " step"], half: Float[ndarray, " step"], noise: ndarray | float
+) -> Float[ndarray, " less"]:
+    """Return the error of each one-sided slope but the last: what the next changes, and rounding.
+
+    Args:
+        side: The slope at each step.
+        half: The steps.
+        noise: Of one value.
+    """
+    return np.abs(np.diff(side)) + 2 * (noise / half)[:-1]
 
 
 def _linear(

@@ -140,11 +140,7 @@ class Asked:
         """
         if self.grad_outputs is None:
             return None
-        if isinstance(self.grad_outputs, str):
-            if self.grad_outputs != "ones":
-                raise GradcheckError(
-                    f'grad_outputs={self.grad_outputs!r}: write "ones", or give a tensor.'
-                )
+        if isinstance(self.grad_outputs, str):  # "ones", the only word
             return torch.ones_like(found[0])
         if self.grad_outputs.shape != found.shape[1:]:
             raise GradcheckError(

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headwater.errors import GradcheckError, ModelStateError, NonFiniteError, NoPathError
-from headwater.finite_difference import Sweep, difference
+from headwater.finite_difference import Difference, Sweep, difference
 from headwater.gates.value import ValueFunction
 from headwater.gradchecks import effects
 from headwater.gradchecks.directions import Coordinates, Direction, choose
@@ -94,7 +94,8 @@ def check(
         watched = Weighed(function, weights, advance)
         swept = sweeps(watched, lines, plan.steps, kind)
         changes = effects.measure(watched, gradient, tried, size) if tried else None
-    compared = _compared(lines, swept, gradient, center, claimed)
+    differences = [difference(sweep) for sweep in swept]
+    compared = _compared(lines, swept, differences, gradient, center, claimed)
     with torch.no_grad():
         loss = center - float(weighed.anywhere(torch.zeros_like(value)[None]).double())
     rtol = spacing(kind) ** 0.5 if plan.rtol is None else plan.rtol
@@ -130,7 +131,8 @@ def check(
     )
 
     def own_is_right() -> bool:
-        again = _compared(lines, swept, gradient if own is None else own, center, None)
+        right = gradient if own is None else own
+        again = _compared(lines, swept, differences, right, center, None)
         return "disagree" not in {along(one, rtol) for one in again}
 
     return replace(found, hint=hint_of(found, own, own_is_right, about.counts, about.elsewhere))
@@ -236,6 +238,7 @@ def _coarse_note(claimed: Tensor | None, value: Tensor) -> tuple[str, ...]:
 def _compared(
     lines: Sequence[Direction],
     swept: Sequence[Sweep],
+    differences: Sequence[Difference],
     gradient: Tensor,
     center: float,
     claimed: Tensor | None,
@@ -243,13 +246,13 @@ def _compared(
     """Return gradient and differences along each direction, ready to be judged."""
     coarse = 0.0 if claimed is None else _coarseness(claimed, gradient)
     largest, found = float(gradient.abs().max()), list[Compared]()
-    for line, sweep in zip(lines, swept, strict=True):
+    for line, sweep, measured in zip(lines, swept, differences, strict=True):
         product = (gradient * line.vector).double()
         off = coarse * largest * float(line.vector.double().norm())
         found.append(
             Compared(
                 gradient=float(product.sum()),
-                difference=difference(sweep),
+                difference=measured,
                 rounding=100 * sweep.eps * float(product.abs().sum()) + off,
                 given_eps=0.0 if claimed is None else torch.finfo(claimed.dtype).eps,
                 movement=sweep.movement(),

@@ -163,13 +163,13 @@ class _Line:
             plus=plus[kept],
             minus=minus[kept],
             center=centers[kept],
-            eps=max(spacing(self.value.dtype, kind), _within(centers, sides)),
+            eps=max(spacing(kind), _within(centers, sides)),
         )
 
 
-def spacing(*kinds: torch.dtype) -> float:
-    """Return the spacing at 1 of the coarsest of some number formats."""
-    return max(torch.finfo(kind).eps for kind in kinds)
+def spacing(kind: torch.dtype) -> float:
+    """Return the spacing of a number format at 1."""
+    return torch.finfo(kind).eps
 
 
 def _within(centers: np.ndarray, sides: np.ndarray) -> float:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from headwater.finite_difference import INSIDE, Difference
+from headwater.finite_difference import INSIDE, Difference, side_errors
 
 Verdict = Literal[
     "agree",
@@ -143,14 +143,12 @@ def is_between(compared: Compared) -> bool:
     found = compared.difference
     low, high = sorted(found.one_sided)
     # one side alone has no second-order error: it is far less sure than the central difference
-    off = max(_off(side, found) for side in (found.backward, found.forward))
+    off = max(
+        float(side_errors(side, found.steps, found.noise).min())
+        for side in (found.backward, found.forward)
+    )
     slack = 4 * off + compared.rounding
     return low - slack <= compared.gradient <= high + slack
-
-
-def _off(side: np.ndarray, found: Difference) -> float:
-    """Return the error of a one-sided slope: what shorter steps change, and rounding."""
-    return float((np.abs(np.diff(side)) + 2 * (found.noise / found.steps)[:-1]).min())
 
 
 def _coarsely(compared: Compared) -> Verdict:
