@@ -11,38 +11,7 @@ import numpy as np
 import pytest
 
 from headwater.finite_difference import Difference, Sweep, difference, steps
-
-Array = np.ndarray[Any, Any]
-Function = Callable[[Array], Array]
-F32, F64 = np.float32, np.float64
-
-
-def swept(
-    f: Function,
-    x: Array | float,
-    v: Array | float = 1.0,
-    *,
-    dtype: type = F64,
-    scale: float | None = None,
-    count: int = 24,
-) -> Sweep:
-    """Run `f`, of `[points, entries]`, at both sides of `x` along `v`, as a gradient check does."""
-    point, line = np.atleast_1d(np.asarray(x, dtype)), np.atleast_1d(np.asarray(v, dtype))
-    size = float(np.sqrt(np.mean(point.astype(F64) ** 2))) or 1.0
-    nominal = steps(size if scale is None else scale, count)
-    length = nominal.astype(dtype)[:, None]
-    plus, minus = point + length * line, point - length * line
-    values = f(np.concatenate([point[None], plus, minus])).astype(F64)
-    wide = line.astype(F64)
-    return Sweep(
-        nominal=nominal,
-        ahead=(plus - point).astype(F64) @ wide / (wide @ wide),
-        behind=(point - minus).astype(F64) @ wide / (wide @ wide),
-        plus=values[1 : count + 1],
-        minus=values[count + 1 :],
-        center=np.full(count, values[0]),
-        eps=float(np.finfo(dtype).eps),
-    )
+from random_functions import F32, F64, Array, Function, bars_off, inside, measured, noisy, swept
 
 
 def scalar(f: Function) -> Function:
@@ -52,10 +21,6 @@ def scalar(f: Function) -> Function:
 
 def found(f: Function, x: float, **options: Any) -> Difference:
     return difference(swept(scalar(f), x, **options))
-
-
-def bars_off(result: Difference, truth: float) -> float:
-    return abs(result.slope - truth) / result.bar
 
 
 def relu(t: Array) -> Array:
@@ -259,91 +224,26 @@ def test_a_kink_of_the_derivative_is_not_a_kink(dtype, f, truth):
 # random smooth functions
 
 
-def _log_softmax(z: Array) -> Array:
-    shifted = z - z.real.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-
-
-def _random_function(rng: np.random.Generator, size: int) -> Function:
-    """A random analytic function, computed in the number format of its points."""
-    weight = rng.normal(size=(8, size)) * 10 ** rng.uniform(-1, 0.7)
-    mix, bias, last = rng.normal(size=(8, 8)), rng.normal(size=8), rng.normal(size=8)
-    sharp, offset = 10 ** rng.uniform(-1, 1.3), 10 ** rng.uniform(-6, 3)
-
-    def hidden(z: Array) -> Array:
-        own = np.longdouble if z.dtype.kind == "c" else z.dtype
-        inner = np.tanh(z @ weight.astype(own).T + bias.astype(own))
-        return inner @ (sharp * mix).astype(own).T
-
-    def cast(value: Array | float, z: Array) -> Array:
-        return np.asarray(value, np.longdouble if z.dtype.kind == "c" else z.dtype)
-
-    choices: list[Function] = [
-        lambda z: np.tanh(hidden(z)) @ cast(last, z),
-        lambda z: np.exp(_log_softmax(hidden(z))[:, 0]),
-        lambda z: _log_softmax(hidden(z))[:, 0],
-        lambda z: cast(offset, z) + np.tanh(z @ cast(weight, z)[0]),
-        lambda z: np.sin(z @ cast(weight * sharp, z)[0]),
-        lambda z: np.exp(z @ cast(weight, z)[0]),
-        lambda z: 1 / (1 + (z @ cast(weight, z).T) ** 2).sum(-1),
-        lambda z: np.log(1 + ((z @ cast(weight, z).T) ** 2).sum(-1)),
-        lambda z: (z @ cast(weight, z).T).prod(-1),
-        lambda z: ((z @ cast(weight, z).T) ** 4).sum(-1),
-    ]
-    return choices[rng.integers(len(choices))]
-
-
-def _by_complex_step(f: Function, x: Array, v: Array) -> float:
-    """The derivative of an analytic function without any difference, in extended precision."""
-    tiny = np.longdouble(1e-40)
-    point = x.astype(np.clongdouble) + 1j * tiny * v.astype(np.longdouble)
-    return float(f(point[None])[0].imag / tiny)
-
-
-def _inside(f: Function, z: Array) -> Array:
-    return f(z.astype(F32)).astype(F64)
-
-
-def _noisy(f: Function, z: Array) -> Array:
-    """Add noise of a millionth that depends on every bit of the point."""
-    bits = np.ascontiguousarray(z).view(np.uint64)
-    odd = np.arange(3, 3 + 2 * bits.shape[1], 2, dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        mixed = (bits * odd).sum(1) * np.uint64(0x9E3779B97F4A7C15)
-        mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-    return f(z) * (1 + 1e-6 * (mixed.astype(F64) / 2**63 - 1))
-
-
 @pytest.mark.parametrize(
     ("kind", "one_bar", "four_bars"),
     [("float64", 0.97, 0.999), ("float32", 0.94, 0.999), ("float32 inside", 0.93, 0.98),
      ("noise", 0.93, 0.998)],
 )  # fmt: skip
 def test_bars_cover_the_truth_on_random_smooth_functions(kind, one_bar, four_bars):
-    # Shares over 7500 functions: 0.985 and 1; 0.962 and 1; 0.952 and 0.987; 0.951 and 0.9997. What
-    # float32 inside lacks are logarithms of 1 + 1e-4 and the like: no value tells what rounded it.
-    dtype = F32 if kind == "float32" else F64
+    # What float32 inside lacks are logarithms of 1 + 1e-4 and the like: no value tells what rounded
+    # it. The shares over 7500 functions are in benchmarks/bars.md.
     off: list[float] = []
-    for number in range(1500):
-        rng = np.random.default_rng(number)
-        size = int(rng.choice([1, 2, 5, 20]))
-        exact = _random_function(rng, size)
-        x = (rng.normal(size=size) * 10 ** rng.uniform(-2, 0.5)).astype(dtype)
-        v = rng.normal(size=size)
-        v = (v / np.abs(v).max()).astype(dtype)
-        wrap = {"float32 inside": _inside, "noise": _noisy}.get(kind)
-        f = exact if wrap is None else partial(wrap, exact)
-        result = difference(swept(f, x, v, dtype=dtype))
+    for number, result, truth in measured(kind, range(1500)):
         assert result.shape in ("smooth", "lost"), (number, result)
         if result.shape == "smooth":
-            off.append(bars_off(result, _by_complex_step(exact, x, v)))
+            off.append(bars_off(result, truth))
     assert len(off) > 1450
     assert np.mean(np.array(off) <= 1) >= one_bar
     assert np.mean(np.array(off) <= 4) >= four_bars
 
 
 def test_noise_is_measured_and_not_assumed():
-    result = difference(swept(partial(_noisy, lambda z: 3 + np.sin(z[:, 0])), np.array([1.0])))
+    result = difference(swept(partial(noisy, lambda z: 3 + np.sin(z[:, 0])), np.array([1.0])))
     # a millionth of 3.8, evenly between both signs; the noise is stated threefold
     assert 5e-7 < result.noise < 1.5e-5
     assert bars_off(result, math.cos(1.0)) <= 4
@@ -351,7 +251,7 @@ def test_noise_is_measured_and_not_assumed():
 
 
 def test_as_float32_inside_float64_the_short_steps_are_dropped_and_the_slope_is_right():
-    result = difference(swept(partial(_inside, lambda z: np.sin(z[:, 0])), np.array([1.1])))
+    result = difference(swept(partial(inside, lambda z: np.sin(z[:, 0])), np.array([1.1])))
     assert result.dead >= 8  # steps below 1e-8 are below float32's spacing at 1.1
     assert bars_off(result, math.cos(1.1)) <= 4
     assert 1e-8 < result.noise < 1e-6
