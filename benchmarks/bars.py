@@ -1,7 +1,7 @@
 """How often a gradient check's error bar holds the slope; writes benchmarks/bars.md.
 
-`python -m benchmarks.bars`; a quarter of a minute on one core. The functions are random and analytic,
-so that their slopes are known by complex steps in extended precision.
+`python -m benchmarks.bars`; a quarter of a minute on one core. The functions are random and
+analytic, so that their slopes are known by complex steps in extended precision.
 """
 
 from pathlib import Path
@@ -27,8 +27,8 @@ def main() -> None:
         "",
         "`python -m benchmarks.bars` writes this file: random smooth functions, and how often the",
         "true slope lies within one and within four error bars of the measured one.",
-        "`float32 inside`: a function of float64 that computes in float32; `noise`: a millionth of the",
-        "value, added.",
+        "`float32 inside`: a function of float64 that computes in float32; `noise`: a millionth of",
+        "the value, added.",
         "",
         "| numbers | measured | within one bar | within four |",
         "|---|---|---|---|",
