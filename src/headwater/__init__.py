@@ -54,8 +54,8 @@ if TYPE_CHECKING:
     from headwater.gradchecks.model import gradcheck as gradcheck
     from headwater.gradchecks.report import GradientReport as GradientReport
     from headwater.gradchecks.tensors import check_gradient as check_gradient
-    from headwater.lens import Lens as Lens
-    from headwater.lens import lens as lens
+    from headwater.lenses import Lens as Lens
+    from headwater.lenses import lens as lens
     from headwater.metrics import cross_entropy as cross_entropy
     from headwater.metrics import kl as kl
     from headwater.metrics import logit_diff as logit_diff
@@ -98,7 +98,7 @@ _HOME = {
     "gradchecks.model": "gradcheck",
     "gradchecks.report": "GradientReport",
     "gradchecks.tensors": "check_gradient",
-    "lens": "Lens lens",
+    "lenses": "Lens lens",
     "metrics": "cross_entropy kl logit_diff logprob metric prob prob_diff",
     "models": "Model load wrap",
     "prompts": "Pair Task",

@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headwater.errors import FailedProofError
-from headwater.lens.readout import Readout
-from headwater.lens.rows import Row
-from headwater.lens.sums import Mixtures, Sums
+from headwater.lenses.readout import Readout
+from headwater.lenses.rows import Row
+from headwater.lenses.sums import Mixtures, Sums
 from headwater.models import Model
 from headwater.prompts import Batch
 from headwater.taps import keeper

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Literal
 
 from headwater.errors import UnknownOptionError
-from headwater.lens.asked import Prompts, batches, encoded
-from headwater.lens.measure import Measured, Plan, measure
-from headwater.lens.provenance import provenance
-from headwater.lens.readout import Readings, Readout
-from headwater.lens.result import Lens
-from headwater.lens.rows import rows_of
-from headwater.lens.tokens import token_ids
-from headwater.lens.translators import Translator, as_translator
+from headwater.lenses.asked import Prompts, batches, encoded
+from headwater.lenses.measure import Measured, Plan, measure
+from headwater.lenses.provenance import provenance
+from headwater.lenses.readout import Readings, Readout
+from headwater.lenses.result import Lens
+from headwater.lenses.rows import rows_of
+from headwater.lenses.tokens import token_ids
+from headwater.lenses.translators import Translator, as_translator
 from headwater.models import Model
 from headwater.progress import progress_bar
 

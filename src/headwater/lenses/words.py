@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from headwater.lens.result import Lens
+    from headwater.lenses.result import Lens
 
 CONVENTION = (
     "Position i has read the tokens up to and including i and predicts token i + 1: 'input' is "

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headwater.lens.measure import FINAL, INPUT, NEXT, NO_TOKEN, Measured
+from headwater.lenses.measure import FINAL, INPUT, NEXT, NO_TOKEN, Measured
 
 Scale = Literal["linear", "log", "diverging"]
 Group = Literal["KL", "rank", "distance", "own"]

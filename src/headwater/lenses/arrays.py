@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headwater.lens.measure import NO_TOKEN, Measured
-from headwater.lens.statistics import columns
+from headwater.lenses.measure import NO_TOKEN, Measured
+from headwater.lenses.statistics import columns
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headwater.errors import NonFiniteError
-from headwater.lens.readout import Tile
+from headwater.lenses.readout import Tile
 
 
 class Sums:

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from headwater.errors import UnknownOptionError, did_you_mean
 from headwater.frames import frame
-from headwater.lens import words
-from headwater.lens.arrays import Arrays, arrays_of
-from headwater.lens.asked import Prompt
-from headwater.lens.measure import Measured, Plan
-from headwater.lens.rows import Row, index_of
-from headwater.lens.statistics import BY_KEY, TARGETS
-from headwater.lens.tokens import texts
+from headwater.lenses import words
+from headwater.lenses.arrays import Arrays, arrays_of
+from headwater.lenses.asked import Prompt
+from headwater.lenses.measure import Measured, Plan
+from headwater.lenses.rows import Row, index_of
+from headwater.lenses.statistics import BY_KEY, TARGETS
+from headwater.lenses.tokens import texts
 
 if TYPE_CHECKING:
     import pandas

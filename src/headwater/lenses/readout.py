@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headwater.errors import UnknownOptionError, UnsupportedModelError, did_you_mean
-from headwater.lens.rows import Row
+from headwater.lenses.rows import Row
 from headwater.models import Model
 from headwater.precision import context_for
 from headwater.sites import Site
@@ -328,7 +328,7 @@ def _tried(readout: Readout) -> _Head | None:
     if unembed.in_features != readout.adapter.d_model:
         return None
     config: Any = readout.model.module.config
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    config = getattr(config, "get_text_config", lambda: config)()
     cap = getattr(config, "final_logit_softcapping", None)
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(_TRIED, readout.adapter.d_model, generator=generator, dtype=torch.float64)
