@@ -378,9 +378,15 @@ def _elementwise(difference: Tensor, *terms: Tensor) -> float:
 
 
 def _normwise(found: Tensor, expected: Tensor) -> float:
-    """Norm of the difference, relative to the norm of what is expected."""
+    """Norm of the difference, relative to the norm of what is expected.
+
+    Logits may be masked by minus infinity: where both are, they are the same.
+    """
     if found.shape != expected.shape:
         return math.inf
+    if expected.isinf().any():
+        masked = (found == expected) & expected.isinf()
+        found, expected = found.masked_fill(masked, 0), expected.masked_fill(masked, 0)
     difference, norm = (found - expected).double().norm(), expected.double().norm()
     return float(difference / norm) if norm > 0 else float(difference)
 

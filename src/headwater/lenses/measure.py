@@ -269,6 +269,8 @@ def _prove(
         rows, tokens = tile.logits.shape[0], tile.logits.shape[-1]
         found[tile.first : tile.first + rows, tile.token : tile.token + tokens] = tile.logits[:, 0]
     usable = own.isfinite()
+    if usable.sum() < 2:
+        return  # no prediction at all: the sums will say where
     spread = own[usable].std()
     error = (found - own)[usable].abs().max() / spread
     allowed = max(1e-4, 8 * torch.finfo(readout.model.dtype).eps)

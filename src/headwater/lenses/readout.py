@@ -164,7 +164,10 @@ class Readout:
         if self.adapter.final_norm is not None:
             taps[Site(None, "final_norm")] = lambda _: given
         start = (self.adapter.n_layers, given)
-        return self.model.forward(ids, taps=taps, start=start)[:, 0].to(self.dtype)
+        # the mask keeps transformers from taking the ids for padding
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        logits = self.model.forward(ids, mask=mask, taps=taps, start=start)
+        return logits[:, 0].to(self.dtype)
 
     def _norm(self, row: Row) -> nn.Module | None:
         if self.reading == "none":
@@ -282,7 +285,8 @@ def next_norms(model: Model) -> tuple[nn.Module, ...]:
                 handle = part.register_forward_pre_hook(watch(layer), with_kwargs=True)
                 stack.callback(handle.remove)
         with torch.no_grad():
-            model.forward(torch.zeros(1, 1, dtype=torch.long), read=1)
+            ids = torch.zeros(1, 1, dtype=torch.long)
+            model.forward(ids, mask=torch.ones_like(ids, dtype=torch.bool), read=1)
     lacking = [
         layer
         for layer in range(adapter.n_layers)
