@@ -460,27 +460,31 @@ def test_parameters_hooks_and_mode_are_as_before():
     assert all(parameter.requires_grad for parameter in module.parameters())
 
 
+def gpt2(*prompts, **options):
+    return hw.lens(tiny("GPT-2"), *prompts, **options)
+
+
 REFUSED = [
-    (lambda: hw.lens(tiny("GPT-2"), ""), PromptError, "the text is empty"),
-    (lambda: hw.lens(tiny("GPT-2"), []), PromptError, "no prompt to read"),
-    (lambda: hw.lens(tiny("GPT-2"), [[]]), PromptError, "no token ids"),
-    (lambda: hw.lens(tiny("GPT-2"), ["w5 w6", ""]), PromptError, "prompt 1: the text is empty"),
-    (lambda: hw.lens(tiny("GPT-2"), [[1, 99]]), PromptError, "token id 99 in prompt 0"),
-    (lambda: hw.lens(tiny("GPT-2"), torch.ones(2)), PromptError, "holds no token ids"),
-    (lambda: hw.lens(tiny("GPT-2"), {"a": 1}), PromptError, "is no prompt"),
-    (lambda: hw.lens(tiny("GPT-2"), [1, 2], layers=[2]), UnknownOptionError, "no layer 2: .* 2 layers"),
-    (lambda: hw.lens(tiny("GPT-2"), [1, 2], readout="final"), UnknownOptionError, "Closest: 'final-norm'"),
-    (lambda: hw.lens(tiny("GPT-2"), [1, 2], tokens=["w5 w6"]), AnswerError, "'w5 w6' is 2 tokens"),
-    (lambda: hw.lens(tiny("GPT-2"), [1, 2], tokens=[61]), AnswerError, "token id 61 is none"),
-    (lambda: hw.lens(tiny("GPT-2"), [1, 2], best=0), UnknownOptionError, "best=0"),
+    (lambda: gpt2(""), PromptError, "the text is empty"),
+    (lambda: gpt2([]), PromptError, "no prompt to read"),
+    (lambda: gpt2([[]]), PromptError, "no token ids"),
+    (lambda: gpt2(["w5 w6", ""]), PromptError, "prompt 1: the text is empty"),
+    (lambda: gpt2([[1, 99]]), PromptError, "token id 99 in prompt 0"),
+    (lambda: gpt2(torch.ones(2)), PromptError, "holds no token ids"),
+    (lambda: gpt2({"a": 1}), PromptError, "is no prompt"),
+    (lambda: gpt2([1, 2], layers=[2]), UnknownOptionError, "no layer 2: .* 2 layers"),
+    (lambda: gpt2([1, 2], readout="final"), UnknownOptionError, "'final-norm'"),
+    (lambda: gpt2([1, 2], tokens=["w5 w6"]), AnswerError, "'w5 w6' is 2 tokens"),
+    (lambda: gpt2([1, 2], tokens=[61]), AnswerError, "token id 61 is none"),
+    (lambda: gpt2([1, 2], best=0), UnknownOptionError, "best=0"),
     (lambda: hw.lens(tiny("Phi"), [1, 2], sublayers=True), UnavailableSiteError, "resid_mid"),
-    (lambda: hw.lens(hw.wrap(nn.Linear(2, 2)), "x"), UnsupportedModelError, "no Hugging Face language model"),
-    (lambda: hw.lens(tiny("GPT-2"), [1, 2]).kl("r7"), UnknownOptionError, "no row 'r7'"),
-    (lambda: hw.lens(tiny("GPT-2"), [1, 2]).kl(direction="both"), UnknownOptionError, "direction='both'"),
-    (lambda: hw.lens(tiny("GPT-2"), [1, 2]).topk(11), UnknownOptionError, r"hw.lens\(..., best=11\)"),
-    (lambda: hw.lens(tiny("GPT-2"), [1, 2]).rank("Mary"), UnknownOptionError, "no token 'Mary' was ranked"),
-    (lambda: hw.lens(tiny("GPT-2"), [1, 2], mixtures=False).js(), UnknownOptionError, "mixtures=True"),
-    (lambda: hw.lens(tiny("GPT-2"), [1, 2])["kl(final|layer)"], UnknownOptionError, "Closest: 'kl"),
+    (lambda: hw.lens(hw.wrap(nn.Linear(2, 2)), "x"), UnsupportedModelError, "no Hugging Face"),
+    (lambda: gpt2([1, 2]).kl("r7"), UnknownOptionError, "no row 'r7'"),
+    (lambda: gpt2([1, 2]).kl(direction="both"), UnknownOptionError, "direction='both'"),
+    (lambda: gpt2([1, 2]).topk(11), UnknownOptionError, r"hw.lens\(..., best=11\)"),
+    (lambda: gpt2([1, 2]).rank("Mary"), UnknownOptionError, "'Mary' was ranked"),
+    (lambda: gpt2([1, 2], mixtures=False).js(), UnknownOptionError, "mixtures=True"),
+    (lambda: gpt2([1, 2])["kl(final|layer)"], UnknownOptionError, "Closest: 'kl"),
 ]  # fmt: skip
 
 
