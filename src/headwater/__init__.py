@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from headwater.components import ssm_heads as ssm_heads
     from headwater.components import tokens as tokens
     from headwater.components import values as values
+    from headwater.directs.attribute import attribute_logit as attribute_logit
+    from headwater.directs.result import LogitAttribution as LogitAttribution
     from headwater.errors import HeadwaterError as HeadwaterError
     from headwater.estimators import AtPStar as AtPStar
     from headwater.estimators import Auto as Auto
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
     from headwater.references import Mean as Mean
     from headwater.references import PositionalMean as PositionalMean
     from headwater.references import Resample as Resample
+    from headwater.references import Tangent as Tangent
     from headwater.references import Zero as Zero
     from headwater.trace.backward import backward as backward
     from headwater.trace.registry import save as save
@@ -91,6 +94,8 @@ _HOME = {
     "audits.verify": "verify",
     "components": "attentions channels conv heads keys mixers mlps neurons nodes queries residual "
     "ssm ssm_heads tokens values",
+    "directs.attribute": "attribute_logit",
+    "directs.result": "LogitAttribution",
     "errors": "HeadwaterError",
     "estimators": "AtPStar Auto Estimator Exact Gradient IntegratedGradients SecondOrder Shapley "
     "TrainedCircuit TrainedMask Trapezoid",
@@ -102,7 +107,7 @@ _HOME = {
     "metrics": "cross_entropy kl logit_diff logprob metric prob prob_diff",
     "models": "Model load wrap",
     "prompts": "Pair Task",
-    "references": "Corrupted Mean PositionalMean Resample Zero",
+    "references": "Corrupted Mean PositionalMean Resample Tangent Zero",
     "trace.backward": "backward",
     "trace.registry": "save",
     "zoo": "task",
