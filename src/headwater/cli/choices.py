@@ -13,7 +13,7 @@ from headwater.errors import UnknownOptionError, did_you_mean
 from headwater.estimators import ESTIMATORS, Estimator
 from headwater.metrics import METRICS, Metric, logprob, prob, resolve_metric
 from headwater.prompts import Task
-from headwater.references import REFERENCES, Mean, Reference, Resample
+from headwater.references import REFERENCES, Mean, Reference, Resample, Tangent
 from headwater.zoo import task as embedded_task
 
 
@@ -134,12 +134,15 @@ def reference(word: str, over: str | None, seed: int, draws: int = 1) -> Referen
     """Return the reference of a dashed name.
 
     Args:
-        word: The name.
+        word: The name; `tangent:at=mean` for a tangent that touches elsewhere than at zero.
         over: For means: `corrupted`, `clean`, or a file of prompts.
         seed: For resampling.
         draws: For resampling: donors a pair.
     """
+    word, _, option = word.partition(":")
     kind = _known(word, REFERENCES, "reference")
+    if option:
+        return _tangent(word, option, over, draws)
     if over is not None and not issubclass(kind, Mean):
         raise UnknownOptionError(
             f"--over goes with --reference mean or positional-mean, not with {word!r}."
@@ -157,6 +160,21 @@ def reference(word: str, over: str | None, seed: int, draws: int = 1) -> Referen
             "A file has one prompt a line: .txt, or .jsonl."
         )
     return kind(over=over if over in ("corrupted", "clean") else Path(over))
+
+
+def _tangent(word: str, option: str, over: str | None, draws: int) -> Reference:
+    """Return the tangent that touches at zero, at the mean, or at a number."""
+    name, _, point = option.partition("=")
+    if word != Tangent.name or name != "at" or not point:
+        raise UnknownOptionError(
+            f"--reference {word}:{option} is unknown: only tangent has an option.\n"
+            "Write tangent:at=zero, tangent:at=mean, or a number such as tangent:at=1."
+        )
+    if over is not None or draws != 1:
+        raise UnknownOptionError("--over and --draws do not go with --reference tangent.")
+    with suppress(ValueError):
+        return Tangent(at=float(point))
+    return Tangent(at=point)  # type: ignore[arg-type]
 
 
 def task(word: str, metric: str | None, pairs: int | None) -> Task:

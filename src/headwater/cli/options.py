@@ -49,7 +49,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 At = Annotated[str, typer.Option(help="End of the path: clean or corrupted.")]
 ReferenceName = Annotated[
     str,
-    typer.Option("--reference", "-r", help="corrupted, mean, positional-mean, resample, zero."),
+    typer.Option(
+        "--reference",
+        "-r",
+        help="corrupted, mean, positional-mean, resample, zero, tangent, tangent:at=mean.",
+    ),
 ]
 Over = Annotated[
     str | None,

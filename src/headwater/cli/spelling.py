@@ -81,7 +81,8 @@ def _typed(name: str, arguments: str) -> str:
     options = [(one[1], one[2] or one[3]) for one in GIVEN.finditer(arguments)]
     for known, written, joined in (
         (ESTIMATORS, "-e {}", ":{}={}"),
-        (REFERENCES, "-r {}", " --{} {}"),
+        # the point of a tangent belongs to it; --at is the end of a run
+        (REFERENCES, "-r {}", ":{}={}" if name == "Tangent" else " --{} {}"),
         (METRICS, "--metric {}", ""),
         (SELECTORS, "-c {}", ""),
     ):

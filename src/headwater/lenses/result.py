@@ -10,6 +10,7 @@ import html
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -17,17 +18,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headwater.errors import UnknownOptionError, did_you_mean
+from headwater.files import write_atomically
 from headwater.frames import frame
 from headwater.lenses import words
 from headwater.lenses.arrays import Arrays, arrays_of
 from headwater.lenses.asked import Prompt
 from headwater.lenses.measure import Measured, Plan
+from headwater.lenses.plot import heat_map
 from headwater.lenses.rows import Row, index_of
 from headwater.lenses.statistics import BY_KEY, TARGETS
 from headwater.lenses.tokens import texts
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.figure import Figure
 
     from headwater.models import Model
 
@@ -312,6 +316,34 @@ class Lens:
             MissingExtraError: If pandas is not installed.
         """
         return frame(self.rows(), "lens.rows()")
+
+    def plot(
+        self,
+        path: str | Path | None = None,
+        statistic: str = "kl(final||layer)",
+        *,
+        prompt: int = 0,
+        positions: slice | None = None,
+    ) -> Figure:
+        """Draw a heat map of one statistic, rows by positions, and return the figure.
+
+        Args:
+            path: Where to write it: `.png`, `.svg` or `.pdf`; None draws only.
+            statistic: Its key, as in `lens["..."]`.
+            prompt: The prompt's number.
+            positions: Which positions; None for the first forty.
+
+        Raises:
+            MissingExtraError: If matplotlib is not installed.
+            UnknownOptionError: If there is no such statistic or prompt.
+        """
+        figure = heat_map(self, statistic, prompt, positions)
+        if path is not None:
+            target = Path(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            kind = target.suffix.removeprefix(".") or "png"
+            write_atomically(target, lambda there: figure.savefig(there, format=kind, dpi=150))
+        return figure
 
     def __repr__(self) -> str:
         return "\n".join(words.told(self))

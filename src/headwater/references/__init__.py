@@ -16,3 +16,4 @@ from headwater.references.reference import capture as capture
 from headwater.references.resample import Resample as Resample
 from headwater.references.table import REFERENCES as REFERENCES
 from headwater.references.table import reference_from_dict as reference_from_dict
+from headwater.references.tangent import Tangent as Tangent

@@ -1,4 +1,4 @@
-"""Prompts that a mean is taken over, read one after another: files, generators, dataset columns.
+"""Prompts of a corpus, read one after another: files, generators, dataset columns.
 
 Only a window of prompts is held at a time. What was read is counted and hashed on the way, because
 the prompts themselves are not saved.
@@ -9,17 +9,20 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from io import IOBase
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from headwater.errors import HeadwaterError, PromptError, UnfitReferenceError, did_you_mean
 from headwater.models import Model
 from headwater.prompts import Batch
 from headwater.prompts.batches import Row, pack
-from headwater.prompts.encoding import Encoder
+from headwater.prompts.encoding import Encoder, Ids
 
 Streamed = Path | Iterable[Any] | Callable[[], Iterable[Any]]
 """A file with one prompt a line, anything that can be iterated over, or a function returning it."""
@@ -32,6 +35,23 @@ FIELDS = ("text", "prompt", "clean")
 
 JSON_LINES = (".jsonl", ".ndjson")
 PLAIN_LINES = (".txt", ".text", "")
+
+
+@dataclass(frozen=True)
+class Argument:
+    """The argument that prompts were given as, for what is said when they cannot be read."""
+
+    name: str
+    purpose: str
+    """What there is nothing to do with, if there is no prompt."""
+    refusal: type[HeadwaterError]
+    """Raised for what gives no prompts at all; a prompt that cannot be used is a `PromptError`."""
+    any_corpus: bool = False
+    """Whether token ids are prompts too, and blank texts are left out as blank lines are."""
+
+
+OVER = Argument("over", "average", UnfitReferenceError)
+DATASET = Argument("dataset", "read", PromptError, any_corpus=True)
 
 
 class Once:
@@ -80,26 +100,32 @@ def described(over: Streamed | Once | Lost) -> str:
     return f"the {type(over).__name__}"
 
 
-def refuse_unreadable(over: Any) -> None:
+def refuse_unreadable(over: Any, argument: Argument = OVER) -> None:
     """Refuse what could be iterated over but gives no prompts.
 
+    Args:
+        over: Where prompts should come from.
+        argument: What it was given as.
+
     Raises:
-        UnfitReferenceError: Saying what to pass instead.
+        HeadwaterError: The argument's refusal, saying what to pass instead.
     """
+    name = argument.name
     if isinstance(over, Mapping):
         keys = ", ".join(map(repr, islice(over, 5)))
-        raise UnfitReferenceError(
-            f"over= is a mapping with {keys}, not prompts.\n"
-            "Of a dictionary of datasets choose one and its column: over=data['train']['text']."
+        raise argument.refusal(
+            f"{name}= is a mapping with {keys}, not prompts.\n"
+            f"Of a dictionary of datasets choose one and its column: {name}=data['train']['text']."
         )
     if isinstance(over, IOBase):
-        raise UnfitReferenceError(
-            "over= is an open file.\nPass its path: over=pathlib.Path('prompts.txt')."
+        raise argument.refusal(
+            f"{name}= is an open file.\nPass its path: {name}=pathlib.Path('prompts.txt')."
         )
     if not isinstance(over, Path | Iterable) and not callable(over):
-        raise UnfitReferenceError(
-            f"over={over!r:.60} ({type(over).__name__}) gives no prompts.\n"
-            'Pass "corrupted", "clean", a list of texts, a task, a pathlib.Path, an iterable of '
+        words = '"corrupted", "clean", ' if argument is OVER else ""
+        raise argument.refusal(
+            f"{name}={over!r:.60} ({type(over).__name__}) gives no prompts.\n"
+            f"Pass {words}a list of texts, a task, a pathlib.Path, an iterable of "
             "texts, or a function that returns one."
         )
 
@@ -110,73 +136,102 @@ class Reading:
     Args:
         over: Where they come from.
         limit: Read at most this many.
+        argument: What they were given as.
     """
 
-    def __init__(self, over: Streamed | Once | Lost, limit: int | None) -> None:
-        self.over, self.limit = over, limit
+    def __init__(
+        self, over: Streamed | Once | Lost, limit: int | None, argument: Argument = OVER
+    ) -> None:
+        self.over, self.argument = over, argument
         self.count = 0
         """Prompts read so far."""
         self._digest = hashlib.sha256()
+        self._prompts = islice(_prompts(over, argument), limit)
 
     @property
     def sha256(self) -> str:
         """Hash of the prompts read so far, in their order."""
         return self._digest.hexdigest()
 
+    def skip(self, count: int) -> None:
+        """Read so many prompts, or all if there are fewer, and do nothing with them."""
+        for prompt in islice(self._prompts, count):
+            self._take(prompt)
+
+    def windows(self, model: Model, size: int) -> Iterator[list[Row]]:
+        """Yield so many prompts at a time, encoded; `row.pair` counts from the first prompt.
+
+        Raises:
+            PromptError: If a prompt cannot be used; says which.
+            HeadwaterError: The argument's refusal, if there is no prompt at all.
+        """
+        while window := list(islice(self._prompts, size)):
+            texts = [one for one in window if isinstance(one, str)]
+            encoder = Encoder(model.tokenizer) if texts else None
+            if encoder is not None:
+                encoder.prime(texts)
+                encoder.prime(texts, special=True)
+            yield [self._encoded(prompt, encoder) for prompt in window]
+        if self.count == 0:
+            name = self.argument.name
+            raise self.argument.refusal(
+                f"{described(self.over)} in {name}= gave no prompt, so there is nothing to "
+                f"{self.argument.purpose}.\n"
+                "A generator that was read before is empty: pass a function that makes it anew, "
+                f"{name}=lambda: (text for text in ...)."
+            )
+
     def batches(self, model: Model, batch_size: int) -> Iterator[Batch]:
         """Yield the prompts as batches for a model; `batch.pairs` counts from the first prompt.
 
         Raises:
             PromptError: If a prompt cannot be used; says which.
-            UnfitReferenceError: If there is none at all.
+            HeadwaterError: The argument's refusal, if there is no prompt at all.
         """
-        prompts = islice(_texts(self.over), self.limit)
-        while window := list(islice(prompts, WINDOW * batch_size)):
-            encoder = Encoder(model.tokenizer)
-            rows = self._encoded(window, encoder)
-            pads = model.anatomy().pads
-            for batch in pack(rows, batch_size=batch_size, pad_id=encoder.pad_id, pad=pads):
+        pads = model.anatomy().pads
+        for rows in self.windows(model, WINDOW * batch_size):
+            pad_id = Encoder(model.tokenizer).pad_id
+            for batch in pack(rows, batch_size=batch_size, pad_id=pad_id, pad=pads):
                 yield batch.to(model.device)
-        if self.count == 0:
-            raise UnfitReferenceError(
-                f"{described(self.over)} in over= gave no prompt, so there is nothing to average.\n"
-                "A generator that was read before is empty: pass a function that makes it anew, "
-                "over=lambda: (text for text in ...)."
-            )
 
-    def _encoded(self, window: list[str], encoder: Encoder) -> list[Row]:
-        encoder.prime(window)
-        encoder.prime(window, special=True)
-        rows = []
-        for text in window:
-            try:
-                rows.append(Row(self.count, encoder.prompt(text)))
-            except HeadwaterError as error:
-                where = f"prompt {self.count} of {described(self.over)}"
-                raise type(error)(f"{where}: {error}") from None
-            self._digest.update(json.dumps(text).encode() + b"\n")
-            self.count += 1
-        return rows
+    def _encoded(self, prompt: str | Ids, encoder: Encoder | None) -> Row:
+        try:
+            ids = encoder.prompt(prompt) if encoder and isinstance(prompt, str) else prompt
+        except HeadwaterError as error:
+            where = f"prompt {self.count} of {described(self.over)}"
+            raise type(error)(f"{where}: {error}") from None
+        assert not isinstance(ids, str)  # the encoder is there wherever a text is
+        row = Row(self.count, ids)
+        self._take(prompt)
+        return row
+
+    def _take(self, prompt: str | Ids) -> None:
+        self._digest.update(json.dumps(prompt).encode() + b"\n")
+        self.count += 1
 
 
-def _texts(over: Streamed | Once | Lost) -> Iterator[str]:
+def _prompts(over: Streamed | Once | Lost, argument: Argument) -> Iterator[str | Ids]:
     if isinstance(over, Path):
-        yield from _lines(over)
+        yield from _lines(over, argument)
         return
     rows = over if isinstance(over, Iterable) else over()
     if isinstance(rows, str) or not isinstance(rows, Iterable):
-        raise UnfitReferenceError(
-            f"{described(over)} in over= returned {rows!r:.60}, not texts one after another.\n"
-            "Let it return a list of texts, or yield them."
+        raise argument.refusal(
+            f"{described(over)} in {argument.name}= returned {rows!r:.60}, not texts one after "
+            "another.\nLet it return a list of texts, or yield them."
         )
     for number, row in enumerate(rows):
-        yield _text(row, f"prompt {number} of {described(over)}")
+        prompt = _prompt(row, f"prompt {number} of {described(over)}", argument)
+        if isinstance(prompt, tuple) or prompt.strip() or not argument.any_corpus:
+            yield prompt
 
 
-def _text(row: Any, where: str) -> str:
+def _prompt(row: Any, where: str, argument: Argument) -> str | Ids:
     """Return a row's prompt: the row itself, or its one field that is known to hold it."""
     if isinstance(row, str):
         return str(row)
+    if argument.any_corpus and (ids := _ids(row)):
+        return ids
     if isinstance(row, Mapping):
         found = [name for name in FIELDS if isinstance(row.get(name), str)]
         if len(found) == 1:
@@ -185,24 +240,36 @@ def _text(row: Any, where: str) -> str:
         raise PromptError(
             f"{where} is a row with the fields {fields}, of which "
             f"{'several' if found else 'none'} could be the prompt ({', '.join(FIELDS)}).\n"
-            "Choose one: over=data['text'], or over=lambda: (row['text'] for row in data)."
+            f"Choose one: {argument.name}=data['text'], or "
+            f"{argument.name}=lambda: (row['text'] for row in data)."
         )
     raise PromptError(
         f"{where} is {row!r:.60} ({type(row).__name__}), not a text.\n"
-        "Leave such rows out: over=lambda: (row for row in rows if isinstance(row, str))."
+        f"Leave such rows out: {argument.name}=lambda: (row for row in rows if "
+        "isinstance(row, str))."
     )
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _ids(row: Any) -> Ids:
+    """Return a row's token ids; none if it has none."""
+    row = row.get("input_ids") if isinstance(row, Mapping) and "text" not in row else row
+    listed = row.tolist() if isinstance(row, Tensor) else row
+    if not isinstance(listed, Sequence) or isinstance(listed, str):
+        return ()
+    return tuple(listed) if all(type(one) is int for one in listed) else ()
+
+
+def _lines(path: Path, argument: Argument) -> Iterator[str | Ids]:
+    name = argument.name
     if not path.is_file():
         near = path.parent.iterdir() if path.parent.is_dir() else ()
         names = [one.name for one in near if one.is_file()]
-        raise PromptError(f"no file {str(path)!r} in over=.{did_you_mean(path.name, names)}")
+        raise PromptError(f"no file {str(path)!r} in {name}=.{did_you_mean(path.name, names)}")
     kind = path.suffix.lower()
     if kind not in JSON_LINES + PLAIN_LINES:
         raise PromptError(
-            f"{path} in over= is neither a text file (.txt) nor JSON lines (.jsonl) with one "
-            "prompt a line.\nRead it yourself: over=lambda: (row['text'] for row in rows)."
+            f"{path} in {name}= is neither a text file (.txt) nor JSON lines (.jsonl) with one "
+            f"prompt a line.\nRead it yourself: {name}=lambda: (row['text'] for row in rows)."
         )
     with path.open(encoding="utf-8-sig") as stream:
         numbered = enumerate(stream, start=1)
@@ -212,11 +279,11 @@ def _lines(path: Path) -> Iterator[str]:
             except StopIteration:
                 return
             except UnicodeDecodeError as error:
-                raise PromptError(f"{path} in over= is not UTF-8: {error}.") from None
+                raise PromptError(f"{path} in {name}= is not UTF-8: {error}.") from None
             if line.strip():
                 where = f"{path}, line {number}"
                 line = line.rstrip("\n")
-                yield _text(_parsed(line, where), where) if kind in JSON_LINES else line
+                yield _prompt(_parsed(line, where), where, argument) if kind in JSON_LINES else line
 
 
 def _parsed(line: str, where: str) -> Any:

@@ -11,9 +11,10 @@ from headwater.errors import UnknownOptionError, did_you_mean
 from headwater.references.means import Mean, PositionalMean
 from headwater.references.reference import Corrupted, Reference, Zero
 from headwater.references.resample import Resample
+from headwater.references.tangent import Tangent
 
 REFERENCES: dict[str, type[Reference]] = {
-    kind.name: kind for kind in (Corrupted, Mean, PositionalMean, Resample, Zero)
+    kind.name: kind for kind in (Corrupted, Mean, PositionalMean, Resample, Tangent, Zero)
 }
 """The command line's words."""
 
@@ -38,6 +39,6 @@ def reference_from_dict(
             f"References: {', '.join(REFERENCES)}."
         )
     kind = REFERENCES[name]
-    if issubclass(kind, Mean):
+    if issubclass(kind, Mean | Tangent):
         return kind.read_back(options, tensors or {})
     return kind(**options)
