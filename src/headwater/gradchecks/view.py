@@ -12,13 +12,12 @@ from headwater.gradchecks.result import Check, DirectionCheck
 from headwater.gradchecks.verdicts import PASSES, Verdict
 from headwater.gradchecks.words import number, size
 from headwater.page.gradcheck import (
-    Cell,
     DirectionData,
     GradcheckData,
     SiteData,
     Standing,
-    TableData,
 )
+from headwater.page.tables import Cell, TableData
 
 if TYPE_CHECKING:
     from headwater.gradchecks.report import GradientReport

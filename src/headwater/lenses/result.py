@@ -17,17 +17,25 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from headwater.errors import UnknownOptionError, did_you_mean
+from headwater.errors import ModelGoneError, UnknownOptionError, did_you_mean
 from headwater.files import write_atomically
 from headwater.frames import frame
-from headwater.lenses import words
+from headwater.lenses import storing, words
 from headwater.lenses.arrays import Arrays, arrays_of
 from headwater.lenses.asked import Prompt
+from headwater.lenses.causal import LensCheck, Reader, check
+from headwater.lenses.causal.kept import Kept
+from headwater.lenses.causal.words import summary as words_of_check
 from headwater.lenses.measure import Measured, Plan
 from headwater.lenses.plot import heat_map
+from headwater.lenses.questions import Close, Jumps, Rarity, close, jumps, rarity
+from headwater.lenses.recurrence import kept
 from headwater.lenses.rows import Row, index_of
 from headwater.lenses.statistics import BY_KEY, TARGETS
+from headwater.lenses.tally import Tally
 from headwater.lenses.tokens import texts
+from headwater.lenses.view import Added, page_data
+from headwater.page.lens import write_lens
 
 if TYPE_CHECKING:
     import pandas
@@ -75,7 +83,12 @@ class Lens:
     tokens: tuple[str, ...] = ()
     """Words that were ranked too."""
     provenance: dict[str, Any] = field(default_factory=dict)
+    tally: Tally = field(kw_only=True)
+    """Sums over all positions, from which the questions are answered."""
+    added: dict[str, Added] = field(default_factory=dict)
+    """What was tested by changing residuals, for the page and the folder."""
     _model: weakref.ref[Model] | None = None
+    _translator: Any = None
 
     @classmethod
     def of(
@@ -86,6 +99,7 @@ class Lens:
         parts: Sequence[Measured],
         words: tuple[str, ...],
         provenance: dict[str, Any],
+        translator: Any,
     ) -> Lens:
         """Return what batches measured as one result.
 
@@ -96,7 +110,11 @@ class Lens:
             parts: What each batch measured.
             words: The plan's tokens as texts.
             provenance: Where the numbers come from.
+            translator: What residuals were read through.
         """
+        tally = Tally(plan)
+        for part in parts:
+            tally.add(part)
         lengths = [len(one.ids) for one in prompts]
         arrays = arrays_of(parts, lengths, len(TARGETS) + len(words))
         return cls(
@@ -106,7 +124,9 @@ class Lens:
             vocabulary=_vocabulary(model, arrays),
             tokens=words,
             provenance=provenance,
+            tally=tally,
             _model=weakref.ref(model),
+            _translator=translator,
         )
 
     @property
@@ -289,6 +309,125 @@ class Lens:
         lasting = agrees.flip(0).cumprod(0).sum(0).clamp(min=1)
         at = index[len(stream) - lasting]
         return Decided(at.masked_fill(~self.mask, -1), first.masked_fill(~self.mask, -1))
+
+    def jumps(
+        self,
+        against: Literal["final", "first"] | None = None,
+        of: Literal["kl", "rank"] | None = None,
+        direction: Direction | None = None,
+    ) -> Jumps:
+        """Return the largest one-layer change of a mean curve, as a share of all its changes.
+
+        Args:
+            against: `"final"` or `"first"`; None for both, compared.
+            of: `"kl"` or `"rank"` (on a logarithmic scale); None for both.
+            direction: Of KL, as for `kl`; None for both.
+
+        Raises:
+            UnknownOptionError: If there is no such option.
+        """
+        return jumps(self.tally, against, of, direction)
+
+    def close(self, measure: Any = None) -> Close:
+        """Return at how many positions each row is close to final, to first, and to both.
+
+        Args:
+            measure: `"ref||layer"`, `"layer||ref"`, `"both directions"` or `"js"`; None for all.
+
+        Raises:
+            UnknownOptionError: If there is no such measure.
+        """
+        return close(self.tally, measure)
+
+    def rarity(self, counts: Any = "corpus", *, bins: int = 5) -> Rarity:
+        """Return how long input tokens stay visible, by how rare they are, with the base rate.
+
+        Args:
+            counts: How common tokens are: a mapping from texts or ids to counts, a tensor
+                `[vocab]`, `"corpus"` (counts in these prompts) or `"tokenizer"` (order of ids).
+            bins: How many quantiles of token types.
+
+        Raises:
+            UnknownOptionError: If no controls were ranked, or the counts cannot be used.
+        """
+        return rarity(self.tally, counts, bins=bins, vocabulary=self.vocabulary)
+
+    def check(self, model: Model | None = None, **options: Any) -> LensCheck:
+        """Test what the lens says: change residuals, and compare predicted and actual changes.
+
+        Args:
+            model: The model; None for the one that was read, if it is still there.
+            **options: `cells`, `sample`, `how`, `nats`, `seed`, `progress` of
+                `headwater.lenses.causal.check`.
+
+        Raises:
+            ModelGoneError: If the model is gone.
+            UnknownOptionError: If an option cannot be used.
+        """
+        found = check(Reader.of_lens(self._alive(model), self, self._translator), **options)
+        self.added["check"] = {"sentences": words_of_check(found), "table": found.table()}
+        return found
+
+    def kept(self, model: Model | None = None, **options: Any) -> Kept:
+        """Test whether tokens that recur are kept for it: replace residuals where they were read.
+
+        Args:
+            model: The model; None for the one that was read, if it is still there.
+            **options: `off`, `sample`, `seed`, `progress` of `headwater.lenses.recurrence.kept`.
+
+        Raises:
+            ModelGoneError: If the model is gone.
+            PromptError: If no token recurs.
+        """
+        ids = [one[real].tolist() for one, real in zip(self.arrays.ids, self.mask, strict=True)]
+        layers = [row.site.layer or 0 for row in self.layers if row.kind == "residual"]
+        found = kept(self._alive(model), ids, layers=layers, **options)
+        self.added["kept"] = {"sentences": list(found.sentences), "table": found.table()}
+        return found
+
+    def _alive(self, model: Model | None) -> Model:
+        found = model or (None if self._model is None else self._model())
+        if found is None:
+            raise ModelGoneError(
+                f"this lens came from {self.provenance['model']['name']!r}, which it does not hold "
+                "(it was read from a folder, or the model is gone).\nPass it: model=model."
+            )
+        return found
+
+    def page(self, path: str | Path) -> Path:
+        """Write the lens as one HTML file that loads nothing, and return its path."""
+        return write_lens(page_data(self), path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is said of the lens, and its means over positions, as plain data."""
+        return {
+            "title": words.title(self),
+            "sentences": words.sentences(self),
+            "rows": list(words.means(self)),
+            "added": self.added,
+            "provenance": self.provenance,
+        }
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write `lens.json` and `lens.safetensors`.
+
+        Args:
+            path: A folder; made if it does not exist.
+            overwrite: Replace another lens instead of refusing.
+
+        Raises:
+            RunFolderError: If it cannot be written, or holds other files or another lens.
+        """
+        return storing.write(self, Path(path), overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Lens:
+        """Read what `save` wrote.
+
+        Raises:
+            RunFolderError: If the folder holds no lens that this release can read.
+        """
+        return cls(**storing.read(Path(path)))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield one mapping a prompt, position and row, with every statistic."""

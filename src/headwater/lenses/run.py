@@ -109,6 +109,7 @@ def lens(
         plan,
         parts,
         words=words,
+        translator=translator,
         provenance=provenance(
             model,
             readout=readout,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headwater.lenses.result import Lens
@@ -23,7 +24,40 @@ def title(lens: Lens) -> str:
 
 def told(lens: Lens) -> list[str]:
     """Return the lines of the printed result."""
-    return [title(lens), CONVENTION, *table(lens)]
+    return [title(lens), CONVENTION, *table(lens), *sentences(lens)]
+
+
+def sentences(lens: Lens) -> list[str]:
+    """Return what to read first: when the model decides, and its steps against both ends."""
+    said = [decision(lens), *lens.jumps().sentences()]
+    if least := noise(lens):
+        said.append(least)
+    for one in lens.added.values():
+        said += one["sentences"]
+    return said
+
+
+def decision(lens: Lens) -> str:
+    """Return after which row the final prediction stands."""
+    at = lens.decided().at[lens.mask]
+    stream = [number for number, row in enumerate(lens.layers) if row.is_stream]
+    counts = {number: int((at == number).sum()) for number in stream}
+    most = max(counts, key=lambda number: counts[number])
+    early = sum(count for number, count in counts.items() if number != stream[-1])
+    share = 100 * early / max(len(at), 1)
+    return (
+        f"The model's best token stands before the last layer at {share:.0f} % of positions; most "
+        f"often from {lens.names[most]} on ({counts[most]} of {len(at)})."
+    )
+
+
+def noise(lens: Lens) -> str:
+    """Return how far below 0 rounding took a divergence; nothing if that is not worth a word."""
+    lowest = float(lens.arrays.kl.nan_to_num(0).min())
+    if lowest > -1e-5:
+        return ""
+    said = f"Rounding took a KL divergence to {lowest:.1e} nats"
+    return f"{said}: differences of that size mean nothing."
 
 
 COLUMNS: tuple[tuple[str, str, str], ...] = (
@@ -38,6 +72,13 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("rms", "size", "mean"),
 )
 """Statistic, heading, and how positions are put together."""
+
+
+def means(lens: Lens) -> Iterator[dict[str, Any]]:
+    """Yield one mapping a row, with the mean of every statistic over all positions."""
+    for number, name in enumerate(lens.names):
+        found = {key: float(lens.tally.mean(key)[number]) for key in lens.tally.keys}
+        yield {"row": name, **found}
 
 
 def table(lens: Lens) -> list[str]:

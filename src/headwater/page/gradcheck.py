@@ -15,6 +15,7 @@ from headwater.page import plateau, static
 from headwater.page.document import asset, head, joined, put, write_page
 from headwater.page.payload import encoded, finite
 from headwater.page.static import escape
+from headwater.page.tables import TableData, boxed, drawn, minus
 
 Standing = Literal["agree", "disagree", "neither"]
 """How a verdict is colored; the word, and a sign before it, say the same without color."""
@@ -24,17 +25,6 @@ READINGS = (
     "best step", "linear range", "steps",
 )  # fmt: skip
 """What is told of a direction; `DirectionData.readings` holds one text each."""
-
-Cell = str | tuple[str, str]
-"""A text, or a text with a mark behind it: `other sign`, `against g`."""
-
-
-class TableData(TypedDict):
-    """Headings and rows of text; the first and last column are words, the others numbers."""
-
-    title: str
-    headings: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
 
 
 class DirectionData(TypedDict):
@@ -114,7 +104,7 @@ def render_gradcheck(data: GradcheckData) -> str:
         data: What to show.
     """
     first = data["sites"][0]
-    style = asset("page.css") + "\n" + asset("gradcheck.css")
+    style = "\n".join(map(asset, ("page.css", "tables.css", "gradcheck.css")))
     script = joined("elements.js", "plateau.js", "gradcheck.js")
     sites = [[_short(one) for one in site["directions"]] for site in data["sites"]]
     lead = sites[0][first["first"]]
@@ -131,7 +121,7 @@ def render_gradcheck(data: GradcheckData) -> str:
         "errors": plateau.errors(lead, span, first["size"]),
         "slopes": plateau.slopes(lead, span, first["size"]),
         "steps_title": escape(first["steps"]["title"]),
-        "steps": _table(first["steps"]),
+        "steps": drawn(first["steps"]),
         "summary": _summary(data),
         "sites": "".join(
             _site(site, number, of=len(sites)) for number, site in enumerate(data["sites"])
@@ -170,7 +160,7 @@ def _short(direction: DirectionData) -> dict[str, Any]:
         name: [float(f"{value:.4g}") for value in direction[name]]
         for name in ("off_gradient", "off_slope", "error")
     }
-    readings = list(map(_minus, direction["readings"]))
+    readings = list(map(minus, direction["readings"]))
     return finite({**direction, **errors, "readings": readings})
 
 
@@ -226,7 +216,7 @@ def _summary(data: GradcheckData) -> str:
     standings: list[Standing] = [site["standing"] for site in data["sites"]]
     return (
         '<section aria-labelledby="summary-title"><h2 id="summary-title">Sites</h2>'
-        f"{_boxed(table, 'summary-title', standings)}</section>"
+        f"{boxed(table, 'summary-title', standings)}</section>"
     )
 
 
@@ -244,18 +234,18 @@ def _site(site: SiteData, number: int, *, of: int) -> str:
             "Directions",
             '<p class="caption">One row a direction through the value. <span class="scripted">'
             "Choose one to see it above.</span></p>"
-            + _boxed(site["table"], f"directions-{number}", _verdicts(site), kind="directions"),
+            + boxed(site["table"], f"directions-{number}", _verdicts(site), kind="directions"),
         )
     ]
     if site["effects"] is not None:
         content = asset("signs.html")
         if site["signs"] is not None:
-            content += _boxed(site["signs"], f"effects-{number}", kind="words")
-        content += _boxed(site["effects"], f"effects-{number}", kind="effects")
+            content += boxed(site["signs"], f"effects-{number}", kind="words")
+        content += boxed(site["effects"], f"effects-{number}", kind="effects")
         parts.append(section("effects", "What a change of one entry does", content))
     if site["entries"] is not None:
         content = f'<p class="caption">{_opened(site["entries"]["title"])}.</p>'
-        content += _boxed(site["entries"], f"entries-{number}")
+        content += boxed(site["entries"], f"entries-{number}")
         parts.append(section("entries", "Entries of the objective", content))
     if site["reach"]:
         content = f'<dl class="facts">{_terms(site["reach"])}</dl>{_way(site["share"])}'
@@ -270,53 +260,8 @@ def _verdicts(site: SiteData) -> list[Standing]:
     return [one["standing"] for one in site["directions"]]
 
 
-def _boxed(
-    table: TableData, label: str, standings: Sequence[Standing] = (), *, kind: str = "plain"
-) -> str:
-    """Return a table that scrolls in a box of its own where it is wide or long."""
-    return (
-        f'<div class="scroll tall" tabindex="0" role="region" aria-labelledby="{label}">'
-        f"{_table(table, standings, kind=kind)}</div>"
-    )
-
-
-def _table(table: TableData, standings: Sequence[Standing] = (), *, kind: str = "plain") -> str:
-    heading = "".join(f'<th scope="col">{escape(_minus(text))}</th>' for text in table["headings"])
-    rows = "".join(
-        f"<tr>{_row(row, standings[number] if standings else None)}</tr>"
-        for number, row in enumerate(table["rows"])
-    )
-    return (
-        f'<table class="checked {kind}"><thead><tr>{heading}</tr></thead>'
-        f"<tbody>{rows}</tbody></table>"
-    )
-
-
-def _row(row: Sequence[Cell], standing: Standing | None) -> str:
-    first, *between, last = row
-    kind = "" if standing is None else f' class="verdict {standing}"'
-    cells = "".join(f"<td>{_cell(cell)}</td>" for cell in between)
-    return f'<th scope="row">{_cell(first)}</th>{cells}<td{kind}>{_cell(last)}</td>'
-
-
-def _cell(cell: Cell) -> str:
-    if isinstance(cell, str):
-        return escape(_minus(cell))
-    text, mark = cell
-    kind = "aside" if mark.startswith("against") else "wrong"
-    # before the number, so that numbers stay in line
-    return f'<span class="{kind}">{escape(mark)}</span> {escape(_minus(text))}'
-
-
 def _terms(items: Mapping[str, str]) -> str:
-    return static.terms({name: _minus(value) for name, value in items.items()})
-
-
-def _minus(text: str) -> str:
-    """Return a number with true minus signs, a dash where there is none, other text as it is."""
-    if text == "-":
-        return "\u2013"
-    return text.replace("-", "\u2212") if text[:1] in set("+-0123456789") else text
+    return static.terms({name: minus(value) for name, value in items.items()})
 
 
 def _way(share: float | None) -> str:
