@@ -57,7 +57,11 @@ if TYPE_CHECKING:
     from headwater.gradchecks.report import GradientReport as GradientReport
     from headwater.gradchecks.tensors import check_gradient as check_gradient
     from headwater.lenses import Lens as Lens
+    from headwater.lenses import LensSummary as LensSummary
+    from headwater.lenses import Translator as Translator
+    from headwater.lenses import fit_lens as fit_lens
     from headwater.lenses import lens as lens
+    from headwater.lenses import lens_dataset as lens_dataset
     from headwater.metrics import cross_entropy as cross_entropy
     from headwater.metrics import kl as kl
     from headwater.metrics import logit_diff as logit_diff
@@ -103,7 +107,7 @@ _HOME = {
     "gradchecks.model": "gradcheck",
     "gradchecks.report": "GradientReport",
     "gradchecks.tensors": "check_gradient",
-    "lenses": "Lens lens",
+    "lenses": "Lens LensSummary Translator fit_lens lens lens_dataset",
     "metrics": "cross_entropy kl logit_diff logprob metric prob prob_diff",
     "models": "Model load wrap",
     "prompts": "Pair Task",

@@ -13,6 +13,7 @@ import typer
 
 from headwater.cli.comparing import compare
 from headwater.cli.gradcheck import gradcheck
+from headwater.cli.lens_commands import lens_app
 from headwater.cli.options import (
     AsJson,
     At,
@@ -199,8 +200,11 @@ def page(
     """Write a run as one HTML file that opens anywhere and loads nothing from a network."""
     import headwater as hw
     from headwater.gradchecks.folder import holds_check
+    from headwater.lenses.folder import holds_lens
+    from headwater.lenses.tally.folder import holds_corpus
 
-    kind = hw.GradientReport if holds_check(run) else hw.Attribution
+    kinds = {hw.GradientReport: holds_check, hw.Lens: holds_lens, hw.LensSummary: holds_corpus}
+    kind = next((one for one, holds in kinds.items() if holds(run)), hw.Attribution)
     path = kind.load(run).page(out or run / "page.html")
     typer.echo(json.dumps({"page": str(path)}) if as_json else f"wrote {path}")
 
@@ -261,6 +265,7 @@ def demo(
 
 app.command()(compare)
 app.command()(gradcheck)
+app.add_typer(lens_app)
 app.command()(survey)
 app.command()(zoo)
 

@@ -63,6 +63,38 @@ def kept(
 ) -> Kept:
     """Measure whether the residual at a token is what its recurrence is predicted from.
 
+    Args:
+        model: A causal language model.
+        prompts: As for `hw.lens`.
+        layers: Replace after these layers only; the input and the last layer are always there.
+        sublayers: Replace between attention and MLP too.
+        off: As for `kept_in`.
+        sample: Likewise.
+        seed: Likewise.
+        progress: Likewise.
+
+    Returns:
+        Effects a row, with intervals over prompts.
+
+    Raises:
+        PromptError: If no token recurs, or there is no prompt.
+        UnknownOptionError: If there is no such layer or option.
+        ModelStateError: If dropout is active, or a mode of torch is in the way.
+    """
+    reader = Reader.of_prompts(model, prompts, layers=layers, sublayers=sublayers)
+    return kept_in(reader, off=off, sample=sample, seed=seed, progress=progress)
+
+
+def kept_in(
+    reader: Reader,
+    *,
+    off: Off = "mean",
+    sample: int = 32,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Kept:
+    """Measure whether the residual at a token is what its recurrence is predicted from.
+
     For a token at position i that next recurs at j, the residual at i is replaced, a row at a
     time, and the log-probability of the token at position j - 1 is compared with that of the run
     as it is: positive effects support the prediction. Beside it stand the effect of replacing a
@@ -72,10 +104,7 @@ def kept(
     that recur at once, where nothing has to be kept.
 
     Args:
-        model: A causal language model.
-        prompts: As for `hw.lens`.
-        layers: Replace after these layers only; the input and the last layer are always there.
-        sublayers: Replace between attention and MLP too.
+        reader: The lens: its prompts and rows, and how well it shows each token.
         off: What is put there: `"mean"`, the row's mean over all positions but first ones, or
             `"resample"`, the residual of a position drawn at random.
         sample: How many recurrences are looked at.
@@ -86,15 +115,14 @@ def kept(
         Effects a row, with intervals over prompts.
 
     Raises:
-        PromptError: If no token recurs, or there is no prompt.
-        UnknownOptionError: If there is no such layer or option.
+        PromptError: If no token recurs.
+        UnknownOptionError: If there is no such option.
         ModelStateError: If dropout is active, or a mode of torch is in the way.
     """
     refuse_unknown("off", off, ("mean", "resample"))
     refuse_no_sample(sample)
     refuse_modes()
-    reader = Reader.of_prompts(model, prompts, layers=layers, sublayers=sublayers)
-    draw = random.Random(seed)
+    model, draw = reader.model, random.Random(seed)
     recurring, once = uses(reader.prompts)
     if not recurring:
         raise PromptError(_without_recurrence(reader.prompts))
@@ -129,15 +157,19 @@ def uses(prompts: Sequence[Prompt]) -> tuple[list[Use], list[Use]]:
     """
     recurring, once = [], []
     for number, prompt in enumerate(prompts):
+        ids = prompt.ids
         following: dict[int, int] = {}
-        for position in range(len(prompt.ids) - 1, 0, -1):
-            later = following.get(prompt.ids[position])
-            if later is None:
-                once.append(Use(number, position, len(prompt.ids)))
-            elif later > position + 1:
-                recurring.append(Use(number, position, later))
-            following[prompt.ids[position]] = position
-    return recurring[::-1], once[::-1]
+        later: dict[int, int] = {}
+        for position in reversed(range(len(ids))):
+            if ids[position] in following:
+                later[position] = following[ids[position]]
+            following[ids[position]] = position
+        for position in range(1, len(ids)):
+            if position not in later:
+                once.append(Use(number, position, len(ids)))
+            elif later[position] > position + 1:
+                recurring.append(Use(number, position, later[position]))
+    return recurring, once
 
 
 def with_control(use: Use, prompts: Sequence[Prompt], draw: random.Random) -> Use:
@@ -182,35 +214,36 @@ class _Off:
             for position in range(1, len(one.ids))
         ]
 
-    def of(self, use: Use) -> Float[Tensor, "row d_model"]:
-        """Return what is put in for one use."""
+    def of(self, use: Use) -> list[Float[Tensor, " d_model"]]:
+        """Return what is put in for one use, by row."""
         if self.means is not None:
             return self.means
         own = (use.prompt, use.source)
         prompt, position = self.draw.choice([one for one in self.places if one != own])
         reader = self.reader
         place = Place(reader.model, reader.rows, reader.prompts[prompt].ids[: position + 1])
-        return torch.stack([place.values(row)[-1] for row in range(len(reader.rows))])
+        return [place.values(row)[-1] for row in range(len(reader.rows))]
 
     @torch.no_grad()
-    def _averaged(self) -> Float[Tensor, "row d_model"]:
-        reader = self.reader
-        total, count = 0.0, 0
+    def _averaged(self) -> list[Float[Tensor, " d_model"]]:
+        reader, rows = self.reader, range(len(self.reader.rows))
+        total = torch.zeros(len(rows), reader.model.anatomy().d_model, dtype=torch.float64)
+        count = 0
         for batch in batches(reader.model, reader.prompts, _BATCH):
             seen: dict[int, Tensor] = {}
             reader.model.forward(
                 batch.clean,
                 mask=batch.mask,
                 position_ids=batch.position_ids,
-                taps={row.site: keeper(seen, at) for at, row in enumerate(reader.rows)},
+                taps={reader.rows[row].site: keeper(seen, row) for row in rows},
                 read=1,
             )
             real = batch.mask & (batch.position_ids > 0)
-            streams = torch.stack([seen[at][real] for at in range(len(reader.rows))])
-            total = total + streams.to(torch.float64).sum(1)
+            for row in rows:
+                stream = seen[row][real.to(seen[row].device)]
+                total[row] += stream.to(torch.float64).sum(0).cpu()
             count += int(real.sum())
-        assert isinstance(total, Tensor)
-        return (total / count).to(reader.model.dtype)
+        return list((total / count).to(reader.model.dtype))
 
 
 def _patched(reader: Reader, values: _Off, use: Use, other: Use | None) -> list[Patched]:

@@ -14,7 +14,6 @@ from headwater.lenses.questions import close, jumps
 from headwater.lenses.sections import close_tables, jumps_table, rarity_data
 from headwater.lenses.statistics import BY_KEY, TARGETS
 from headwater.lenses.tally import Tally
-from headwater.lenses.words import CONVENTION
 from headwater.page.lens_schema import (
     CurveData,
     LensData,
@@ -28,6 +27,7 @@ from headwater.page.tables import TableData
 
 if TYPE_CHECKING:
     from headwater.lenses.result import Lens
+    from headwater.lenses.summary import LensSummary
 
 CELLS = 20_000
 """Most cells on a page: about 5 MB."""
@@ -69,17 +69,41 @@ class Vocabulary:
 
 
 def page_data(lens: Lens) -> LensData:
-    """Return what a lens's page shows.
+    """Return what the page of a lens over prompts shows."""
+    data = shell(lens.tally, lens.provenance, told.sentences(lens), list(lens.added.values()))
+    return {**data, **cells(lens), "rarity": _rarity(lens, "corpus")}  # type: ignore[typeddict-item]
+
+
+def corpus_data(summary: LensSummary, counts: Any, examples: Lens | None) -> LensData:
+    """Return what the page of a lens over a corpus shows.
 
     Args:
-        lens: The lens.
+        summary: What was read.
+        counts: How common tokens are, as for `summary.rarity`.
+        examples: A lens of a few prompts, to be shown cell by cell.
     """
+    rare = _rarity(summary, counts)
+    sentences = [*summary.jumps().sentences(), *summary.close().sentences()]
+    if rare is not None:
+        sentences += summary.rarity(counts).sentences()
+    data = shell(summary.tally, summary.provenance, sentences)
+    if examples is not None:
+        shown = cells(examples)
+        shown["shown"] |= {
+            "of": summary.tally.prompts,
+            "of_positions": summary.tally.positions,
+        }
+        data = {**data, **shown}  # type: ignore[typeddict-item]
+    data["facts"] = {**data["facts"], "corpus": str(summary.corpus["source"])}
+    return {**data, "rarity": rare}  # type: ignore[typeddict-item]
+
+
+def cells(lens: Lens) -> dict[str, Any]:
+    """Return every cell of the first prompts, as many as a page takes, and what was left out."""
     words = Vocabulary(lens.vocabulary)
     prompts = _shown(lens)
     listed = [_prompt(lens, prompt, positions, words) for prompt, positions in prompts]
-    sentences = [CONVENTION, *told.sentences(lens)]
     return {
-        **shell(lens.tally, lens.provenance, sentences, list(lens.added.values())),
         "vocabulary": words.texts(),
         "prompts": listed,
         "shown": {
@@ -88,7 +112,6 @@ def page_data(lens: Lens) -> LensData:
             "positions": sum(positions for _, positions in prompts),
             "of_positions": int(lens.mask.sum()),
         },
-        "rarity": _rarity(lens),
     }
 
 
@@ -138,12 +161,12 @@ def shell(
     }  # fmt: skip
 
 
-def _rarity(lens: Lens) -> RarityData | None:
+def _rarity(read: Lens | LensSummary, counts: Any) -> RarityData | None:
     """Return ranks by frequency, where enough types of token were read for bins."""
-    counted = lens.tally.types.of("control_count")
+    counted = read.tally.types.of("control_count")
     if int((counted > 0).sum()) < TYPES:
         return None
-    return rarity_data(lens.rarity())
+    return rarity_data(read.rarity(counts))
 
 
 def _shown(lens: Lens) -> list[tuple[int, int]]:

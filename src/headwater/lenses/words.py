@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 if TYPE_CHECKING:
     from headwater.lenses.result import Lens
 
+ENDS = ("final", "first")
+SHORT = {"final": "fin", "first": "in"}
+CELL = 10
+"""Most characters of a token in a grid."""
 CONVENTION = (
     "Position i has read the tokens up to and including i and predicts token i + 1: 'input' is "
     "the token read at a position, 'next' the one that follows."
@@ -29,11 +36,11 @@ def told(lens: Lens) -> list[str]:
 
 def sentences(lens: Lens) -> list[str]:
     """Return what to read first: when the model decides, and its steps against both ends."""
-    said = [decision(lens), *lens.jumps().sentences()]
+    said = [decision(lens), *lens.jumps(of="kl", direction="ref||layer").sentences()]
     if least := noise(lens):
         said.append(least)
     for one in lens.added.values():
-        said += one["sentences"]
+        said += one["sentences"][:1]
     return said
 
 
@@ -60,20 +67,6 @@ def noise(lens: Lens) -> str:
     return f"{said}: differences of that size mean nothing."
 
 
-COLUMNS: tuple[tuple[str, str, str], ...] = (
-    ("kl(final||layer)", "KL(fin||row)", "mean"),
-    ("kl(layer||final)", "KL(row||fin)", "mean"),
-    ("kl(first||layer)", "KL(in||row)", "mean"),
-    ("kl(layer||first)", "KL(row||in)", "mean"),
-    ("agrees", "top1=fin", "mean"),
-    ("rank(input)", "rank input", "median"),
-    ("rank(next)", "rank next", "median"),
-    ("entropy", "entropy", "mean"),
-    ("rms", "size", "mean"),
-)
-"""Statistic, heading, and how positions are put together."""
-
-
 def means(lens: Lens) -> Iterator[dict[str, Any]]:
     """Yield one mapping a row, with the mean of every statistic over all positions."""
     for number, name in enumerate(lens.names):
@@ -81,15 +74,89 @@ def means(lens: Lens) -> Iterator[dict[str, Any]]:
         yield {"row": name, **found}
 
 
-def table(lens: Lens) -> list[str]:
-    """Return one line a row, with means over all positions (ranks: medians)."""
-    known = [one for one in COLUMNS if one[0] in lens.arrays.values]
-    lines = ["".join([f"{'row':<8}", *(f"{heading:>13}" for _, heading, _ in known)])]
-    for number in reversed(range(len(lens.layers))):
-        cells = [f"{lens.names[number]:<8}"]
-        for key, _, how in known:
-            values = lens.arrays.values[key][number]
-            value = values.nanmedian() if how == "median" else values.nanmean()
-            cells.append(f"{float(value):>13.4g}")
-        lines.append("".join(cells))
+def table(lens: Lens, against: Sequence[str | int] = ENDS) -> list[str]:
+    """Return one line a row, the final one first: means over all positions, medians of ranks.
+
+    Args:
+        lens: What was read.
+        against: The rows that all are compared with.
+    """
+    columns: list[tuple[str, Tensor]] = []
+    for one in against:
+        name = one if one in ENDS else lens.names[lens.row(one)]
+        short = SHORT.get(str(name), str(name))
+        columns.append((f"KL({short}||row)", lens.kl(one).nanmean((1, 2))))
+        columns.append((f"KL(row||{short})", lens.kl(one, "layer||ref").nanmean((1, 2))))
+    columns.append(("best = final", lens.agrees().nanmean((1, 2))))
+    columns += [(f"rank {of}", _median(lens.rank(of))) for of in ("input", "next", *lens.tokens)]
+    columns.append(("entropy", lens.entropy().nanmean((1, 2))))
+    columns.append(("size", lens.rms().nanmean((1, 2))))
+    return aligned(lens.names, columns)
+
+
+def aligned(names: Sequence[str], columns: Sequence[tuple[str, Tensor]]) -> list[str]:
+    """Return columns of numbers as lines under their headings, the last row first."""
+    first = max(5, *map(len, names)) + 1
+    wide = [max(len(heading), 8) + 2 for heading, _ in columns]
+    heads = "".join(
+        f"{heading:>{width}}" for (heading, _), width in zip(columns, wide, strict=True)
+    )
+    lines = [f"{'row':<{first}}{heads}"]
+    for number in reversed(range(len(names))):
+        cells = "".join(
+            f"{_number(float(values[number])):>{width}}"
+            for (_, values), width in zip(columns, wide, strict=True)
+        )
+        lines.append(f"{names[number]:<{first}}{cells}")
     return lines
+
+
+def grid(lens: Lens, prompt: int = 0, width: int = 100) -> list[str]:
+    """Return the best token of every row and position of a prompt, the last that fit.
+
+    Args:
+        lens: What was read.
+        prompt: The prompt's number.
+        width: Characters of a line.
+    """
+    length = int(lens.mask[prompt].sum())
+    best = lens.topk(1).ids[:, prompt, :length, 0].tolist()
+    read = [_visible(lens.text_of(one)) for one in lens.arrays.ids[prompt, :length].tolist()]
+    rows = [[_visible(lens.text_of(one)) for one in row] for row in best]
+    first = max(5, *map(len, lens.names)) + 1
+    wide = [min(CELL, max(map(len, column))) + 1 for column in zip(read, *rows, strict=True)]
+    shown, left = length, width - first
+    for place in reversed(range(length)):
+        if left < wide[place] and place < length - 1:
+            break
+        left, shown = left - wide[place], place
+    places = range(shown, length)
+
+    def line(name: str, cells: Sequence[str]) -> str:
+        parts = [f"{_cut(cells[one], wide[one] - 1):<{wide[one]}}" for one in places]
+        return f"{name:<{first}}{''.join(parts)}".rstrip()
+
+    told = [line(lens.names[row], rows[row]) for row in reversed(range(len(rows)))]
+    cut = f" (the last {length - shown} of {length} positions)" if shown else ""
+    return [
+        f"Best next token of each row and position{cut}; below the line, what was read",
+        *told,
+        line("read", read),
+    ]
+
+
+def _median(values: Tensor) -> Tensor:
+    return values.flatten(1).nanmedian(1).values
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4g}"
+
+
+def _visible(text: str) -> str:
+    marked = text.replace("\n", "\u21b5").replace("\t", "\u21e5").replace(" ", "\u2423")
+    return "".join(one if one.isprintable() else "\ufffd" for one in marked)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "\u2026"

@@ -1,0 +1,304 @@
+"""`headwater lens`: what each layer already predicts, of prompts or over a corpus."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headwater.cli.options import AsJson, Device, Dtype, Layers, Progress, Seed
+from headwater.errors import UnknownOptionError
+
+if TYPE_CHECKING:
+    from headwater.lenses import Lens
+    from headwater.models import Model
+
+lens_app = typer.Typer(
+    name="lens",
+    invoke_without_command=True,
+    no_args_is_help=True,
+    add_completion=False,
+    subcommand_metavar="[fit | evaluate | logit] ...",
+)
+
+EXAMPLES = 3
+"""Prompts of a corpus whose cells are on its page."""
+
+Readout = Annotated[
+    str,
+    typer.Option(help="Norm before the head: final-norm, next-norm (the next layer's), none."),
+]
+Sublayers = Annotated[
+    bool, typer.Option("--sublayers", help="Read between attention and MLP, too.")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Read at most so many prompts of a file.")]
+
+
+@lens_app.callback()
+def lens(
+    context: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Embedded name (tiny), local folder, or hub id."),
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option("--text", "-t", help="A prompt; may be given again.")
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", "-f", help="A corpus, one prompt a line (.txt), or .jsonl."),
+    ] = None,
+    against: Annotated[
+        str,
+        typer.Option(help="Rows that all are compared with: final, first, a row (r2) or layer."),
+    ] = "final,first",
+    layers: Layers = None,
+    sublayers: Sublayers = False,
+    writes: Annotated[
+        bool, typer.Option("--writes", help="Read what attention and MLP write, each alone, too.")
+    ] = False,
+    readout: Readout = "final-norm",
+    decode_with: Annotated[
+        str, typer.Option(help="unembedding, or embedding: read with its table instead.")
+    ] = "unembedding",
+    translator: Annotated[
+        str | None, typer.Option(help="Folder of `headwater lens fit`, or a tuned-lens checkpoint.")
+    ] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="Words to rank at every position: Mary,John.")
+    ] = None,
+    best: Annotated[int, typer.Option(min=1, help="Best tokens kept of each cell.")] = 10,
+    rarity: Annotated[
+        bool, typer.Option("--rarity", help="How long input tokens stay visible, by rarity.")
+    ] = False,
+    counts: Annotated[
+        str,
+        typer.Option(help="For --rarity: corpus, tokenizer, or a .json file of text -> count."),
+    ] = "corpus",
+    check: Annotated[
+        int | None,
+        typer.Option(min=1, help="Test the lens at so many positions by moving residuals."),
+    ] = None,
+    kept: Annotated[
+        int | None,
+        typer.Option(min=1, help="Test whether so many tokens that recur are kept for it."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write a heat map: .png, .svg or .pdf (matplotlib).")
+    ] = None,
+    statistic: Annotated[str, typer.Option(help="Of --plot.")] = "kl(final||layer)",
+    limit: Limit = None,
+    max_tokens: Annotated[
+        int, typer.Option(min=2, help="Longer prompts of a file are cut into pieces.")
+    ] = 512,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for the result and page.html; resumes a corpus."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Most prompts in one forward.")] = 8,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Seed = 0,
+    progress: Progress = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read what every layer of a model already predicts: KL both ways, ranks, best tokens.
+
+    Position i has read the tokens up to and including i and predicts token i + 1.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from headwater.lenses.readout import READINGS, refuse_unknown
+
+    # what was typed is judged before a model is loaded
+    if model is None:
+        raise UnknownOptionError("which model? Write --model tiny, a local folder, or a hub id.")
+    if bool(text) == (file is not None):
+        raise UnknownOptionError(
+            f"{'both --text and --file were' if text else 'neither --text nor --file was'} given.\n"
+            'Write --text "Mary and John went to" for single prompts, --file corpus.txt for many.'
+        )
+    refuse_unknown("readout", readout, READINGS)
+    shared: dict[str, Any] = {
+        "layers": _layers(layers),
+        "sublayers": sublayers,
+        "readout": readout,
+        "decode_with": decode_with,
+        "translator": translator,
+        "batch_size": batch_size,
+        "seed": seed,
+        "progress": progress,
+    }
+    if file is not None:
+        _refuse_of_prompts(
+            writes=writes, tokens=tokens, check=check, kept=kept, plot=plot, against=against
+        )
+        run = _Corpus(file, shared, limit, max_tokens, rarity, counts)
+        run.go(_loaded(model, device, dtype), out, as_json)
+        return
+    assert text is not None
+    ends = [int(one) if one.lstrip("-").isdigit() else one for one in against.split(",")]
+    run = _Prompts(text, shared, ends, rarity, counts)
+    run.given |= {"writes": writes, "best": best, "tokens": tokens.split(",") if tokens else ()}
+    run.tests = {"check": check, "kept": kept}
+    run.picture = (plot, statistic)
+    run.go(_loaded(model, device, dtype), out, as_json)
+
+
+class _Prompts:
+    """Single prompts: the whole result, with a cell for every row and position."""
+
+    tests: dict[str, int | None]
+    picture: tuple[Path | None, str]
+
+    def __init__(
+        self, texts: list[str], given: dict[str, Any], against: list[Any], rarity: bool, counts: str
+    ) -> None:
+        self.texts, self.given, self.against = texts, given, against
+        self.rarity, self.counts = rarity, counts
+
+    def go(self, model: Model, out: Path | None, as_json: bool) -> None:
+        import headwater as hw
+        from headwater.lenses import folder, words
+
+        if out is not None:
+            folder.claim(out)
+        found = hw.lens(model, self.texts, **self.given)
+        for one in self.against:
+            found.row(one)  # refuses before anything is printed
+        tests: list[Any] = []
+        if self.tests["check"]:
+            tests.append(found.check(sample=self.tests["check"]))
+        if self.tests["kept"]:
+            tests.append(found.kept(sample=self.tests["kept"]))
+        rare = found.rarity(_counts(self.counts)) if self.rarity else None
+        path, statistic = self.picture
+        if path is not None:
+            found.plot(path, statistic)
+        page = None
+        if out is not None:
+            found.save(out)
+            page = found.page(out / folder.PAGE)
+        if as_json:
+            more = {} if rare is None else {"rarity": rare.to_dict()}
+            say_json(found.to_dict() | more | {"tests": [one.to_dict() for one in tests]})
+            return
+        lines = [words.title(found), words.CONVENTION, "", *words.sentences(found)]
+        for number in range(len(found.texts)):
+            lines += ["", *words.grid(found, number, width=terminal().width)]
+        lines += ["", "Means over positions (ranks: medians)", *words.table(found, self.against)]
+        lines += [line for one in (*tests, rare) if one is not None for line in ("", repr(one))]
+        say(lines)
+        if page is not None:
+            typer.echo(f"\nsaved in {out}; the page: {page}")
+
+
+class _Corpus:
+    """A corpus: means, quantiles and questions, streamed."""
+
+    def __init__(
+        self,
+        file: Path,
+        given: dict[str, Any],
+        limit: int | None,
+        max_tokens: int,
+        rarity: bool,
+        counts: str,
+    ) -> None:
+        self.file, self.given, self.rarity, self.counts = file, given, rarity, counts
+        self.streamed = {"limit": limit, "max_tokens": max_tokens, "mixtures": True}
+
+    def go(self, model: Model, out: Path | None, as_json: bool) -> None:
+        import headwater as hw
+
+        counts = _counts(self.counts)
+        found = hw.lens_dataset(model, self.file, out=out, **self.given, **self.streamed)
+        rare = found.rarity(counts) if self.rarity else None
+        page = None
+        if out is not None:
+            from headwater.lenses import folder
+
+            page = found.page(
+                out / folder.PAGE, counts=counts, examples=self._examples(model, max_tokens=64)
+            )
+        if as_json:
+            say_json(found.to_dict() | ({} if rare is None else {"rarity": rare.to_dict()}))
+            return
+        lines = [repr(found), *(("", repr(rare)) if rare is not None else ())]
+        say(lines)
+        if page is not None:
+            typer.echo(f"\nsaved in {out}; the page: {page}")
+
+    def _examples(self, model: Model, max_tokens: int) -> Lens:
+        """Return the first prompts of the corpus, read cell by cell."""
+        import headwater as hw
+        from headwater.references.streams import DATASET, Reading
+
+        reading = Reading(self.file, EXAMPLES, DATASET)
+        rows = next(reading.windows(model, EXAMPLES))
+        ids = [list(row.clean[:max_tokens]) for row in rows]
+        return hw.lens(model, ids, **{**self.given, "progress": False})
+
+
+def _loaded(model: str, device: str | None, dtype: str | None) -> Model:
+    import headwater as hw
+
+    return hw.load(model, device=device, dtype=dtype)
+
+
+def _layers(text: str | None) -> list[int] | None:
+    from headwater.cli import choices
+
+    return None if text is None else choices.numbers(text, "--layers")
+
+
+def _counts(words: str) -> Any:
+    """Return counts of tokens: a word that the analysis knows, or a JSON file of them."""
+    if words in ("corpus", "tokenizer"):
+        return words
+    path = Path(words)
+    if not path.is_file():
+        raise UnknownOptionError(
+            f"--counts {words!r} is neither corpus or tokenizer nor a file.\n"
+            'A file is JSON, counts by token text: {" the": 120, " plasma": 2}.'
+        )
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UnknownOptionError(f"--counts {words}: not JSON ({error}).") from None
+    if not isinstance(found, dict):
+        raise UnknownOptionError(f"--counts {words}: not an object of text -> count.")
+    return found
+
+
+def _refuse_of_prompts(**given: Any) -> None:
+    for name, value in given.items():
+        if value and not (name == "against" and set(value.split(",")) <= {"final", "first"}):
+            raise UnknownOptionError(
+                f"--{name} goes with --text: of a corpus single positions are not kept, and its "
+                "rows are compared with final and first.\nGive some prompts with --text."
+            )
+
+
+def say_json(data: Any) -> None:
+    """Print plain data as JSON; what is not finite becomes null."""
+    from headwater.page.payload import finite
+
+    typer.echo(json.dumps(finite(data), allow_nan=False, default=str))
+
+
+def say(lines: list[str]) -> None:
+    """Print lines, the first of them bold."""
+    console = terminal()
+    for place, line in enumerate(lines):
+        style = "bold" if place == 0 else None
+        console.print(line, style=style, highlight=False, markup=False)
+
+
+def terminal() -> Any:
+    """Return the console that results are printed on."""
+    from rich.console import Console
+
+    return Console(soft_wrap=True)
