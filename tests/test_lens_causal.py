@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from headwater.lenses.causal import LensCheck, Reader, check
 from headwater.lenses.causal.claims import Claim
 from headwater.lenses.causal.exchanges import Exchange
 from headwater.lenses.causal.figures import ClaimRow
+from headwater.lenses.causal.kept import KeptRow
 from headwater.lenses.causal.moves import steps_for
 from headwater.lenses.causal.places import Place, every_token, of_token
 from headwater.lenses.causal.resampling import Interval, correlation, mean, ranked, ratio, slope
@@ -465,6 +467,16 @@ def test_a_correlation_is_pearsons_and_none_where_nothing_varies() -> None:
     assert math.isnan(correlation(one, torch.ones(9).double(), range(9), 0).value)
 
 
+def test_a_correlation_of_few_groups_has_no_interval_and_none_leaves_its_range() -> None:
+    one = torch.arange(9, dtype=torch.float64)
+    other = one + torch.tensor([0.0, 1, 0, -1, 0, 1, 0, -1, 0], dtype=torch.float64)
+    few = correlation(one[:7], other[:7], range(7), 0)
+    assert math.isnan(few.low)
+    assert math.isnan(few.high)
+    many = correlation(one, other, range(9), 0)
+    assert 0 < many.low < many.value < many.high <= 1
+
+
 def test_equal_values_share_their_ranks() -> None:
     assert ranked(torch.tensor([3.0, 1.0, 3.0, 2.0])).tolist() == [3.5, 1, 3.5, 2]
 
@@ -792,6 +804,40 @@ def test_kept_prints_and_exports() -> None:
     assert list(found.to_frame()["row"]) == ["input", "r0", "r1"]
     with pytest.raises(UnknownOptionError, match="no row 'r7'"):
         found["r7"]
+
+
+def _kept_row(row: str, difference: Interval, visible: Interval) -> KeptRow:
+    nothing = Interval(0.0, 0.0, 0.0)
+    effect, more = Interval(0.4, 0.3, 0.5), Interval(0.3, -0.1, 0.7)
+    return KeptRow(row, row, 9, effect, nothing, difference, nothing, more, visible, 0.0)
+
+
+def test_what_is_kept_is_put_in_words() -> None:
+    above, across = Interval(0.4, 0.2, 0.6), Interval(0.1, -0.2, 0.4)
+    below = Interval(-0.4, -0.6, -0.2)
+    rows = (
+        _kept_row("input", across, above),  # visible, and not used
+        _kept_row("r0", above, above),
+        _kept_row("r1", above, below),
+        _kept_row("r2", above, across),
+    )
+    found = kept(tiny_tasks.model("Llama"), PROMPTS, sample=1, progress=False)
+    assert replace(found, figures=rows).sentences == [
+        "Kept for later use at r0, r1, r2: most at r0, where replacing the residual takes 0.40 "
+        "nats from the recurrence, a position nearby 0.00 (difference 0.40 [0.20, 0.60]).",
+        "A token that does not recur supports what follows at the same distance by 0.00 nats at "
+        "r0: recurring ones are not shown to be more (0.30 [-0.10, 0.70]).",
+        "Kept visible means used: tokens that the lens shows better lose more at r0.",
+        "Tokens that the lens shows better lose less at r1.",
+    ]
+    assert replace(found, figures=rows[-1:]).sentences[-1] == (
+        "Kept visible is not shown to mean used: how well the lens shows a token does not go with "
+        "what is lost, at r2."
+    )
+    assert replace(found, figures=rows[:1]).sentences == [
+        "At no row is the residual at a token shown to support its recurrence by more than a "
+        "position nearby does."
+    ]
 
 
 def test_one_prompt_has_intervals_over_its_tokens() -> None:

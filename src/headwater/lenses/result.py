@@ -29,7 +29,7 @@ from headwater.lenses.causal.words import summary as words_of_check
 from headwater.lenses.measure import Measured, Plan
 from headwater.lenses.plot import heat_map
 from headwater.lenses.questions import Close, Jumps, Rarity, close, jumps, rarity
-from headwater.lenses.recurrence import kept
+from headwater.lenses.recurrence import kept_in
 from headwater.lenses.rows import Row, index_of
 from headwater.lenses.statistics import BY_KEY, TARGETS
 from headwater.lenses.tally import Tally
@@ -373,15 +373,13 @@ class Lens:
 
         Args:
             model: The model; None for the one that was read, if it is still there.
-            **options: `off`, `sample`, `seed`, `progress` of `headwater.lenses.recurrence.kept`.
+            **options: `off`, `sample`, `seed`, `progress` of `headwater.lenses.recurrence.kept_in`.
 
         Raises:
             ModelGoneError: If the model is gone.
             PromptError: If no token recurs.
         """
-        ids = [one[real].tolist() for one, real in zip(self.arrays.ids, self.mask, strict=True)]
-        layers = [row.site.layer or 0 for row in self.layers if row.kind == "residual"]
-        found = kept(self._alive(model), ids, layers=layers, **options)
+        found = kept_in(Reader.of_lens(self._alive(model), self, self._translator), **options)
         self.added["kept"] = {"sentences": list(found.sentences), "table": found.table()}
         return found
 

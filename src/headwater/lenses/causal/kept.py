@@ -104,7 +104,7 @@ class Kept:
     @property
     def sentences(self) -> list[str]:
         """What the figures say, in words."""
-        return [_used(self), *_compared(self), _seen(self)]
+        return [_used(self), *_compared(self), *_seen(self)]
 
     def table(self) -> TableData:
         """Return the figures as text: title, caption, headings and rows."""
@@ -262,12 +262,13 @@ def _compared(kept: Kept) -> list[str]:
     ]
 
 
-def _seen(kept: Kept) -> str:
-    known = [one for one in kept.figures if not math.isnan(one.visible.low)]
-    with_it = [one.row for one in known if one.visible.is_above]
-    against = [one.row for one in known if one.visible.is_below]
-    if not with_it and not against:
-        return "Kept visible is not shown to mean used: at no row does the effect go with the rank."
+def _seen(kept: Kept) -> list[str]:
+    """Return whether what the lens shows is what is used, at the rows where anything is."""
+    used = [one for one in kept.figures if one.is_used and not math.isnan(one.visible.low)]
+    if not used:
+        return []
+    with_it = [one.row for one in used if one.visible.is_above]
+    against = [one.row for one in used if one.visible.is_below]
     said = []
     if with_it:
         said.append(
@@ -276,4 +277,9 @@ def _seen(kept: Kept) -> str:
         )
     if against:
         said.append(f"Tokens that the lens shows better lose less at {', '.join(against)}.")
-    return " ".join(said)
+    if not said:
+        said.append(
+            "Kept visible is not shown to mean used: how well the lens shows a token does not go "
+            f"with what is lost, at {', '.join(one.row for one in used)}."
+        )
+    return said

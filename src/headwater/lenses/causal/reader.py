@@ -177,7 +177,7 @@ def _refuse_other_translator(read: Any, given: Translator | None) -> None:
             "this lens was read through a translator, which its result does not keep.\n"
             "Give the same one again: translator=..."
         )
-    if given is not None and read["sha256"] != given.described["sha256"]:
+    if given is not None and read is not None and read["sha256"] != given.described["sha256"]:
         raise UnknownOptionError(
             "this lens was read through another translator than the one given (sha256 "
             f"{read['sha256'][:8]} and {given.described['sha256'][:8]}).\n"

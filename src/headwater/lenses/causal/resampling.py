@@ -18,6 +18,8 @@ from headwater.audits.intervals import student_quantile
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
+FEWEST = 8
+"""Groups from which on a correlation has an interval: three points are in line by chance."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ def resampled(
     figure: Callable[[Float[Tensor, "resample case"]], Float[Tensor, " resample"]],
     groups: Sequence[Hashable],
     seed: int,
+    *,
+    fewest: int = 2,
 ) -> Interval:
     """Return a figure with its interval.
 
@@ -50,16 +54,17 @@ def resampled(
         figure: The figure for so many weights of every case, one set of weights a resample.
         groups: Which group each case belongs to; groups are drawn whole.
         seed: Of the draws.
+        fewest: Groups that there must be.
 
     Returns:
-        The figure of all cases; without an interval if they are of one group.
+        The figure of all cases; without an interval if they are of fewer groups.
     """
     if not groups:
         return Interval(math.nan, math.nan, math.nan)
     value = float(figure(torch.ones(1, len(groups), dtype=torch.float64))[0])
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     count = len(numbers)
-    if count < 2 or math.isnan(value):
+    if count < fewest or math.isnan(value):
         return Interval(value, math.nan, math.nan)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(count, (RESAMPLES, count), generator=generator)
@@ -108,7 +113,7 @@ def correlation(
     groups: Sequence[Hashable],
     seed: int,
 ) -> Interval:
-    """Return Pearson's correlation; NaN where one of the two does not vary."""
+    """Return Pearson's correlation; NaN where one of the two does not vary, others as above."""
 
     def figure(weights: Float[Tensor, "resample case"]) -> Float[Tensor, " resample"]:
         shares = weights / weights.sum(-1, keepdim=True)
@@ -118,7 +123,8 @@ def correlation(
         found = (shares * a * b).sum(-1) / spread
         return torch.where(spread > 0, found, torch.nan)
 
-    return resampled(figure, groups, seed)
+    found = resampled(figure, groups, seed, fewest=FEWEST)
+    return Interval(found.value, max(found.low, -1.0), min(found.high, 1.0))
 
 
 def ranked(values: Float[Tensor, " case"]) -> Float[Tensor, " case"]:
