@@ -1,4 +1,4 @@
-"""Lenses of the embedded models put to the test, and which tokens are kept; writes lens_checks.md."""
+"""Lenses of the embedded models put to the test, and tokens kept; writes lens_checks.md."""
 
 import random
 import time

@@ -230,20 +230,20 @@ def test_a_claim_is_answered_only_where_the_ranges_are_apart():
 
 def test_the_claims_are_about_the_numbers_they_name():
     def by_row(*values):
-        return dict(zip(("input", "r0", "r1"), values, strict=True))
+        return dict(zip(("input", "r0", "r1", "r2"), values, strict=True))
 
     figures = {
-        "cross-entropy": by_row(6.0, 2.0, 1.0),
-        "decided": by_row(0.0, 0.5, 1.0),
-        "kl(input||row)": by_row(0.0, 3.0, 5.0),
-        "answer": by_row(8.0, 4.0, 0.5),
+        "cross-entropy": by_row(6.0, 4.0, 2.0, 1.0),
+        "decided": by_row(0.0, 0.2, 0.7, 1.0),
+        "kl(input||row)": by_row(0.0, 3.0, 4.0, 5.0),
+        "answer": by_row(8.0, 5.0, 2.0, 0.5),
         "jumps": {"KL(final||layer)": 0.7, "log rank(final)": 0.6},
         "effect shares": {"layer 0": 0.4, "layer 1": 0.3, "layer 2": 0.2, "layer 3": 0.1},
         "accuracy": {"ioi": 1.0, "gender": 0.5},
         "metric": {"ioi": 5.0, "gender": 3.0},
     }
     found = [claim.of(figures) for claim in tuning.CLAIMS]
-    assert found == pytest.approx([4.0, 0.25, 0.7, 0.6, 4.0, 6.0, 0.3, 1.0, 0.75, 4.0])
+    assert found == pytest.approx([3.0, 0.3, 0.7, 0.6, 4.0, 3.5, 2.0, 0.3, 1.0, 0.75, 4.0])
 
 
 def test_the_fine_tuning_script_runs_and_writes_what_it_measured(tmp_path, model):

@@ -56,7 +56,7 @@ def test_tokens_kept_only_if_rare_are_found_though_the_naive_correlation_says_th
     found = rarity(tallied(base=1.5, kept=RARE_ONLY))
     common, rare = found.of()[0], found.of()[-1]
     assert common.excess.low < 0 < common.excess.high
-    assert rare.excess.low > 0.5
+    assert rare.excess.low > 0.3
     whole = next(one for one in found.correlations if (one.group, one.row) == ("all", "r1"))
     assert whole.excess.high < -0.3
     assert whole.own.value < 0  # commoner tokens have the lower rank, as if they were kept
@@ -216,16 +216,14 @@ def test_counts_of_the_corpus_are_those_of_the_tokens_read():
 def test_the_tokenizer_s_order_is_said_to_be_a_proxy():
     found = rarity(tallied(base=1.5, kept=RARE_ONLY), "tokenizer")
     assert "only roughly" in repr(found)
-    assert found.of()[-1].excess.low > 0.5  # high ids are rare here
+    assert found.of()[-1].excess.low > 0.3  # high ids are rare here
 
 
 def test_tokens_without_a_count_are_counted_as_none_and_said():
     tally = tallied(base=0.0, kept=NOTHING)
     found = rarity(tally, {0: 100, 1: 50})
-    assert (
-        found.note
-        == f"{len(tally.types.tokens) - 2} of {len(tally.types.tokens)} tokens read have no count: 0."
-    )  # noqa: E501
+    types = len(tally.types.tokens)
+    assert found.note == f"{types - 2} of {types} tokens read have no count: 0."
     assert found.of()[-1].lowest == 0
 
 

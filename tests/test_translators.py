@@ -21,6 +21,7 @@ import shape_checks
 import tiny_models
 import tiny_tasks
 from headwater.errors import (
+    HeadwaterNotice,
     NonFiniteError,
     PromptError,
     ResultError,
@@ -137,7 +138,7 @@ def test_a_single_token_is_refused() -> None:
         moments.solve(0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*HEADS, "GPT-NeoX", "Mamba"])
 def test_a_model_whose_last_layer_is_a_rotation_is_read_exactly(family: str) -> None:
     model = tiny_tasks.model(family)
     with planted(model) as (turn, shift):
@@ -288,6 +289,23 @@ def test_positions_taken_a_few_at_a_time_give_the_same_step(
     monkeypatch.setattr("headwater.lenses.translators.training.together", lambda *_: 5)
     parts = fit_lens(model, prompts(4), "kl", steps=2)
     assert torch.allclose(whole.matrix("input"), parts.matrix("input"), atol=1e-9)
+
+
+def test_fitting_does_not_mind_where_gradients_are_off() -> None:
+    model = tiny_tasks.model("Llama")
+    for method in ("kl", "jacobian"):
+        options = {"steps": 2} if method == "kl" else {}
+        plain = fit_lens(model, prompts(3), method, **options)
+        with torch.no_grad():
+            inside = fit_lens(model, prompts(3), method, **options)
+        assert torch.equal(plain.matrix("r0"), inside.matrix("r0"))
+
+
+def test_a_model_in_bfloat16_is_fitted_in_float32() -> None:
+    model = tiny_tasks.model("Llama", torch.float32).to(torch.bfloat16)
+    found = fit_lens(model, prompts(16), "kl", steps=20)
+    assert found.matrix("r0").dtype == torch.float32
+    assert found.details["input"]["KL at last"] < found.details["input"]["KL at first"]
 
 
 def test_fitting_leaves_the_model_as_it_was() -> None:
@@ -462,7 +480,7 @@ def test_other_weights_with_the_same_unembedding_are_said() -> None:
     found = fit_lens(hw.wrap(module), prompts(4))
     with torch.no_grad():
         module.get_submodule("model.layers.0.mlp.up_proj").weight.mul_(1.1)
-    with pytest.warns(hw.errors.HeadwaterNotice, match="fitted to other weights"):
+    with pytest.warns(HeadwaterNotice, match="fitted to other weights"):
         hw.lens(hw.wrap(module), prompts(1), translator=found)
 
 
@@ -506,9 +524,9 @@ def test_folders_with_something_else_are_refused(tmp_path: Path) -> None:
         one.save(tmp_path / "work")
     with pytest.raises(RunFolderError, match="holds no translator"):
         hw.lens(model, prompts(1), translator=str(tmp_path / "nowhere"))
-    with pytest.raises(UnknownOptionError, match=r"translator=3 \(int\) is none"):
-        with shape_checks.unchecked():
-            as_translator(3, model, ())  # pyright: ignore[reportArgumentType]
+    none = r"translator=3 \(int\) is none"
+    with pytest.raises(UnknownOptionError, match=none), shape_checks.unchecked():
+        as_translator(3, model, ())  # pyright: ignore[reportArgumentType]
 
 
 def test_files_of_two_translators_are_refused(tmp_path: Path) -> None:
@@ -608,9 +626,9 @@ def test_texts_ids_files_and_functions_give_the_same_translator(tmp_path: Path) 
 
 def test_limit_and_length_cut_what_is_read() -> None:
     model = tiny_tasks.model("Llama")
-    found = fit_lens(model, prompts(40), limit=20, length=4, batch_size=1)
-    cut = fit_lens(model, [one[:4] for one in prompts(40)[:20]], batch_size=1)
-    assert (found.corpus["prompts"], found.corpus["tokens"]) == (20, 80)
+    found = fit_lens(model, prompts(40), limit=18, length=4, batch_size=1)
+    cut = fit_lens(model, [one[:4] for one in prompts(40)[:18]], batch_size=1)
+    assert (found.corpus["prompts"], found.corpus["tokens"]) == (18, 72)
     assert torch.equal(found.matrix("r0"), cut.matrix("r0"))
 
 
@@ -651,6 +669,7 @@ def test_datasets_that_cannot_be_read_are_refused(dataset: Any, message: str) ->
         ({"method": "kl", "steps": -1}, "steps=-1, lr=None: steps are not negative"),
         ({"method": "bias", "lr": -1.0}, "lr=-1.0"),
         ({"layers": [7]}, "no layer 7"),
+        ({"length": 0}, "length=0 leaves nothing to read"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(options: dict[str, Any], message: str) -> None:

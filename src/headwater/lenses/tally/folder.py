@@ -47,7 +47,10 @@ def claim(path: Path, specification: Mapping[str, Any], sha256: str | None = Non
         )
     if not (path / TENSORS).exists():
         return
-    there, ours = read(path)[0].get("specification", {}), _plain(specification)
+    data, ours = read(path)[0], _plain(specification)
+    there = dict(data.get("specification", {}))
+    if sha256 is not None:
+        there["prompts"], ours["prompts"] = data.get("sha256"), sha256
     differing = [key for key in ours if there.get(key) != ours[key]]
     if differing:
         lines = [
@@ -118,7 +121,12 @@ def refuse_incomplete(path: Path) -> None:
             f"{path} holds a run that was not finished: {done:,} prompts were read.\n"
             f"Run it again with out={str(path)!r}: it goes on from there."
         )
-    report = json.loads((path / REPORT).read_text(encoding="utf-8"))
+    try:
+        report = json.loads((path / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(
+            f"{path / REPORT} cannot be read: {error}.\nRun again with this folder."
+        ) from error
     if report.get("tensors") != _hash(path):
         raise RunFolderError(
             f"{path / REPORT} is not about the {TENSORS} beside it.\nRun again with this folder."

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from headwater.errors import HeadwaterError, PromptError, did_you_mean
+from headwater.errors import HeadwaterError, PromptError, UnknownOptionError, did_you_mean
 from headwater.lenses.asked import batches, encoded
 from headwater.models import Model
 from headwater.prompts import Batch, Task
@@ -47,6 +47,9 @@ class Corpus:
         length: Cut each prompt to this many tokens.
         batch_size: Most prompts in a batch.
         keep: Which prompts to read; None for all.
+
+    Raises:
+        UnknownOptionError: If `limit` or `length` leaves nothing.
     """
 
     def __init__(
@@ -59,6 +62,12 @@ class Corpus:
         batch_size: int = 8,
         keep: Keep | None = None,
     ) -> None:
+        for name, value in {"limit": limit, "length": length}.items():
+            if value is not None and value < 1:
+                raise UnknownOptionError(
+                    f"{name}={value} leaves nothing to read.\nWrite a positive number, or None for "
+                    "all there is."
+                )
         self.model, self.dataset, self.limit, self.length = model, dataset, limit, length
         self.batch_size, self.keep = batch_size, keep
         self.prompts = self.tokens = 0

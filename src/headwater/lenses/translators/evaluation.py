@@ -231,9 +231,9 @@ class Evaluation:
         low = min(self.kl(lens, row).mean for row in self.rows[:-1])
         blind, own = self.kl(marginal, self.rows[0]).mean, self.kl("marginal", self.rows[0]).mean
         return [
-            f"An untrained copy is read with a KL of {low:.2g}, which is no success: one "
-            f"distribution for every position comes as near as {blind:.2g} to it, and {own:.2g} to "
-            "this model. Only what is far below the marginal says something."
+            "A small KL alone is no success: an untrained copy of the model is read with "
+            f"{low:.2g}, and one distribution for every position comes within {blind:.2g} of it "
+            f"({own:.2g} of this model)."
         ]
 
 

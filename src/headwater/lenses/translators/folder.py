@@ -24,6 +24,10 @@ EVALUATION, SCORES = "evaluation.json", "evaluation.safetensors"
 OURS = {REPORT, TENSORS, EVALUATION, SCORES}
 """A translator and its evaluation may stand in one folder."""
 SCHEMA = 1
+_MADE_BY = {
+    REPORT: "hw.fit_lens(model, texts)",
+    EVALUATION: "translator.evaluate(model, held_out)",
+}
 _PLAIN = ("method", "model", "corpus", "options", "details")
 
 
@@ -55,16 +59,17 @@ def write(translator: Translator, path: Path, *, overwrite: bool) -> Path:
         RunFolderError: If the folder cannot be written, or holds something else.
     """
     claim(path, OURS, "translator")
-    tensors = tensors_of(translator)
-    sha256 = hash_of(tensors)
-    if not overwrite and (path / REPORT).is_file() and json_at(path / REPORT)["sha256"] != sha256:
-        raise RunFolderError(
-            f"{path} already holds another translator.\n"
-            "Choose another folder, or write save(..., overwrite=True)."
-        )
-    for stale in OURS - {TENSORS} if (path / REPORT).is_file() else {REPORT}:
-        # an evaluation beside another translator would not be its own
-        (path / stale).unlink(missing_ok=True)
+    tensors, sha256 = tensors_of(translator), translator.sha256
+    there = json_at(path / REPORT).get("sha256") if (path / REPORT).is_file() else sha256
+    if there != sha256:
+        if not overwrite:
+            raise RunFolderError(
+                f"{path} already holds another translator.\n"
+                "Choose another folder, or write save(..., overwrite=True)."
+            )
+        for stale in (EVALUATION, SCORES):  # of the other one
+            (path / stale).unlink(missing_ok=True)
+    (path / REPORT).unlink(missing_ok=True)
     write_atomically(path / TENSORS, lambda there: save_file(tensors, there))
     data = {name: getattr(translator, name) for name in _PLAIN}
     data |= {"rows": list(translator.rows), "notes": list(translator.notes), "sha256": sha256}
@@ -126,5 +131,5 @@ def json_at(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RunFolderError(
             f"{path.parent} holds no {path.stem}: {type(error).__name__}: {error}.\n"
-            "Fit one and write it: hw.fit_lens(model, texts).save(folder)."
+            f"Write one: {_MADE_BY[path.name]}.save(folder)."
         ) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,7 @@ class Translator:
     """The prompts it was fitted to, each as a number made from its ids."""
     notes: tuple[str, ...] = ()
     """What a reader should know of the fit."""
-    _placed: dict[Any, Any] = field(default_factory=dict)
+    _placed: dict[Any, Any] = field(default_factory=dict, init=False)
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -80,8 +81,13 @@ class Translator:
             "corpus": dict(self.corpus),
             "options": dict(self.options),
             "rows": list(self.rows),
-            "sha256": folder.hash_of(folder.tensors_of(self)),
+            "sha256": self.sha256,
         }
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of its tensors."""
+        return folder.hash_of(folder.tensors_of(self))
 
     def matrix(self, row: str) -> Float[Tensor, "d_model d_model"]:
         """Return A of `T(r) = A r + b`; of the Jacobian lens that is the mean Jacobian.
@@ -145,25 +151,58 @@ class Translator:
             )
         raise ResultError(f"the translator has no row {row.name} ({row.title}).\n{instead}.")
 
-    def evaluate(self, model: Model, held_out: Dataset, **options: Any) -> Evaluation:
-        """Judge it on texts that it was not fitted to, beside the controls it has to beat.
+    def evaluate(
+        self,
+        model: Model,
+        held_out: Dataset,
+        *,
+        controls_from: Dataset | None = None,
+        limit: int | None = None,
+        length: int | None = None,
+        untrained_model: bool = True,
+        steps: int = 100,
+        batch_size: int = 8,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> Evaluation:
+        """Judge it on prompts that it was not fitted to, beside the controls it has to beat.
 
         Args:
             model: The model it belongs to.
-            held_out: Texts, ids, or a file.
-            **options: Those of `evaluate_lens`: `controls_from`, `limit`, `length`, `untrained`,
-                `steps`, `batch_size`, `seed`, `progress`.
+            held_out: Texts, ids, or a file; prompts it was fitted to are left out and counted.
+            controls_from: What to fit controls to, such as its own corpus; None: half of the
+                prompts, chosen by a hash of their ids.
+            limit: Read at most this many held-out prompts.
+            length: Cut each prompt to this many tokens; None: as its own corpus was.
+            untrained_model: Whether to compare with an untrained copy of the model, which takes
+                as much memory.
+            steps: Of training the shift it is compared with.
+            batch_size: Most prompts in a forward.
+            seed: Of the shuffles, the order of batches and the untrained weights.
+            progress: A bar or log lines; None: where there is a terminal.
 
         Returns:
             KL(final || row) of every lens and control, and in words what they say.
 
         Raises:
             ResultError: If it was fitted to another model.
-            PromptError: If there is no text left that it was not fitted to.
+            PromptError: If no prompt is left, or an iterator is given, which can be read only once.
         """
         from headwater.lenses.translators.evaluate import evaluate_lens
 
-        return evaluate_lens(self, model, held_out, **options)
+        return evaluate_lens(
+            self,
+            model,
+            held_out,
+            controls_from=controls_from,
+            limit=limit,
+            length=length,
+            untrained_model=untrained_model,
+            steps=steps,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress,
+        )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write it into a folder: `translator.safetensors` and `translator.json`.
