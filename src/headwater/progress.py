@@ -6,6 +6,7 @@ The unit is one forward over one prompt, as counted by `Cost`, so that the bar m
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -73,7 +74,7 @@ def _bar(title: str, total: float) -> Iterator[Advance]:
     started = time.perf_counter()
     done = 0.0
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=total, speed="")
+        task = progress.add_task(title, total=total if math.isfinite(total) else None, speed="")
 
         def advance(work: float, note: str = "") -> None:
             nonlocal done
@@ -87,7 +88,8 @@ def _bar(title: str, total: float) -> Iterator[Advance]:
 
 
 def _logger(title: str, total: float) -> Advance:
-    log.info("%s: %s forwards to run", title, f"{total:,.0f}")
+    known = math.isfinite(total)
+    log.info("%s: %s forwards to run", title, f"{total:,.0f}" if known else "nobody knows how many")
     started = last = time.perf_counter()
     done = 0.0
 
@@ -100,6 +102,9 @@ def _logger(title: str, total: float) -> Advance:
             left = (now - started) * max(total - done, 0.0) / max(done, 1e-9)
             share = min(100.0, 100 * done / max(total, 1e-9))
             said = f" ({note})" if note else ""
+            if not known:
+                log.info("%s: %.0f done%s", title, done, said)
+                return
             log.info("%s: %.0f %% done, about %.0f s left%s", title, share, left, said)
 
     return advance

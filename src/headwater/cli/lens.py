@@ -162,19 +162,27 @@ class _Prompts:
     def go(self, model: Model, out: Path | None, as_json: bool) -> None:
         import headwater as hw
         from headwater.lenses import folder, words
+        from headwater.lenses.plot import refuse_format
+        from headwater.lenses.rows import index_of, rows_of
 
+        path, statistic = self.picture
+        counts = _counts(self.counts) if self.rarity else None
         if out is not None:
             folder.claim(out)
-        found = hw.lens(model, self.texts, **self.given)
+        if path is not None:
+            refuse_format(path)
+        rows = rows_of(
+            model.anatomy(), **{one: self.given[one] for one in ("layers", "sublayers", "writes")}
+        )
         for one in self.against:
-            found.row(one)  # refuses before anything is printed
+            index_of(rows, one)  # refuses before anything runs
+        found = hw.lens(model, self.texts, **self.given)
         tests: list[Any] = []
         if self.tests["check"]:
             tests.append(found.check(sample=self.tests["check"]))
         if self.tests["kept"]:
             tests.append(found.kept(sample=self.tests["kept"]))
-        rare = found.rarity(_counts(self.counts)) if self.rarity else None
-        path, statistic = self.picture
+        rare = found.rarity(counts) if self.rarity else None
         if path is not None:
             found.plot(path, statistic)
         page = None

@@ -1,4 +1,4 @@
-"""`headwater lens fit | evaluate | logit`: translators, and a logit as a sum of what parts write."""
+"""`headwater lens fit | evaluate | logit`: translators, and a logit as a sum of writes."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def fit(
     from headwater.cli import choices
     from headwater.lenses.readout import refuse_unknown
     from headwater.lenses.translators.folder import OURS, claim
-    from headwater.lenses.translators.translator import METHODS
+    from headwater.lenses.translators.fit import FITTED
 
-    refuse_unknown("method", method, tuple(METHODS))
+    refuse_unknown("method", method, tuple(FITTED))
     claim(out, OURS, "translator")
     translator = hw.fit_lens(
         hw.load(model, device=device),

@@ -14,7 +14,7 @@ from headwater.lenses.readout import Readings, Readout
 from headwater.lenses.rows import rows_of
 from headwater.lenses.summary import LensSummary, restored, sums_data, vocabulary_of
 from headwater.lenses.tally import Kept, Tally, folder
-from headwater.lenses.translators import Translator, as_translator
+from headwater.lenses.translators import Translator, as_translator, refuse_other_reading
 from headwater.models import Model
 from headwater.progress import Advance, progress_bar
 from headwater.prompts import Task
@@ -40,7 +40,7 @@ def lens_dataset(
     layers: Sequence[int] | None = None,
     sublayers: bool = False,
     readout: Readings = "final-norm",
-    translator: Translator | str | None = None,
+    translator: Translator | str | Path | None = None,
     decode_with: Literal["unembedding", "embedding"] = "unembedding",
     mixtures: bool = False,
     controls: int = 8,
@@ -94,6 +94,8 @@ def lens_dataset(
     _refuse_numbers(controls, limit, batch_size)
     rows = rows_of(model.anatomy(), layers, sublayers=sublayers)
     translate = as_translator(translator, model, rows)
+    if translate is not None:
+        refuse_other_reading(readout, decode_with)
     head = Readout(model, readout, decode_with)
     plan = Plan(
         rows,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headwater.errors import MissingExtraError, UnknownOptionError
+from headwater.files import write_atomically
 from headwater.lenses.statistics import BY_KEY
 from headwater.lenses.words import CONVENTION
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from headwater.lenses.result import Lens
 
+FORMATS = (".png", ".svg", ".pdf")
 WIDEST = 40
 """Most positions in a picture; more are unreadable."""
 _CELL = (0.62, 0.28)
@@ -71,6 +74,25 @@ def heat_map(lens: Lens, statistic: str, prompt: int, positions: slice | None) -
     axes.set_title(f"{title}; in each cell the best token{left_out}", fontsize=8)
     figure.colorbar(image, ax=axes, label=BY_KEY[statistic].unit or title)
     return figure
+
+
+def refuse_format(path: Path) -> None:
+    """Refuse a file whose ending is no format that is drawn.
+
+    Raises:
+        UnknownOptionError: With the formats.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise UnknownOptionError(
+            f"{str(path)!r} does not end like a picture.\nWrite one of {', '.join(FORMATS)}."
+        )
+
+
+def written(figure: Figure, path: Path) -> None:
+    """Write a figure, at once or not at all; its format is that of the file's ending."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = path.suffix.lower().removeprefix(".")
+    write_atomically(path, lambda there: figure.savefig(there, format=kind, dpi=150))
 
 
 def _ends(values: Float[Tensor, "row position"], *, is_log: bool) -> tuple[float, float]:

@@ -18,7 +18,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headwater.errors import ModelGoneError, UnknownOptionError, did_you_mean
-from headwater.files import write_atomically
 from headwater.frames import frame
 from headwater.lenses import storing, words
 from headwater.lenses.arrays import Arrays, arrays_of
@@ -27,7 +26,7 @@ from headwater.lenses.causal import LensCheck, Reader, check
 from headwater.lenses.causal.kept import Kept
 from headwater.lenses.causal.words import summary as words_of_check
 from headwater.lenses.measure import Measured, Plan
-from headwater.lenses.plot import heat_map
+from headwater.lenses.plot import heat_map, refuse_format, written
 from headwater.lenses.questions import Close, Jumps, Rarity, close, jumps, rarity
 from headwater.lenses.recurrence import kept_in
 from headwater.lenses.rows import Row, index_of
@@ -472,14 +471,13 @@ class Lens:
 
         Raises:
             MissingExtraError: If matplotlib is not installed.
-            UnknownOptionError: If there is no such statistic or prompt.
+            UnknownOptionError: If there is no such statistic, prompt or format.
         """
+        if path is not None:
+            refuse_format(Path(path))
         figure = heat_map(self, statistic, prompt, positions)
         if path is not None:
-            target = Path(path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            kind = target.suffix.removeprefix(".") or "png"
-            write_atomically(target, lambda there: figure.savefig(there, format=kind, dpi=150))
+            written(figure, Path(path))
         return figure
 
     def __repr__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from headwater.errors import UnknownOptionError
@@ -13,7 +14,7 @@ from headwater.lenses.readout import Readings, Readout
 from headwater.lenses.result import Lens
 from headwater.lenses.rows import rows_of
 from headwater.lenses.tokens import token_ids
-from headwater.lenses.translators import Translator, as_translator
+from headwater.lenses.translators import Translator, as_translator, refuse_other_reading
 from headwater.models import Model
 from headwater.progress import progress_bar
 
@@ -26,7 +27,7 @@ def lens(
     sublayers: bool = False,
     writes: bool = False,
     readout: Readings = "final-norm",
-    translator: Translator | str | None = None,
+    translator: Translator | str | Path | None = None,
     decode_with: Literal["unembedding", "embedding"] = "unembedding",
     tokens: Sequence[str | int] = (),
     best: int = 10,
@@ -87,6 +88,8 @@ def lens(
     asked = encoded(model, prompts)
     rows = rows_of(adapter, layers, sublayers=sublayers, writes=writes)
     translate = as_translator(translator, model, rows)
+    if translate is not None:
+        refuse_other_reading(readout, decode_with)
     head = Readout(model, readout, decode_with)
     words, extra = token_ids(model, tokens)
     plan = Plan(

@@ -41,3 +41,17 @@ def as_translator(
         )
     translator.refuse(model, rows, where=where)
     return translator
+
+
+def refuse_other_reading(readout: str, decode_with: str) -> None:
+    """Refuse to read through a translator with another norm or table than it was fitted with.
+
+    Raises:
+        UnknownOptionError: Naming both.
+    """
+    if readout != "final-norm" or decode_with != "unembedding":
+        raise UnknownOptionError(
+            f"translator= with readout={readout!r}, decode_with={decode_with!r}: translators are "
+            "fitted to be read through the final norm and the unembedding.\n"
+            "Leave these two options out, or the translator."
+        )

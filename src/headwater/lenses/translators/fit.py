@@ -98,7 +98,7 @@ def fit_lens(
     rows = rows_of(model.anatomy(), layers, sublayers=sublayers)
     corpus = Corpus(model, dataset, limit=limit, length=length, batch_size=batch_size)
     work = _Work(model, corpus, rows, options, seed)
-    fit: Callable[[_Work, Advance], _Found] = _METHODS[method]
+    fit: Callable[[_Work, Advance], _Found] = FITTED[method]
     with model.frozen(), progress_bar(f"fit {method}", work.expected(method), show=progress) as go:
         found = fit(work, go)
     names = [row.name for row in rows[:-1]]
@@ -246,7 +246,7 @@ def _mean_jacobian(work: _Work, advance: Advance) -> _Found:
     return _Found(found.mean - identity, None, details, found.errors, notes)
 
 
-_METHODS = {
+FITTED = {
     "lstsq": _least_squares,
     "kl": _trained,
     "bias": _trained,
@@ -256,7 +256,7 @@ _METHODS = {
 
 def _checked(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a method; those of others are refused."""
-    refuse_unknown("method", method, tuple(_METHODS))
+    refuse_unknown("method", method, tuple(FITTED))
     foreign = [name for name, value in given.items() if value is not None]
     foreign = [name for name in foreign if name not in _OPTIONS[method]]
     if foreign:
