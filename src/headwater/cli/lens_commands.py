@@ -50,8 +50,8 @@ def fit(
     import headwater as hw
     from headwater.cli import choices
     from headwater.lenses.readout import refuse_unknown
-    from headwater.lenses.translators.folder import OURS, claim
     from headwater.lenses.translators.fit import FITTED
+    from headwater.lenses.translators.folder import OURS, claim
 
     refuse_unknown("method", method, tuple(FITTED))
     claim(out, OURS, "translator")

@@ -309,9 +309,10 @@ def _has_parts(module: nn.Module) -> bool:
 def _elementwise_head(readout: Readout, decode_with: str) -> _Head | None:
     """Return the head as unembedding, scale and cap; None if the model's own head is another."""
     adapter, unembed = readout.adapter, readout.adapter.unembed
-    is_plain = type(unembed) is nn.Linear and unembed.weight.device.type != "meta"
-    is_plain = is_plain and unembed.weight.is_floating_point()
-    head = _tried(readout) if is_plain else None
+    head = None
+    if type(unembed) is nn.Linear:  # no subclass: quantized ones compute otherwise
+        usable = unembed.weight.device.type != "meta" and unembed.weight.is_floating_point()
+        head = _tried(readout) if usable else None
     if decode_with == "unembedding":
         return head
     module: Any = readout.model.module
