@@ -17,8 +17,13 @@ _check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 
 def checked(function: Checked) -> Checked:
-    """Check arguments and result of `function` at every call; an int may stand for a float."""
-    return function if "<locals>" in function.__qualname__ else _check(function)
+    """Check arguments and result of `function` at every call; an int may stand for a float.
+
+    Commands are left alone: Typer checks what is typed, and hands over a context of its own class.
+    """
+    is_closure = "<locals>" in function.__qualname__
+    is_command = function.__module__.startswith("headwater.cli.")
+    return function if is_closure or is_command else _check(function)
 
 
 @contextmanager

@@ -72,7 +72,8 @@ def write(path: Path, data: Mapping[str, Any], state: Mapping[str, Tensor]) -> N
         state: The tally's tensors.
     """
     (path / REPORT).unlink(missing_ok=True)
-    metadata = {"schema_version": str(SCHEMA), "data": json.dumps(data)}
+    # one field: of several the file's order would be another each time
+    metadata = {"run": json.dumps({"schema_version": SCHEMA, **data})}
     write_atomically(path / TENSORS, lambda there: save_file(dict(state), there, metadata=metadata))
 
 
@@ -91,12 +92,12 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     file = path / TENSORS
     try:
         with safe_open(file, framework="pt") as stream:
-            metadata = stream.metadata() or {}
-            if metadata.get("schema_version") != str(SCHEMA):
+            data = json.loads((stream.metadata() or {}).get("run", "{}"))
+            if data.get("schema_version") != SCHEMA:
                 raise RunFolderError(f"{file} was written by another release.\nMake it again.")
             state = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-        return json.loads(metadata["data"]), state
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        return data, state
+    except (OSError, SafetensorError, ValueError) as error:
         if isinstance(error, RunFolderError):
             raise
         if not file.exists():

@@ -49,7 +49,7 @@ class Tally:
         self.rows: tuple[Row, ...] = plan.rows
         self.stream = [number for number, row in enumerate(plan.rows) if row.is_stream]
         """The rows of the residual stream: all but single writes to it."""
-        self.kept, self.seed = kept, plan.seed
+        self.kept, self.seed = Kept(float(kept.rank), float(kept.kl)), plan.seed
         self.given = len(plan.tokens)
         self.prompts = self.positions = 0
         self.types = Types(len(self.stream), kept.rank, kept.kl)

@@ -1,0 +1,137 @@
+"""`headwater lens` as it is typed."""
+
+import json
+import random
+
+import pytest
+from typer.testing import CliRunner
+
+import headwater as hw
+from headwater.cli.app import app
+from headwater.errors import HeadwaterError
+from headwater.zoo.grammar import window
+
+PROMPT = "Mary and John went to the store"
+RUN = CliRunner()
+
+
+def run(*words, fails=None):
+    found = RUN.invoke(app, ["lens", *map(str, words)])
+    if fails is not None:
+        assert isinstance(found.exception, HeadwaterError), found.output
+        assert fails in str(found.exception)
+        return str(found.exception)
+    assert found.exit_code == 0, (found.output, found.exception)
+    return found.output
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    draw = random.Random(0)
+    path.write_text("\n".join(" ".join(window(draw, repeated=0.2)[1:]) for _ in range(40)))
+    return path
+
+
+def test_a_text_shows_grid_table_and_sentences_and_leaves_a_page(tmp_path):
+    said = run("--model", "tiny", "--text", PROMPT, "--against", "final,first", "--out", tmp_path)
+    assert "Position i has read the tokens up to and including i" in said
+    assert "KL(fin||row)" in said
+    assert "KL(row||in)" in said
+    assert "museum" in said
+    assert (tmp_path / "page.html").is_file()
+    assert hw.Lens.load(tmp_path).texts == (PROMPT,)
+
+
+def test_json_holds_the_means_of_every_row():
+    data = json.loads(run("--model", "tiny", "--text", PROMPT, "--json", "--no-progress"))
+    lens = hw.lens(hw.load("tiny"), PROMPT)
+    by_row = {one["row"]: one for one in data["rows"]}
+    assert list(by_row) == list(lens.names)
+    expected = float(lens.kl()[lens.row("r1")].mean())
+    assert by_row["r1"]["kl(final||layer)"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_other_rows_can_be_compared_with():
+    said = run("--model", "tiny", "--text", PROMPT, "--against", "r1,2", "--sublayers")
+    assert "KL(r1||row)" in said
+    assert "KL(r2||row)" in said
+    assert "r3.mid" in said
+
+
+def test_a_lens_can_be_tested_and_what_was_found_is_on_the_page(tmp_path):
+    words = "Mary gave a ball to John and Mary gave a ball to"
+    said = run("--model", "tiny", "--text", words, "--check", 3, "--kept", 3, "--out", tmp_path)
+    assert "put to the test" in said
+    assert "recur" in said
+    assert set(hw.Lens.load(tmp_path).added) == {"check", "kept"}
+
+
+def test_a_corpus_is_streamed_with_rarity_and_its_page_shows_examples(corpus, tmp_path):
+    said = run("--model", "tiny", "--file", corpus, "--rarity", "--out", tmp_path)
+    assert "40 prompts" in said
+    assert "confounded" in said
+    assert "bootstrap over 40 prompts" in said
+    page = (tmp_path / "page.html").read_text()
+    assert "Layers by positions" in page
+    again = hw.LensSummary.load(tmp_path)
+    assert again.tally.prompts == 40
+    assert run("--model", "tiny", "--file", corpus, "--rarity", "--out", tmp_path) == said
+
+
+def test_a_translator_is_fitted_used_and_judged(corpus, tmp_path):
+    out = tmp_path / "lens"
+    said = run("fit", "--model", "tiny", "--file", corpus, "--method", "lstsq", "--out", out)
+    assert "least squares" in said
+    used = run("--model", "tiny", "--text", PROMPT, "--translator", out)
+    assert used != run("--model", "tiny", "--text", PROMPT)
+    held_out = tmp_path / "heldout.txt"
+    draw = random.Random(1)
+    held_out.write_text("\n".join(" ".join(window(draw, repeated=0.2)[1:]) for _ in range(20)))
+    judged = run("evaluate", out, "--model", "tiny", "--file", held_out)
+    for control in ("logit lens", "bias only", "marginal", "shuffled", "untrained"):
+        assert control in judged
+    assert "tiny-gpt2" in run(
+        "--model", "tiny-gpt2", "--text", PROMPT, "--translator", out, fails="fitted to tiny"
+    )
+
+
+def test_a_logit_is_split_into_what_parts_write():
+    prompt = f"{PROMPT} , John gave a drink to"
+    said = run(
+        "logit", "--model", "tiny", "--prompt", prompt, "--answer", "Mary", "--against", "John",
+        "--audit",
+    )  # fmt: skip
+    assert "a3.h0" in said
+    assert "frozen" in said
+    assert "total" in said
+
+
+def test_a_run_folder_of_either_kind_becomes_a_page_again(corpus, tmp_path):
+    run("--model", "tiny", "--text", PROMPT, "--out", tmp_path / "one")
+    run("--model", "tiny", "--file", corpus, "--out", tmp_path / "many")
+    for name in ("one", "many"):
+        (tmp_path / name / "page.html").unlink()
+        found = RUN.invoke(app, ["page", str(tmp_path / name)])
+        assert found.exit_code == 0, found.exception
+        assert "predicts" in (tmp_path / name / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--text", PROMPT], "which model?"),
+        (["--model", "tiny"], "neither --text nor --file"),
+        (["--model", "tiny", "--text", "a", "--file", "b"], "both --text and --file"),
+        (["--model", "tiny", "--file", "none.txt"], "no file 'none.txt'"),
+        (["--model", "tiny", "--text", PROMPT, "--layers", "9"], "no layer 9"),
+        (["--model", "tiny", "--text", PROMPT, "--against", "r9"], "no row 'r9'"),
+        (["--model", "tiny", "--text", PROMPT, "--readout", "norm"], "readout='norm'"),
+        (["--model", "tiny", "--text", PROMPT, "--plot", "x.bmp"], "'x.bmp'"),
+        (["--model", "tiny", "--text", PROMPT, "--rarity", "--counts", "x"], "--counts 'x'"),
+        (["--model", "tiny", "--file", "x", "--check", "2"], "--check goes with --text"),
+        (["--model", "tiny", "--file", "x", "--against", "r1"], "--against goes with --text"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(words, said):
+    run(*words, fails=said)

@@ -1,0 +1,199 @@
+"""A lens as a result: printed, saved, loaded, drawn, on a page."""
+
+import json
+import re
+
+import pytest
+import torch
+
+import headwater as hw
+from headwater.errors import MissingExtraError, ModelGoneError, RunFolderError, UnknownOptionError
+from headwater.lenses import folder, view, words
+from shape_checks import unchecked
+from tiny_models import build, tokens
+from tiny_tasks import model as tiny
+from tiny_tasks import tokenizer
+
+PROMPTS = ["Mary and John went to the store", "Anna gave the ball to"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return hw.load("tiny")
+
+
+@pytest.fixture(scope="module")
+def lens(model):
+    return hw.lens(model, PROMPTS, sublayers=True, tokens=["Mary"])
+
+
+def test_what_is_saved_is_what_is_loaded(lens, tmp_path):
+    lens.save(tmp_path / "run")
+    again = hw.Lens.load(tmp_path / "run")
+    assert repr(again) == repr(lens)
+    assert again.names == lens.names
+    assert again.tokens == ("Mary",)
+    for key, value in lens.arrays.values.items():
+        torch.testing.assert_close(again[key], value, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(again.arrays.kl, lens.arrays.kl, rtol=0, atol=0, equal_nan=True)
+    assert again.jumps().to_dict() == lens.jumps().to_dict()
+    assert repr(again.rarity()) == repr(lens.rarity())
+
+
+def test_a_folder_with_another_lens_is_refused_and_can_be_overwritten(lens, model, tmp_path):
+    lens.save(tmp_path)
+    lens.save(tmp_path)  # the same one is no other
+    other = hw.lens(model, PROMPTS[0])
+    with pytest.raises(RunFolderError, match="holds another lens"):
+        other.save(tmp_path)
+    other.save(tmp_path, overwrite=True)
+    assert hw.Lens.load(tmp_path).texts == (PROMPTS[0],)
+
+
+def test_a_folder_with_other_files_is_refused(lens, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunFolderError, match=r"other files than a lens \(notes.txt\)"):
+        lens.save(tmp_path)
+
+
+@pytest.mark.parametrize("broken", ["nothing", "json", "tensors", "release"])
+def test_a_folder_that_holds_no_whole_lens_is_refused(lens, tmp_path, broken):
+    lens.save(tmp_path)
+    if broken == "nothing":
+        (tmp_path / folder.REPORT).unlink()
+    elif broken == "json":
+        (tmp_path / folder.REPORT).write_text("{")
+    elif broken == "tensors":
+        (tmp_path / folder.TENSORS).write_bytes(b"12")
+    else:
+        (tmp_path / folder.REPORT).write_text(json.dumps({"schema_version": 99}))
+    with pytest.raises(RunFolderError):
+        hw.Lens.load(tmp_path)
+
+
+def test_a_loaded_lens_asks_for_its_model_before_it_is_tested(lens, model, tmp_path):
+    lens.save(tmp_path)
+    again = hw.Lens.load(tmp_path)
+    with pytest.raises(ModelGoneError, match="model=model"):
+        again.check(sample=2)
+    found = again.check(model, sample=2, progress=False)
+    assert found.sentences
+    assert again.added["check"]["table"]["rows"]
+
+
+def test_the_frame_has_one_row_a_prompt_position_and_row(lens):
+    frame = lens.to_frame()
+    assert len(frame) == int(lens.mask.sum()) * len(lens.names)
+    one = frame[(frame.prompt == 1) & (frame.position == 2) & (frame.row == "r1")].iloc[0]
+    assert one["kl(final||layer)"] == float(lens.kl()[lens.row("r1"), 1, 2])
+    assert one["rank(Mary)"] == float(lens.rank("Mary")[lens.row("r1"), 1, 2])
+
+
+def test_the_printed_table_has_the_means_of_every_row(lens):
+    lines = words.table(lens, ["final", "r1"])
+    heads = re.split(r"\s{2,}", lines[0])
+    assert heads[1:5] == ["KL(fin||row)", "KL(row||fin)", "KL(r1||row)", "KL(row||r1)"]
+    by_name = {line.split()[0]: line.split()[1:] for line in lines[1:]}
+    assert list(by_name) == list(reversed(lens.names))
+    for name, cells in by_name.items():
+        row = lens.row(name)
+        expected = float(lens.kl("r1", "layer||ref")[row].nanmean())
+        assert float(cells[3]) == pytest.approx(expected, rel=1e-3, abs=1e-6)
+        assert float(cells[5]) == float(lens.rank("input")[row].nanmedian())
+
+
+def test_the_grid_has_the_best_token_of_every_cell_and_says_what_does_not_fit(lens):
+    lines = words.grid(lens, 0, width=200)
+    cells = {line.split()[0]: line.split()[1:] for line in lines[1:]}
+    best = lens.topk(1).ids[lens.row("r2"), 0, :, 0].tolist()
+    assert cells["r2"] == [lens.text_of(one) for one in best]
+    narrow = words.grid(lens, 0, width=30)
+    assert "the last" in narrow[0]
+    assert "of 8 positions" in narrow[0]
+    assert all(len(line) <= 30 for line in narrow[1:])
+
+
+def test_the_page_holds_the_numbers_of_every_cell_and_says_what_is_left_out(lens, monkeypatch):
+    data = view.page_data(lens)
+    shown = data["prompts"][0]["values"]["kl(final||layer)"]
+    for row, position in ((0, 0), (3, 5), (8, 7)):
+        assert shown[row][position] == pytest.approx(float(lens.kl()[row, 0, position]), rel=1e-3)
+    top = data["prompts"][0]["top"][4][2][0]
+    assert data["vocabulary"][top] == lens.text_of(int(lens.topk(1).ids[4, 0, 2, 0]))
+    assert data["shown"] == {"prompts": 2, "of": 2, "positions": 14, "of_positions": 14}
+    monkeypatch.setattr(view, "CELLS", 10 * len(lens.names))
+    fewer = view.page_data(lens)
+    assert fewer["shown"] == {"prompts": 2, "of": 2, "positions": 10, "of_positions": 14}
+
+
+def test_the_page_is_one_file_that_loads_nothing(lens, tmp_path):
+    text = lens.page(tmp_path / "lens.html").read_text()
+    assert "http:" not in text
+    assert "https:" not in text
+    assert "default-src 'none'" in text
+
+
+def test_text_of_tokens_is_escaped_on_the_page(tmp_path):
+    model = hw.wrap(build("GPT-2"), tokenizer())
+    lens = hw.lens(model, tokens(1, 4))
+    lens.vocabulary[int(lens.arrays.ids[0, 0])] = "</script><b>x"
+    text = lens.page(tmp_path / "lens.html").read_text()
+    assert "</script><b>x" not in text
+
+
+@pytest.mark.parametrize("ending", [".png", ".svg", ".pdf"])
+def test_a_picture_is_written_in_the_format_of_its_name(lens, tmp_path, ending):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / f"lens{ending}"
+    figure = lens.plot(path, "rank(input)", prompt=1)
+    assert path.read_bytes()[:4] in (b"\x89PNG", b"<?xm", b"%PDF")
+    axes = figure.axes[0]
+    assert [one.get_text() for one in axes.get_yticklabels()] == list(lens.names)
+    assert "rank of input" in axes.get_title()
+
+
+def test_a_picture_of_another_kind_is_refused(lens, tmp_path):
+    with pytest.raises(UnknownOptionError, match=r"\.png, \.svg, \.pdf"):
+        lens.plot(tmp_path / "lens.bmp")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_long_prompt_is_cut_in_a_picture_and_that_is_said():
+    lens = hw.lens(tiny("Llama"), tokens(1, 50))
+    assert "(positions 0 to 39 of 50)" in lens.plot().axes[0].get_title()
+
+
+def test_without_matplotlib_the_error_names_the_extra(lens, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "matplotlib.colors", None)
+    with pytest.raises(MissingExtraError, match=r"headwater\[matplotlib\]"):
+        lens.plot()
+
+
+def test_a_prompt_that_is_not_there_is_refused(lens):
+    with unchecked(), pytest.raises(UnknownOptionError, match="no prompt 2: there are 2"):
+        lens.plot(prompt=2)
+
+
+def test_reading_through_a_translator_with_another_norm_is_refused(model):
+    translator = hw.fit_lens(model, PROMPTS * 4, progress=False)
+    with pytest.raises(UnknownOptionError, match="through the final norm"):
+        hw.lens(model, PROMPTS, translator=translator, readout="none")
+
+
+def test_a_lens_through_a_translator_is_tested_through_it(model):
+    translator = hw.fit_lens(model, PROMPTS * 4, progress=False)
+    lens = hw.lens(model, PROMPTS, translator=translator, mixtures=False)
+    assert lens.check(sample=2, progress=False).sentences
+
+
+def test_the_divergence_that_rounding_took_below_zero_is_told(lens):
+    import dataclasses
+
+    kl = lens.arrays.kl.clone()
+    kl[0, 0, 0, 0] = -3e-4
+    arrays = dataclasses.replace(lens.arrays, kl=kl)
+    noisy = dataclasses.replace(lens, arrays=arrays)
+    assert any("-3.0e-04 nats" in one for one in words.sentences(noisy))
+    assert not any("Rounding" in one for one in words.sentences(lens))
