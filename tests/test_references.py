@@ -238,7 +238,7 @@ SOURCES: dict[str, Callable[[list[str], Path], Any]] = {
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_streamed_mean_is_the_mean_of_the_same_list(source, tmp_path, monkeypatch):
-    monkeypatch.setattr("headwater.references.streams.WINDOW", 1)
+    monkeypatch.setattr("headwater.prompts.streams.WINDOW", 1)
     texts = clean(task(4, 7, 3, 5, 6, seed=3))
     over = SOURCES[source](texts, tmp_path)
     for batch, values in off_values(model("GPT-2"), task(5, 5), hw.Mean(over=over), batch_size=2):
@@ -289,7 +289,7 @@ def test_a_limit_takes_the_first_prompts_of_the_task(over):
 
 
 def test_no_more_prompts_are_read_ahead_than_a_window_holds(monkeypatch):
-    monkeypatch.setattr("headwater.references.streams.WINDOW", 2)
+    monkeypatch.setattr("headwater.prompts.streams.WINDOW", 2)
     read, run, ahead = [0], [0], []
 
     def texts():

@@ -140,7 +140,7 @@ def test_prompts_that_were_fitted_are_left_out_and_counted(
     assert found.kl("translator", "r0") == clean.kl("translator", "r0")
     assert "5 prompts were left out: the translator was fitted to them." in found.notes
     assert not any("left out" in note for note in clean.notes)
-    with pytest.raises(PromptError, match="of the 30 prompts in the list of prompts none is left"):
+    with pytest.raises(PromptError, match="of the 30 prompts in the list none is left"):
         translator.evaluate(model, TRAIN, controls_from=OTHER, steps=0)
 
 

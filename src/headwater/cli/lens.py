@@ -242,7 +242,7 @@ class _Corpus:
     def _examples(self, model: Model, max_tokens: int) -> Lens:
         """Return the first prompts of the corpus, read cell by cell."""
         import headwater as hw
-        from headwater.references.streams import DATASET, Reading
+        from headwater.prompts.streams import DATASET, Reading
 
         reading = Reading(self.file, EXAMPLES, DATASET)
         rows = next(reading.windows(model, EXAMPLES))

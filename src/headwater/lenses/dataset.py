@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from headwater.errors import RunFolderError, UnknownOptionError
 from headwater.lenses.measure import Plan, measure
@@ -17,19 +17,16 @@ from headwater.lenses.tally import Kept, Tally, folder
 from headwater.lenses.translators import Translator, as_translator, refuse_other_reading
 from headwater.models import Model
 from headwater.progress import Advance, progress_bar
-from headwater.prompts import Task
 from headwater.prompts.batches import Row, pack
-from headwater.references.streams import (
+from headwater.prompts.streams import (
     DATASET,
     WINDOW,
+    Dataset,
     Reading,
     described,
-    refuse_unreadable,
+    expected,
+    source_of,
 )
-
-Dataset: TypeAlias = str | Path | Task | Iterable[Any] | Callable[[], Iterable[Any]]
-"""A file with one prompt a line (.txt, .jsonl), a task, texts, token ids, rows with a text, or a
-function that returns such things one after another."""
 
 
 def lens_dataset(
@@ -120,9 +117,9 @@ def lens_dataset(
         "seed": seed,
     }
     run = _Run(model, head, plan, Tally(plan, Kept(kept_rank, kept_kl)), options, length)
-    source = _source(dataset)
+    source = source_of(dataset)
     run.start(Reading(source, limit, DATASET), None if out is None else Path(out))
-    with model.frozen(), progress_bar("lens", _expected(source, limit), show=progress) as advance:
+    with model.frozen(), progress_bar("lens", expected(source, limit), show=progress) as advance:
         run.go(batch_size, advance)
     return run.summary(described(source))
 
@@ -207,27 +204,6 @@ class _Run:
         if self.out is not None:
             found.save(self.out)
         return found
-
-
-def _source(dataset: Dataset) -> Any:
-    """Return what prompts are read from; a text is the name of a file."""
-    if isinstance(dataset, str):
-        return Path(dataset)
-    if isinstance(dataset, Task):
-        return [pair.clean for pair in dataset.pairs]
-    refuse_unreadable(dataset, DATASET)
-    return dataset
-
-
-def _expected(source: Any, limit: int | None) -> float:
-    """Return how many prompts will be read, for the bar; infinity where nobody knows."""
-    known = float("inf")
-    if isinstance(source, Path) and source.is_file():
-        with source.open("rb") as stream:
-            known = sum(1 for line in stream if line.strip())
-    elif isinstance(source, Sized):
-        known = len(source)
-    return known if limit is None else min(known, limit)
 
 
 def _refuse_numbers(controls: int, limit: int | None, batch_size: int) -> None:

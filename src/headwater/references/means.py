@@ -15,6 +15,7 @@ from torch import Tensor
 from headwater.errors import UnfitReferenceError, UnknownOptionError, did_you_mean
 from headwater.models import Model
 from headwater.prompts import Batch, Task, prompt_batches
+from headwater.prompts.streams import Lost, Once, Reading, described, refuse_unreadable
 from headwater.references.reference import (
     Off,
     OffValues,
@@ -23,7 +24,6 @@ from headwater.references.reference import (
     no_corrupted,
     prompt_mask,
 )
-from headwater.references.streams import Lost, Once, Reading, described, refuse_unreadable
 from headwater.sites import Site
 
 Over = (

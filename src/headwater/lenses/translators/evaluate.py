@@ -15,7 +15,7 @@ from headwater.lenses.provenance import provenance
 from headwater.lenses.readout import Readout
 from headwater.lenses.rows import Row, rows_of
 from headwater.lenses.translators.controls import Fitted, Lens, Marginal, untrained
-from headwater.lenses.translators.corpus import Corpus, Dataset, key_of
+from headwater.lenses.translators.corpus import Corpus, key_of
 from headwater.lenses.translators.divergence import divergence
 from headwater.lenses.translators.evaluation import Evaluation
 from headwater.lenses.translators.residuals import prompts_of, residuals, together
@@ -23,6 +23,7 @@ from headwater.lenses.translators.training import SHIFT_RATE, Maps, train
 from headwater.lenses.translators.translator import Translator
 from headwater.models import Model
 from headwater.progress import Advance, progress_bar
+from headwater.prompts.streams import Dataset
 
 BIAS_STEPS = 100
 """Steps of training the shift that a translator is compared with."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from headwater.errors import UnknownOptionError
 from headwater.lenses.readout import Readout, refuse_unknown
 from headwater.lenses.rows import Row, rows_of
-from headwater.lenses.translators.corpus import WINDOW, Corpus, Dataset
+from headwater.lenses.translators.corpus import Corpus
 from headwater.lenses.translators.identity import identity_of
 from headwater.lenses.translators.jacobian import jacobians
 from headwater.lenses.translators.moments import Moments
@@ -21,6 +21,7 @@ from headwater.lenses.translators.training import RATE, SHIFT_RATE, Maps, train
 from headwater.lenses.translators.translator import Translator
 from headwater.models import Model
 from headwater.progress import Advance, progress_bar, silent
+from headwater.prompts.streams import WINDOW, Dataset
 
 Method = Literal["lstsq", "kl", "bias", "jacobian"]
 Start = Literal["identity", "lstsq"]

@@ -24,8 +24,8 @@ from headwater.lenses.translators.identity import refuse_other
 from headwater.models import Model
 
 if TYPE_CHECKING:
-    from headwater.lenses.translators.corpus import Dataset
     from headwater.lenses.translators.evaluation import Evaluation
+    from headwater.prompts.streams import Dataset
 
 METHODS = {
     "lstsq": "least squares to the final residual",

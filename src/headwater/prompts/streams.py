@@ -9,23 +9,27 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from io import IOBase
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from headwater.errors import HeadwaterError, PromptError, UnfitReferenceError, did_you_mean
 from headwater.models import Model
-from headwater.prompts import Batch
-from headwater.prompts.batches import Row, pack
+from headwater.prompts.batches import Batch, Row, pack
 from headwater.prompts.encoding import Encoder, Ids
+from headwater.prompts.task import Task
 
 Streamed = Path | Iterable[Any] | Callable[[], Iterable[Any]]
 """A file with one prompt a line, anything that can be iterated over, or a function returning it."""
+
+Dataset: TypeAlias = str | Path | Task | Iterable[Any] | Callable[[], Iterable[Any]]
+"""A corpus as it is given: a file with one prompt a line (.txt, .jsonl), a task, texts, token ids,
+rows with a text, or a function that returns such things one after another."""
 
 WINDOW = 16
 """Batches of prompts read ahead, to be sorted by length: with less padding they run faster."""
@@ -98,6 +102,35 @@ def described(over: Streamed | Once | Lost) -> str:
     if inspect.isroutine(over):
         return f"the function {over.__module__}.{over.__qualname__}"
     return f"the {type(over).__name__}"
+
+
+def source_of(dataset: Dataset) -> Streamed:
+    """Return what the prompts of a dataset are read from; a text is the name of a file.
+
+    Args:
+        dataset: As it was given.
+
+    Raises:
+        PromptError: If it gives no prompts.
+    """
+    if isinstance(dataset, str):
+        return Path(dataset)
+    if isinstance(dataset, Task):
+        return [pair.clean for pair in dataset.pairs]
+    refuse_unreadable(dataset, DATASET)
+    return dataset
+
+
+def expected(source: Streamed, limit: int | None) -> float:
+    """Return how many prompts will be read, for a bar; infinity where nobody knows."""
+    known = float("inf")
+    if isinstance(source, Path):
+        if source.is_file():
+            with source.open("rb") as stream:
+                known = sum(1 for line in stream if line.strip())
+    elif isinstance(source, Sized):
+        known = len(source)
+    return known if limit is None else min(known, limit)
 
 
 def refuse_unreadable(over: Any, argument: Argument = OVER) -> None:
@@ -230,6 +263,11 @@ def _prompt(row: Any, where: str, argument: Argument) -> str | Ids:
     """Return a row's prompt: the row itself, or its one field that is known to hold it."""
     if isinstance(row, str):
         return str(row)
+    if argument.any_corpus and isinstance(row, int):
+        raise PromptError(
+            f"{where} is the number {row}: {argument.name}= is one prompt's token ids.\n"
+            "A corpus has several prompts: give a list of lists of ids."
+        )
     if argument.any_corpus and (ids := _ids(row)):
         return ids
     if isinstance(row, Mapping):
