@@ -2,6 +2,9 @@
 
 import json
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -12,6 +15,7 @@ from headwater.errors import HeadwaterError
 from headwater.zoo.grammar import window
 
 PROMPT = "Mary and John went to the store"
+HEADWATER = str(Path(sys.executable).with_name("headwater"))
 RUN = CliRunner()
 
 
@@ -135,3 +139,10 @@ def test_a_run_folder_of_either_kind_becomes_a_page_again(corpus, tmp_path):
 )
 def test_what_cannot_be_done_is_refused(words, said):
     run(*words, fails=said)
+
+
+@pytest.mark.parametrize("words", ["zoo", "sites tiny", f"lens --model tiny --text '{PROMPT}'"])
+def test_a_reader_that_closes_the_pipe_makes_no_failure(words):
+    command = f"{HEADWATER} {words} 2> /dev/null | head -1 > /dev/null; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"

@@ -634,7 +634,7 @@ def test_limit_and_length_cut_what_is_read() -> None:
 
 def test_an_iterator_that_ends_too_early_is_refused_with_what_to_pass() -> None:
     model = tiny_tasks.model("Llama")
-    with pytest.raises(PromptError, match="after 2 of 9 steps: the generator test_.* can be"):
+    with pytest.raises(PromptError, match=r"after 2 of 9 steps: the generator test_.* can be"):
         fit_lens(model, (one for one in prompts(4)), "kl", steps=9, batch_size=2)
     fit_lens(model, (one for one in prompts(4)), "kl", steps=2, batch_size=2)
 
@@ -648,7 +648,6 @@ def test_an_iterator_that_ends_too_early_is_refused_with_what_to_pass() -> None:
         ([{"a": "w5", "b": "w6"}], "fields 'a', 'b', of which none could be the prompt"),
         ({"text": "w5"}, "is a mapping with 'text', not prompts"),
         (lambda: 3, "returned 3, not texts one after another"),
-        (["w5", "zebra"], "prompt 1 of the list: the tokenizer has no token for 'zebra'"),
     ],
 )
 def test_datasets_that_cannot_be_read_are_refused(dataset: Any, message: str) -> None:

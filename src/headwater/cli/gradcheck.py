@@ -126,17 +126,16 @@ def _whoever_reads() -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
-    except (BrokenPipeError, SystemExit):  # rich makes an exit of it
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _show(found: GradientReport) -> None:
     """Show verdict and findings, the steps along the steepest direction, and every table."""
-    from rich.console import Console
-
+    from headwater.cli.terminal import Terminal
     from headwater.gradchecks import tables
 
-    console = Console(soft_wrap=True)
+    console = Terminal()
     console.print(found.title(), style="bold", highlight=False, markup=False)
     lead, *rest = found.sentences()
     console.print(f"\n{lead}", style="bold", highlight=False, markup=False)

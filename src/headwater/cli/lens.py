@@ -234,8 +234,8 @@ class _Corpus:
         if as_json:
             say_json(found.to_dict() | ({} if rare is None else {"rarity": rare.to_dict()}))
             return
-        lines = [repr(found), *(("", repr(rare)) if rare is not None else ())]
-        say(lines)
+        lines = found.told(rarity=rare is None)
+        say([*lines, *(("", repr(rare)) if rare is not None else ())])
         if page is not None:
             typer.echo(f"\nsaved in {out}; the page: {page}")
 
@@ -307,6 +307,6 @@ def say(lines: list[str]) -> None:
 
 def terminal() -> Any:
     """Return the console that results are printed on."""
-    from rich.console import Console
+    from headwater.cli.terminal import Terminal
 
-    return Console(soft_wrap=True)
+    return Terminal()

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from headwater.cli.spelling import typed
+from headwater.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from headwater.attribution import Attribution
@@ -32,7 +32,7 @@ def attribution(scores: Attribution, sample: str = "--sample") -> None:
         scores: The result.
         sample: The option that says how many components are audited.
     """
-    console = Console(soft_wrap=True)
+    console = Terminal()
     say = partial(typed, chosen=[scores.provenance.estimator["name"]], sample=sample)
     parts = scores.parts
     console.print(f"[bold]{escape(scores.title())}[/]")
@@ -98,7 +98,7 @@ def column_form(values: Iterable[float]) -> str:
 
 def comparison(found: Comparison) -> None:
     """Show one row an estimator, what the figures rest on, and which to use."""
-    console = Console(soft_wrap=True)
+    console = Terminal()
     console.print(f"[bold]{escape(found.title)}[/]\n")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("estimator", overflow="fold")
@@ -115,7 +115,7 @@ def comparison(found: Comparison) -> None:
 
 def next_steps(folder: Path, *, audited: bool) -> None:
     """Say what to type next."""
-    console = Console(soft_wrap=True)
+    console = Terminal()
     console.print(f"\nsaved in {folder}", highlight=False)
     steps = (
         [f"headwater page {folder}"]
@@ -128,7 +128,7 @@ def next_steps(folder: Path, *, audited: bool) -> None:
 
 def sites(model: str, listed: Sequence[Mapping[str, Any]]) -> None:
     """Show the sites of a model with their shapes."""
-    console = Console(soft_wrap=True)
+    console = Terminal()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("site", "shape", "meaning"):
         # the meaning is what a reader needs whole; shapes may wrap
@@ -143,7 +143,7 @@ def sites(model: str, listed: Sequence[Mapping[str, Any]]) -> None:
 
 def models(embedded: Sequence[str], families: Sequence[Mapping[str, str]]) -> None:
     """Show the table of model families; what is refused, and why, as numbered notes below it."""
-    console = Console(soft_wrap=True)
+    console = Terminal()
     console.print(f"embedded, no download: {', '.join(embedded)}\n", highlight=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     short = {"queries, keys, values": "q/k/v"}

@@ -128,13 +128,13 @@ def _refuse_blind(model: Model, typed_so_far: str) -> None:
 
 def show(found: Survey) -> None:
     """Show the answer, the most saturated heads, and the components that are not seen."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from headwater.audits.words import counted
+    from headwater.cli.terminal import Terminal
 
-    console = Console(soft_wrap=True)
+    console = Terminal()
     console.print(
         f"[bold]{escape(found.model)} on {escape(found.corpus)}[/]: "
         f"{counted(found.prompts, 'prompt')}, {counted(found.tokens, 'token')}\n",

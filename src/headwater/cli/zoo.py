@@ -22,8 +22,7 @@ def zoo(
     Every score is computed here and now and compared with its closed form; exit code 1 means that
     one of them is not.
     """
-    from rich.console import Console
-
+    from headwater.cli.terminal import Terminal
     from headwater.zoo.truths import TRUTHS, truth
     from headwater.zoo.truths.overview import comparisons, overview
     from headwater.zoo.truths.rendering import WIDTH, rendered
@@ -33,7 +32,7 @@ def zoo(
         plain = [comparison.to_dict() for comparison in found]
         typer.echo(json.dumps(plain if name is None else plain[0]))
     else:
-        console = Console(highlight=False)
+        console = Terminal(wraps=True, highlight=False)
         console.width = max(console.width, WIDTH)
         console.print(overview(found) if name is None else rendered(found[0]))
     if not all(comparison.agrees for comparison in found):

@@ -114,11 +114,11 @@ def _divergences() -> list[Statistic]:
                     f"kl({pair[0]}||{pair[1]})",
                     f"KL({pair[0]} || {pair[1]})",
                     "nats",
-                    f"sum of p (log p - log q) over the vocabulary, p of {_WHAT[reference]} and q "
-                    f"of the layer: what is lost by taking {told} for it"
+                    f"Sum of p (log p - log q) over the vocabulary, p of {_WHAT[reference]} and q "
+                    f"of the layer: what is lost by taking {told} for it."
                     if forward
-                    else "sum of p (log p - log q) over the vocabulary, p of the layer and q of "
-                    f"{_WHAT[reference]}: what is lost by taking {told} for the layer",
+                    else "Sum of p (log p - log q) over the vocabulary, p of the layer and q of "
+                    f"{_WHAT[reference]}: what is lost by taking {told} for the layer.",
                     "log",
                     "KL",
                     _kl(row, forward=forward),

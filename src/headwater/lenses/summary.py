@@ -227,7 +227,8 @@ class LensSummary:
     def _has_controls(self) -> bool:
         return bool(self.tally.types.of("control_count").sum() > 0)
 
-    def __repr__(self) -> str:
+    def told(self, *, rarity: bool = True) -> list[str]:
+        """Return the lines of the printed result, with or without what is said of rarity."""
         model = self.provenance.get("model", {}).get("name", "a model")
         told = self.corpus
         cut = f" in {told['pieces']:,} pieces" if told["pieces"] != told["prompts"] else ""
@@ -240,9 +241,12 @@ class LensSummary:
             *self.jumps().sentences(),
             *self.close().sentences(),
         ]
-        if self._has_controls:
+        if rarity and self._has_controls:
             lines += self.rarity().sentences()
-        return "\n".join(lines)
+        return lines
+
+    def __repr__(self) -> str:
+        return "\n".join(self.told())
 
     def _table(self) -> list[str]:
         means = {key: (self.mean(key), *self.interval(key)) for key, _ in _COLUMNS}
