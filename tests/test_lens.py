@@ -13,12 +13,14 @@ from headwater.errors import (
     ModelStateError,
     NonFiniteError,
     PromptError,
+    ResultError,
     UnavailableSiteError,
     UnknownOptionError,
     UnsupportedModelError,
 )
 from headwater.lenses import measure as measuring
 from headwater.lenses import readout as reading
+from headwater.lenses import words
 from shape_checks import unchecked
 from tiny_models import BUILDERS, VOCAB, build, tokens
 from tiny_tasks import model as tiny
@@ -107,7 +109,7 @@ def test_every_statistic_of_every_family_is_the_dense_twins(family):
     torch.testing.assert_close(lens.topk(5).logprobs, lp.topk(5).values, **CLOSE)
     own = z.gather(-1, ids.expand(len(z), -1, -1)[..., None])
     torch.testing.assert_close(lens.rank("input"), 1 + (z > own).sum(-1).double())
-    torch.testing.assert_close(lens["centred(input)"], own[..., 0] - z.mean(-1), **CLOSE)
+    torch.testing.assert_close(lens["centered(input)"], own[..., 0] - z.mean(-1), **CLOSE)
 
 
 @pytest.mark.parametrize("direction", ["ref||layer", "layer||ref"])
@@ -252,6 +254,20 @@ def test_next_norm_reads_through_the_norm_of_the_layer_that_reads_the_row():
         )
 
 
+def test_next_norm_reads_between_attention_and_mlp_through_the_mlps_norm():
+    model, ids = tiny("GPT-2"), tokens(1, 5)
+    block, seen = model.module.transformer.h[0], {}
+    handle = block.ln_2.register_forward_hook(lambda _, args, out: seen.update(normed=out.clone()))
+    with torch.no_grad():
+        model.forward(ids)
+    handle.remove()
+    lens = hw.lens(model, ids, readout="next-norm", sublayers=True)
+    with torch.no_grad():
+        z = model.module.lm_head(seen["normed"])
+    found = lens.topk(3).logprobs[lens.row("r0.mid")]
+    torch.testing.assert_close(found, z.log_softmax(-1).topk(3)[0], **CLOSE)
+
+
 def test_no_norm_reads_the_residual_as_it_is():
     model, ids = tiny("Llama"), tokens(1, 5)
     seen, _ = residuals(model, ids)
@@ -355,6 +371,20 @@ def test_a_token_that_one_row_masks_and_another_does_not_makes_one_divergence_in
         assert float(mixtures.tv[0, 1, 0]) == pytest.approx(float((p - q).abs().sum() / 2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_vocabulary_that_begins_with_masked_tokens_is_summed_without_underflow(dtype):
+    from headwater.lenses.readout import Tile
+    from headwater.lenses.sums import Sums
+
+    z = torch.tensor([[[-torch.inf, -torch.inf, -120.0, -121.0, -123.0]]], dtype=dtype)
+    sums = Sums(z[..., 2:3], torch.tensor([[2]]), 2)
+    for first in (0, 2):
+        sums.add(Tile(0, first, z[..., first : first + 3 if first else 2].clone()))
+    lp = z[..., 2:].double().log_softmax(-1)
+    assert float(sums.log_norm()) == pytest.approx(float(z[..., 2:].double().logsumexp(-1)))
+    assert float(sums.entropy()) == pytest.approx(float(-(lp.exp() * lp).sum()), rel=1e-5)
+
+
 def test_close_distributions_have_an_accurate_jensen_shannon_divergence():
     from headwater.lenses.readout import Tile
     from headwater.lenses.sums import Mixtures
@@ -399,19 +429,24 @@ def test_decided_is_the_row_after_which_the_choice_no_longer_changes():
     assert (decided.at[~lens.mask] == -1).all()
 
 
-def test_bits_per_byte_is_the_cross_entropy_of_the_text():
+@pytest.mark.parametrize("prompt", ["def f(x):\n    return x", "s = 'é\u4e2d\U0001f600'"])
+def test_bits_per_byte_is_the_cross_entropy_of_the_text(prompt):
     model = hw.load("tiny-python")
-    prompt = "def f(x):\n    return x"
     lens = hw.lens(model, prompt)
     ids = torch.tensor(model.tokenizer(prompt)["input_ids"])
+    assert int(ids[0]) == model.tokenizer.bos_token_id  # it spells no byte: all are predicted
     lp = model.forward(ids[None])[0].log_softmax(-1)
     nats = -lp[:-1].gather(-1, ids[1:, None]).sum()
-    size = len(prompt.encode()) - len(lens.text_of(int(ids[0])).encode())
-    # a start token stands for no byte, and then every byte of the text is predicted
-    size = len(prompt.encode()) if lens.text_of(int(ids[0])) not in prompt[:3] else size
-    assert float(lens.bits_per_byte()[-1]) == pytest.approx(
-        float(nats) / math.log(2) / size, rel=1e-4
-    )
+    expected = float(nats) / math.log(2) / len(prompt.encode())
+    # float32 sums over the vocabulary in another order
+    assert float(lens.bits_per_byte()[-1]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_bytes_of_the_first_token_are_read_and_not_predicted():
+    lens = hw.lens(tiny("GPT-2"), "w17 w5 w20")
+    assert lens.text_of(int(lens.arrays.ids[0, 0])) == "w17"
+    expected = lens.cross_entropy()[-1].nansum() / math.log(2) / len(" w5 w20")
+    assert float(lens.bits_per_byte()[-1]) == pytest.approx(float(expected), rel=1e-12)
 
 
 def test_words_are_ranked_at_every_position():
@@ -501,6 +536,33 @@ def test_logits_that_are_no_numbers_are_named():
         module.transformer.h[0].mlp.c_proj.bias[0] = torch.nan
     with pytest.raises(NonFiniteError, match="prompt 0, position 0, row r0"):
         hw.lens(model, tokens(1, 4))
+
+
+def test_a_lens_is_tested_only_on_the_model_that_was_read():
+    module = build("GPT-2")
+    model = hw.wrap(module, tokenizer())
+    lens = hw.lens(model, tokens(1, 6))
+    lens.check(sample=1, progress=False)
+    with torch.no_grad():
+        module.transformer.h[1].mlp.c_fc.weight.mul_(1.5)
+    with pytest.raises(ResultError, match="another one now"):
+        lens.check(sample=1)
+    with pytest.raises(ResultError, match="another one now"):
+        lens.kept(hw.wrap(build("GPT-2", seed=1), tokenizer()))
+
+
+def test_infinite_divergences_are_left_out_of_printed_means_and_that_is_said():
+    import dataclasses
+
+    lens = hw.lens(tiny("GPT-2"), tokens(1, 4))
+    kl = lens.arrays.kl.clone()
+    kl[-1, 0, 0, 1] = torch.inf
+    changed = dataclasses.replace(lens, arrays=dataclasses.replace(lens.arrays, kl=kl))
+    lines = words.table(changed)
+    shown = next(line for line in lines if line.startswith("input")).split()[1]
+    expected = lens.kl()[0, 0, [0, 2, 3]].mean()
+    assert float(shown) == pytest.approx(float(expected), rel=1e-3)
+    assert "at 1 positions, are left out" in lines[-1]
 
 
 def test_active_dropout_is_refused():

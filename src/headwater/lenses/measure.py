@@ -1,7 +1,7 @@
 """One batch of prompts read at every row: one forward, then one pass over the logits of all rows.
 
-Memory: the residual stream at the rows, and a few tiles of logits. Nothing of the size
-`[row, position, vocab]` exists at any time.
+Memory: the residual stream at the rows, three times while it is put together and normed, and a few
+tiles of logits. Nothing of the size `[row, position, vocab]` exists at any time.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class Plan:
     controls: int = 8
     """How many tokens of other positions are ranked at each."""
     seed: int = 0
+    followed: int = 0
+    """How many tokens of each position are followed through the rows, for a page."""
     translate: Translate | None = None
 
 
@@ -74,12 +76,12 @@ class Measured:
     """Tokens worth following through the rows; -1 where there are fewer."""
     followed_logits: Float[Tensor, "position row followed"]
 
-    def to(self, dtype: torch.dtype) -> Measured:
-        """Return the same with its floating numbers in another format."""
+    def kept(self, dtype: torch.dtype) -> Measured:
+        """Return the same in the computer's own memory, floating numbers in this format."""
         changed = {
-            one.name: value.to(dtype)
+            one.name: value.to("cpu", dtype if value.is_floating_point() else value.dtype)
             for one in fields(self)
-            if isinstance(value := getattr(self, one.name), Tensor) and value.is_floating_point()
+            if isinstance(value := getattr(self, one.name), Tensor)
         }
         return replace(self, **changed)
 
@@ -150,7 +152,9 @@ class _Part:
     def measured(self, values: Float[Tensor, "row position d_model"]) -> Measured:
         readout, plan, flat, place = self.readout, self.plan, self.flat, self.place
         own = values[:, place]
-        rms = own.to(torch.float64).square().mean(-1).sqrt().T
+        # row by row: in float64 all rows at once would take several times the residual's memory
+        sizes = [one.to(torch.float64, copy=True).square_().mean(-1).sqrt() for one in own]
+        rms = torch.stack(sizes, dim=1)
         if plan.translate is not None:
             own = plan.translate(own, plan.rows)
         normed = readout.normed(own, plan.rows)
@@ -167,7 +171,7 @@ class _Part:
                 mixtures.add(tile)
             js, tv = mixtures.js, mixtures.tv
         strict, ties = sums.ranks()
-        followed = _followed(targets, sums.tokens[..., 0])
+        followed = _followed(targets, sums.tokens[..., 0], plan.followed)
         return Measured(
             prompt=flat.prompt[place],
             place=flat.place[place],
@@ -186,7 +190,7 @@ class _Part:
             tv=tv,
             followed=followed,
             followed_logits=readout.at(normed, followed.clamp(min=0)),
-        ).to(readout.dtype)
+        ).kept(readout.dtype)
 
     def _targets(self, normed: Tensor) -> Int[Tensor, "position target"]:
         """Return the tokens that are ranked at each position."""
@@ -218,20 +222,16 @@ class _Part:
         return f"prompt {prompt}, position {place}, row {self.plan.rows[row].name}"
 
 
-FOLLOWED = 8
-"""Most tokens that are followed through the rows."""
-
-
 def _followed(
-    targets: Int[Tensor, "position target"], best: Int[Tensor, "position row"]
+    targets: Int[Tensor, "position target"], best: Int[Tensor, "position row"], count: int
 ) -> Int[Tensor, "position followed"]:
     """Return input, next, and the best token of every row, the last rows first, none twice."""
     listed = torch.cat([targets[:, [INPUT, NEXT]], best.flip(-1)], dim=1)
-    found = torch.full((len(listed), FOLLOWED), NO_TOKEN, device=listed.device)
-    for place, tokens in enumerate(listed.tolist()):
-        once = [one for one in dict.fromkeys(tokens) if one != NO_TOKEN][:FOLLOWED]
-        found[place, : len(once)] = torch.tensor(once, device=listed.device)
-    return found
+    found = []
+    for tokens in listed.tolist() if count else [()] * len(listed):
+        once = [one for one in dict.fromkeys(tokens) if one != NO_TOKEN][:count]
+        found.append(once + [NO_TOKEN] * (count - len(once)))
+    return torch.tensor(found, device=listed.device, dtype=torch.long).view(len(listed), count)
 
 
 def control_tokens(

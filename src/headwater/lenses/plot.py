@@ -67,7 +67,8 @@ def heat_map(lens: Lens, statistic: str, prompt: int, positions: slice | None) -
     _write_tokens(axes, lens, prompt, shown, norm, drawn)
     axes.set_yticks(range(len(lens.names)), lens.names)
     read = [_clipped(lens.text_of(int(lens.arrays.ids[prompt, one]))) for one in shown]
-    axes.set_xticks(range(len(shown)), read, rotation=60, ha="right", fontsize=7)
+    # a pair of dollar signs would be taken for a formula
+    axes.set_xticks(range(len(shown)), read, rotation=60, ha="right", fontsize=7, parse_math=False)
     axes.set_xlabel(f"token read at each position. {CONVENTION}", fontsize=6, wrap=True)
     title = BY_KEY[statistic].title
     left_out = f" (positions {shown[0]} to {shown[-1]} of {length})" if len(shown) < length else ""
@@ -128,5 +129,5 @@ def _write_tokens(
 
 
 def _clipped(text: str) -> str:
-    shown = text.replace("\n", "\\n").replace("\t", "\\t").replace("$", r"\$")
+    shown = text.replace("\n", "\\n").replace("\t", "\\t")
     return shown if len(shown) <= 9 else shown[:8] + "\u2026"

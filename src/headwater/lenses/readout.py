@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from headwater.architectures.adapter import Point
 from headwater.errors import UnknownOptionError, UnsupportedModelError, did_you_mean
 from headwater.lenses.rows import Row
 from headwater.models import Model
@@ -151,9 +152,9 @@ class Readout:
                 filled = torch.cat([some, some[:1].expand(width - len(some))])
                 block = self.head.columns(filled, self.dtype)
                 logits = block(part, part.new_empty(len(part), rows, width))
-                for column in range(len(some)):
-                    place, target = divmod(start + column, wanted)
-                    found[first + place, :, target] = logits[place, :, column]
+                column = torch.arange(len(some), device=logits.device)
+                place, target = (start + column) // wanted, (start + column) % wanted
+                found[first + place, :, target] = logits[place, :, column]
         return found
 
     def replay(self, normed: Float[Tensor, "many d_model"]) -> Float[Tensor, "many vocab"]:
@@ -175,8 +176,21 @@ class Readout:
         if self.reading == "final-norm":
             return self.adapter.final_norm
         layer = row.site.layer or 0
+        mid = self.adapter.points.get(Site(layer, "resid_mid"))
+        if mid is not None and row.site.name in ("resid_mid", "attn.out"):
+            return self._after_attention(mid, layer)
         following = layer if row.kind == "input" else layer + 1
         return self.norms[following] if following < len(self.norms) else self.adapter.final_norm
+
+    def _after_attention(self, mid: Point, layer: int) -> nn.Module:
+        """Return the norm through which a layer's MLP reads what is there after attention."""
+        if mid.side != "input":
+            raise UnsupportedModelError(
+                f"readout='next-norm': layer {layer} of {self.model.name} reads no norm of the "
+                "residual stream after attention.\nLeave sublayers and writes out, or use "
+                "readout='final-norm'."
+            )
+        return mid.module
 
     def _replayed(self, normed: Tensor) -> Iterator[Tile]:
         positions, rows, width = normed.shape
@@ -279,7 +293,7 @@ def next_norms(model: Model) -> tuple[nn.Module, ...]:
 
         return seen
 
-    with ExitStack() as stack:
+    with model.lock, ExitStack() as stack:
         for layer, whole in enumerate(adapter.layers):
             for part in whole.modules():
                 handle = part.register_forward_pre_hook(watch(layer), with_kwargs=True)

@@ -18,6 +18,9 @@ from headwater.lenses.translators import Translator, as_translator, refuse_other
 from headwater.models import Model
 from headwater.progress import progress_bar
 
+FOLLOWED = 8
+"""Most tokens of a position that are followed through the rows."""
+
 
 def lens(
     model: Model,
@@ -99,6 +102,7 @@ def lens(
         tokens=extra,
         controls=controls,
         seed=seed,
+        followed=FOLLOWED,
         translate=None if translate is None else translate.applied,
     )
     parts: list[Measured] = []

@@ -90,7 +90,7 @@ def _agrees(measured: Measured) -> Tensor:
     return (measured.strict[..., FINAL] == 1).to(torch.float64)
 
 
-def _centred(measured: Measured, target: int) -> Tensor:
+def _centered(measured: Measured, target: int) -> Tensor:
     found = measured.logits[..., target] - measured.mean_logit
     return _where_known(measured, target, found)
 
@@ -172,13 +172,13 @@ def _targets() -> list[Statistic]:
                 _of_target(logprob, name),
             ),
             Statistic(
-                f"centred({name})",
-                f"centred logit of {name}",
+                f"centered({name})",
+                f"centered logit of {name}",
                 "",
                 f"Logit of {whose} minus the mean logit: logits are defined up to a shift.",
                 "diverging",
                 "own",
-                _of_target(_centred, name),
+                _of_target(_centered, name),
             ),
         ]
     return found

@@ -76,12 +76,10 @@ class Sums:
         logits: Float[Tensor, "position row token"],
         highest: Float[Tensor, "position row"],
     ) -> None:
-        largest = torch.maximum(self.largest[place], highest.to(torch.float64))
-        # the shift must be one number for subtraction here and rescaling later
-        shift = largest.to(logits.dtype)
-        shift = torch.where(shift.isinf(), torch.zeros_like(shift), shift)
-        largest = shift.to(torch.float64)
         before = self.largest[place]
+        largest = torch.maximum(before, highest.to(torch.float64))
+        # minus infinity while all tokens so far are masked: then there is nothing to shift
+        shift = torch.where(largest.isinf(), torch.zeros_like(largest), largest).to(logits.dtype)
         grown = torch.where(before.isinf(), torch.zeros_like(before), before - largest)
         shrink = torch.where(before.isinf(), torch.zeros_like(before), grown.exp())
         plain = logits.sum(-1)

@@ -85,13 +85,15 @@ def table(lens: Lens, against: Sequence[str | int] = ENDS) -> list[str]:
     for one in against:
         name = one if one in ENDS else lens.names[lens.row(one)]
         short = SHORT.get(str(name), str(name))
-        columns.append((f"KL({short}||row)", lens.kl(one).nanmean((1, 2))))
-        columns.append((f"KL(row||{short})", lens.kl(one, "layer||ref").nanmean((1, 2))))
-    columns.append(("best = final", lens.agrees().nanmean((1, 2))))
+        columns.append((f"KL({short}||row)", _mean(lens.kl(one))))
+        columns.append((f"KL(row||{short})", _mean(lens.kl(one, "layer||ref"))))
+    columns.append(("best = final", _mean(lens.agrees())))
     columns += [(f"rank {of}", _median(lens.rank(of))) for of in ("input", "next", *lens.tokens)]
-    columns.append(("entropy", lens.entropy().nanmean((1, 2))))
-    columns.append(("size", lens.rms().nanmean((1, 2))))
-    return aligned(lens.names, columns)
+    columns.append(("entropy", _mean(lens.entropy())))
+    columns.append(("size", _mean(lens.rms())))
+    infinite = int(lens.arrays.kl.isinf().any(0).any(0).sum())
+    note = f"Infinite divergences, at {infinite} positions, are left out of means."
+    return [*aligned(lens.names, columns), *([note] if infinite else [])]
 
 
 def aligned(names: Sequence[str], columns: Sequence[tuple[str, Tensor]]) -> list[str]:
@@ -143,6 +145,11 @@ def grid(lens: Lens, prompt: int = 0, width: int = 100) -> list[str]:
         *told,
         line("read", read),
     ]
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Return each row's mean over what is finite, as everywhere in the library."""
+    return values.masked_fill(values.isinf(), math.nan).nanmean((1, 2))
 
 
 def _median(values: Tensor) -> Tensor:
