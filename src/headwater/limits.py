@@ -36,6 +36,33 @@ def position_limit(module: nn.Module) -> int | None:
     return None
 
 
+def trained_positions(module: Any) -> int | None:
+    """How many positions a model was made for, by its configuration; None if that does not say.
+
+    Models that compute their positions (rotary) run beyond it, and predict badly there.
+    """
+    config = getattr(module, "config", None)
+    config = getattr(config, "get_text_config", lambda: config)()
+    found = getattr(config, "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def notice_untrained(model: Any, longest: int) -> None:
+    """Say once that a prompt is longer than what a model was made for.
+
+    Args:
+        model: The model.
+        longest: Tokens of the longest prompt.
+    """
+    limit = trained_positions(model.module)
+    if limit is not None and longest > limit:
+        message = (
+            f"a prompt of {longest} tokens, and {model.name} was made for {limit} (its "
+            "max_position_embeddings): what it predicts beyond is not what it was trained to."
+        )
+        model._notice("long prompts", message, stacklevel=3)
+
+
 def refuse_unknown_ids(module: Any, ids: Int[Tensor, "batch pos"]) -> None:
     """Refuse token ids that the model has no embedding for; looks only at ids on the CPU.
 

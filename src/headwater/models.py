@@ -24,7 +24,12 @@ from headwater import limits, states
 from headwater.architectures.adapter import Adapter, resolve
 from headwater.architectures.overview import site_rows
 from headwater.attention import switched_on
-from headwater.errors import HeadwaterNotice, UnknownOptionError, UnsupportedModelError
+from headwater.errors import (
+    HeadwaterNotice,
+    UnknownModelError,
+    UnknownOptionError,
+    UnsupportedModelError,
+)
 from headwater.fingerprints import config_hash, tokenizer_hash, weights_hash
 from headwater.interrupts import Held
 from headwater.loading import fetch, refuse_config, refuse_no_name, to_device, to_dtype
@@ -453,6 +458,19 @@ class Model:
         if position_ids is not None and "position_ids" in self._takes:
             inputs["position_ids"] = position_ids.to(self.device)
         return inputs
+
+
+def refuse_no_model(model: Any) -> None:
+    """Refuse what is no `Model`, such as a name or a bare module.
+
+    Raises:
+        UnknownModelError: Saying how to make one.
+    """
+    if isinstance(model, Model):
+        return
+    shown = f"{model!r:.40}" if isinstance(model, str) else type(model).__name__
+    way = f"hw.load({model!r})" if isinstance(model, str) else "hw.wrap(module, tokenizer)"
+    raise UnknownModelError(f"model: expected a headwater model, got {shown}.\nWrite {way}.")
 
 
 def _written_to(module: nn.Module) -> tuple[tuple[int, int], ...] | None:

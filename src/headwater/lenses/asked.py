@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,8 +16,18 @@ from headwater.prompts import Batch, Task
 from headwater.prompts.batches import Row, pack
 from headwater.prompts.encoding import Encoder
 
-Prompts: TypeAlias = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor | Task
-"""One text or several, token ids of one prompt or several, or a task's clean prompts."""
+Prompts: TypeAlias = (
+    str
+    | Sequence[str]
+    | Sequence[int]
+    | Sequence[Sequence[int]]
+    | Tensor
+    | np.ndarray
+    | Mapping[str, Any]
+    | Task
+)
+"""One text or several, token ids of one prompt or several, what a tokenizer returned for them, or a
+task's clean prompts."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +50,23 @@ def encoded(model: Model, prompts: Prompts) -> list[Prompt]:
         PromptError: If there is no prompt, one is empty, or it is none at all.
         UnknownWordError: If the tokenizer has no token for a word.
     """
-    if isinstance(prompts, Task):
-        prompts = [pair.clean for pair in prompts.pairs]
-    if isinstance(prompts, str):
-        prompts = [prompts]
-    if isinstance(prompts, Tensor):
-        prompts = _listed(prompts)
-    prompts = list(_refuse_no_list(prompts))
-    if prompts and all(isinstance(one, int) for one in prompts):
-        prompts = [prompts]
-    if not prompts:
+    given: Any = prompts
+    if isinstance(given, Task):
+        given = [pair.clean for pair in given.pairs]
+    if isinstance(given, Mapping) and "input_ids" in given:
+        given = _tokenized(given)
+    if hasattr(given, "__array__") and not isinstance(given, Tensor):
+        given = torch.as_tensor(given)
+    if isinstance(given, Tensor):
+        given = _listed(given)
+    if isinstance(given, str):
+        given = [given]
+    listed = list(_refuse_no_list(given))
+    if listed and all(isinstance(one, int) for one in listed):
+        listed = [listed]
+    if not listed:
         raise PromptError("there is no prompt to read.\nGive a text, or a list of texts.")
-    return _encode(model, prompts)
+    return _encode(model, listed)
 
 
 def batches(
@@ -102,6 +118,14 @@ def _one(prompt: Any, encoder: Encoder | None) -> Prompt:
     return Prompt(tuple(ids), None)
 
 
+def _tokenized(found: Mapping[str, Any]) -> Any:
+    """Return the ids of what a tokenizer returned, padding left out."""
+    ids, mask = found["input_ids"], found.get("attention_mask")
+    if not isinstance(ids, Tensor) or not isinstance(mask, Tensor) or ids.ndim != 2:
+        return ids
+    return [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)]
+
+
 def _listed(ids: Tensor) -> list[list[int]]:
     if ids.dtype.is_floating_point or ids.dtype == torch.bool or ids.ndim not in (1, 2):
         raise PromptError(
@@ -113,7 +137,7 @@ def _listed(ids: Tensor) -> list[list[int]]:
 
 
 def _refuse_no_list(prompts: Any) -> Iterable[Any]:
-    if isinstance(prompts, Iterable) and not isinstance(prompts, dict | bytes):
+    if isinstance(prompts, Iterable) and not isinstance(prompts, Mapping | bytes):
         return prompts
     raise PromptError(
         f"{prompts!r:.60} ({type(prompts).__name__}) is no prompt.\n"

@@ -261,7 +261,7 @@ def _prove(
     logits: Float[Tensor, "batch vocab"],
 ) -> None:
     """Refuse a readout that does not make the model's own logits of its last residual."""
-    if readout.reading == "none" or readout.decode_with == "embedding":
+    if readout.decode_with == "embedding":
         return  # another reading, on purpose
     own = logits.to(readout.dtype)
     found = torch.full_like(own, torch.nan)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import takewhile
 
 from headwater.errors import UnknownOptionError
-from headwater.limits import position_limit
+from headwater.limits import position_limit, trained_positions
 from headwater.models import Model
 from headwater.prompts.batches import Row
 
@@ -30,7 +30,8 @@ def longest(model: Model, max_tokens: int | None) -> int | None:
             f"max_tokens={max_tokens}: a piece has two tokens at least, one to read and the next.\n"
             f"Write max_tokens={MAX_TOKENS}."
         )
-    limits = [one for one in (max_tokens, position_limit(model.module)) if one is not None]
+    known = (max_tokens, position_limit(model.module), trained_positions(model.module))
+    limits = [one for one in known if one is not None]
     return min(limits, default=None)
 
 

@@ -54,6 +54,10 @@ def heat_map(lens: Lens, statistic: str, prompt: int, positions: slice | None) -
         )
     length = int(lens.mask[prompt].sum())
     shown = list(range(length))[positions or slice(0, WIDEST)]
+    if not shown:
+        raise UnknownOptionError(
+            f"positions={positions}: prompt {prompt} has {length}, and none of them is there."
+        )
     values = lens[statistic][:, prompt, shown].double()
     is_log = BY_KEY[statistic].scale == "log"
     low, high = _ends(values, is_log=is_log)

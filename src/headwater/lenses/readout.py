@@ -8,7 +8,6 @@ vocabulary instead, in float32 at least, so that no `[row, position, vocab]` ten
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headwater.architectures.adapter import Point
+from headwater.endings import ending_of
 from headwater.errors import UnknownOptionError, UnsupportedModelError, did_you_mean
 from headwater.lenses.rows import Row
 from headwater.models import Model
@@ -53,7 +53,7 @@ class Readout:
     Args:
         model: The model; its last layers are run as they are.
         reading: Which norm stands before the head: the final one, for every row; that of the next
-            layer, which its attention reads; or none.
+            layer, which its attention reads; or none. The last row is read through the final one.
         decode_with: The model's unembedding, or its embedding transposed.
 
     Raises:
@@ -171,10 +171,11 @@ class Readout:
         return logits[:, 0].to(self.dtype)
 
     def _norm(self, row: Row) -> nn.Module | None:
+        last = row.kind == "residual" and row.site.layer == self.adapter.n_layers - 1
+        if self.reading == "final-norm" or last:
+            return self.adapter.final_norm  # the last row is the model's own prediction
         if self.reading == "none":
             return None
-        if self.reading == "final-norm":
-            return self.adapter.final_norm
         layer = row.site.layer or 0
         mid = self.adapter.points.get(Site(layer, "resid_mid"))
         if mid is not None and row.site.name in ("resid_mid", "attn.out"):
@@ -346,20 +347,14 @@ def _tried(readout: Readout) -> _Head | None:
     unembed: Any = readout.adapter.unembed
     if unembed.in_features != readout.adapter.d_model:
         return None
-    config: Any = readout.model.module.config
-    config = getattr(config, "get_text_config", lambda: config)()
-    cap = getattr(config, "final_logit_softcapping", None)
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(_TRIED, readout.adapter.d_model, generator=generator, dtype=torch.float64)
     sample = sample.to(readout.model.device, readout.model.dtype)
     with context_for(readout.model.module):
         raw = unembed(sample).to(torch.float64)
     own = readout.replay(sample).to(torch.float64)
-    eps = torch.finfo(readout.model.dtype).eps
-    scale = 1.0 if cap is not None else float((own * raw).sum() / (raw * raw).sum())
-    scale = 1.0 if abs(scale - 1) <= min(eps, 1e-4) else scale
-    made = raw * scale
-    made = made if cap is None else cap * torch.tanh(made / cap)
-    spread = float(own.std())
-    fits = math.isfinite(scale) and float((made - own).abs().max()) <= 32 * eps * spread
-    return _Head(unembed.weight.detach(), unembed.bias, scale, cap) if fits else None
+    allowed = 32 * torch.finfo(readout.model.dtype).eps * float(own.std())
+    ending, off = ending_of(readout.model, raw, own, allowed)
+    if not off <= allowed:
+        return None
+    return _Head(unembed.weight.detach(), unembed.bias, ending.scale, ending.cap)

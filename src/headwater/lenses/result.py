@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
+    from headwater.lenses.translators import Translator
     from headwater.models import Model
 
 
@@ -130,11 +131,18 @@ class Lens(LensValues):
         """
         return rarity(self.tally, counts, bins=bins, vocabulary=self.vocabulary)
 
-    def check(self, model: Model | None = None, **options: Any) -> LensCheck:
+    def check(
+        self,
+        model: Model | None = None,
+        *,
+        translator: Translator | str | Path | None = None,
+        **options: Any,
+    ) -> LensCheck:
         """Test what the lens says: change residuals, and compare predicted and actual changes.
 
         Args:
             model: The model; None for the one that was read, if it is still there.
+            translator: What the lens was read through; needed only after it was loaded.
             **options: `cells`, `sample`, `how`, `nats`, `seed`, `progress` of
                 `headwater.lenses.causal.check`.
 
@@ -142,24 +150,35 @@ class Lens(LensValues):
             ModelGoneError: If the model is gone.
             UnknownOptionError: If an option cannot be used.
         """
-        found = check(Reader.of_lens(self._alive(model), self, self._translator), **options)
+        found = check(self._reader(model, translator), **options)
         self.added["check"] = {"sentences": words_of_check(found), "table": found.table()}
         return found
 
-    def kept(self, model: Model | None = None, **options: Any) -> Kept:
+    def kept(
+        self,
+        model: Model | None = None,
+        *,
+        translator: Translator | str | Path | None = None,
+        **options: Any,
+    ) -> Kept:
         """Test whether tokens that recur are kept for it: replace residuals where they were read.
 
         Args:
             model: The model; None for the one that was read, if it is still there.
+            translator: What the lens was read through; needed only after it was loaded.
             **options: `off`, `sample`, `seed`, `progress` of `headwater.lenses.recurrence.kept_in`.
 
         Raises:
             ModelGoneError: If the model is gone.
             PromptError: If no token recurs.
         """
-        found = kept_in(Reader.of_lens(self._alive(model), self, self._translator), **options)
+        found = kept_in(self._reader(model, translator), **options)
         self.added["kept"] = {"sentences": list(found.sentences), "table": found.table()}
         return found
+
+    def _reader(self, model: Model | None, translator: Any) -> Reader:
+        given = self._translator if translator is None else translator
+        return Reader.of_lens(self._alive(model), self, given)
 
     def _alive(self, model: Model | None) -> Model:
         """Return the model that was read.

@@ -47,7 +47,7 @@ class Row:
 
 def rows_of(
     adapter: Adapter,
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int] | int | None = None,
     *,
     sublayers: bool = False,
     writes: bool = False,
@@ -115,7 +115,7 @@ def _chosen(adapter: Adapter, layers: Any) -> set[int]:
     if layers is None:
         return set(range(depth))
     found: set[int] = set()
-    for layer in layers:
+    for layer in [layers] if isinstance(layers, int) else layers:
         if isinstance(layer, bool) or not isinstance(layer, int) or not -depth <= layer < depth:
             raise UnknownOptionError(
                 f"no layer {layer!r}: {adapter.family.example} has {depth} layers, 0 to "

@@ -15,7 +15,8 @@ from headwater.lenses.result import Lens
 from headwater.lenses.rows import rows_of
 from headwater.lenses.tokens import token_ids
 from headwater.lenses.translators import Translator, as_translator, refuse_other_reading
-from headwater.models import Model
+from headwater.limits import notice_untrained
+from headwater.models import Model, refuse_no_model
 from headwater.progress import progress_bar
 
 FOLLOWED = 8
@@ -26,7 +27,7 @@ def lens(
     model: Model,
     prompts: Prompts,
     *,
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int] | int | None = None,
     sublayers: bool = False,
     writes: bool = False,
     readout: Readings = "final-norm",
@@ -82,6 +83,7 @@ def lens(
         NonFiniteError: If logits are NaN or infinite.
         FailedProofError: If the readout is not the model's own.
     """
+    refuse_no_model(model)
     if best < 1 or controls < 0:
         raise UnknownOptionError(
             f"best={best}, controls={controls}: at least one best token is kept, and the number of "
@@ -89,6 +91,7 @@ def lens(
         )
     adapter = model.anatomy()
     asked = encoded(model, prompts)
+    notice_untrained(model, max(len(one.ids) for one in asked))
     rows = rows_of(adapter, layers, sublayers=sublayers, writes=writes)
     translate = as_translator(translator, model, rows)
     if translate is not None:

@@ -86,6 +86,9 @@ class LensValues:
         """
         if key in self.arrays.values:
             return self.arrays.values[key]
+        found = self._spelled(key)
+        if found is not None:
+            return found
         if key in BY_KEY:
             option = "mixtures=True" if BY_KEY[key].group == "distance" else "best=2"
             raise UnknownOptionError(
@@ -214,7 +217,8 @@ class LensValues:
         k = kept if k is None else k
         if not 1 <= k <= kept:
             raise UnknownOptionError(
-                f"topk({k}): {kept} of the best tokens were kept.\nWrite hw.lens(..., best={k})."
+                f"topk({k}): {kept} of the best tokens were kept.\n"
+                + (f"Write hw.lens(..., best={k})." if k > kept else "Ask for 1 at least.")
             )
         return TopK(self.arrays.top[..., :k], self.arrays.top_logprob[..., :k])
 
@@ -240,10 +244,22 @@ class LensValues:
         at = index[len(stream) - lasting]
         return Decided(at.masked_fill(~self.mask, -1), first.masked_fill(~self.mask, -1))
 
+    def _spelled(self, key: str) -> Float[Tensor, "row prompt position"] | None:
+        """Return what is computed of other rows and words: `kl(r1||layer)`, `rank(Mary)`."""
+        name, _, inside = key.removesuffix(")").partition("(")
+        if name in ("rank", "logprob") and inside in self.tokens:
+            return self.rank(inside) if name == "rank" else self.logprob(inside)
+        first, bars, second = inside.partition("||")
+        if name == "kl" and bars and "layer" in (first, second):
+            forward = second == "layer"
+            return self.kl(first if forward else second, "ref||layer" if forward else "layer||ref")
+        return None
+
     def _target(self, of: str | int) -> int:
         names = [*TARGETS, *self.tokens]
-        if of in names:
-            return names.index(str(of))
+        name = self.text_of(of) if isinstance(of, int) else of
+        if name in names:
+            return names.index(str(name))
         raise UnknownOptionError(
             f"no token {of!r} was ranked.{did_you_mean(str(of), names)}\n"
             f"Ranked: {', '.join(map(repr, names))}; for another write "

@@ -52,8 +52,10 @@ def decision(lens: Lens) -> str:
     most = max(counts, key=lambda number: counts[number])
     early = sum(count for number, count in counts.items() if number != stream[-1])
     share = 100 * early / max(len(at), 1)
+    own = lens.provenance.get("options", {}).get("decode_with", "unembedding") == "unembedding"
+    whose = "The model's best token" if own else "The last row's best token, by the embedding,"
     return (
-        f"The model's best token stands before the last layer at {share:.0f} % of positions; most "
+        f"{whose} stands before the last layer at {share:.0f} % of positions; most "
         f"often from {lens.names[most]} on ({counts[most]} of {len(at)})."
     )
 

@@ -17,7 +17,9 @@ function controls() {
   const bar = document.getElementById('toolbar');
   bar.append(selection('statistic', 'Color', groups, state.statistic));
   if (prompts.length < 2) return;
-  const names = prompts.map(({ tokens }, place) => [null, [[place, `${place + 1}: ${tokens.slice(0, 8).map((token) => split(token).map((part) => part.replaceAll(SPACE, ' ')).join('')).join('').trim().slice(0, 48)}`]]]);
+  // tokens of whole words hold no blank of their own
+  const between = data.vocabulary.some((token) => token.startsWith(SPACE)) ? '' : ' ';
+  const names = prompts.map(({ tokens }, place) => [null, [[place, `${place + 1}: ${tokens.slice(0, 8).map((token) => split(token).map((part) => part.replaceAll(SPACE, ' ')).join('')).join(between).trim().slice(0, 48)}`]]]);
   bar.append(selection('prompt', `Prompt (${prompts.length})`, names, state.prompt));
 }
 
