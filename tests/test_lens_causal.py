@@ -26,8 +26,9 @@ from headwater.lenses.causal.figures import ClaimRow
 from headwater.lenses.causal.kept import KeptRow
 from headwater.lenses.causal.moves import steps_for
 from headwater.lenses.causal.places import Place, every_token, of_token
-from headwater.lenses.causal.resampling import Interval, correlation, mean, ranked, ratio, slope
+from headwater.lenses.causal.resampling import correlation, mean, ranked, ratio, slope
 from headwater.lenses.causal.words import sentence
+from headwater.lenses.intervals import Figure
 from headwater.lenses.recurrence import alike, kept, uses, with_control
 from headwater.lenses.translators import fit_lens
 from headwater.models import Model
@@ -446,12 +447,18 @@ def test_intervals_over_few_groups_hold_the_truth_as_often_as_they_say() -> None
     assert held >= 180  # 190 expected, standard deviation 3
 
 
+def test_a_mean_is_of_the_cases_that_have_a_number() -> None:
+    values = torch.tensor([1.0, math.nan, 2.0, 6.0, math.nan], dtype=torch.float64)
+    known = mean(values[[0, 2, 3]], ["a", "b", "b"], seed=0)
+    assert mean(values, ["a", "c", "b", "b", "c"], seed=0) == known
+    assert known.value == 3
+
+
 def test_one_group_gives_a_figure_and_no_interval() -> None:
     found = ratio(torch.tensor([1.0, 2.0]).double(), torch.tensor([2.0, 2.0]).double(), [0, 0], 0)
     assert found.value == 0.75
     assert math.isnan(found.low)
-    assert not found.is_above
-    assert not found.is_below
+    assert found.side() == 0
 
 
 def test_a_slope_is_that_of_the_line_through_zero() -> None:
@@ -489,7 +496,7 @@ def _row(**figures: Any) -> ClaimRow:
         "row": "r1",
         "title": "residual stream after layer 1",
         "cells": 8,
-        "slope": Interval(0.31, 0.2, 0.4),
+        "slope": Figure(0.31, 0.2, 0.4),
         "correlation": 0.9,
         "right_sign": 1.0,
         "size": 0.1,
@@ -507,7 +514,7 @@ def test_a_claim_is_put_in_words() -> None:
         "it by 0.02."
     )
     assert "by 2 nats raises the output's by 0.62 nats [0.40, 0.80]" in sentence(
-        found, _row(slope=Interval(-0.31, -0.4, -0.2), nats=2.0)
+        found, _row(slope=Figure(-0.31, -0.4, -0.2), nats=2.0)
     )
     assert sentence(found, _row(cells=0)) == (
         "No move of the residual stream after layer 1 makes the lens give up its token by 1 nat."
@@ -517,7 +524,7 @@ def test_a_claim_is_put_in_words() -> None:
 def test_a_row_follows_only_where_a_random_move_does_less() -> None:
     assert _row().is_followed
     assert not _row(random=0.4).is_followed
-    assert not _row(slope=Interval(0.31, -0.1, 0.7)).is_followed
+    assert not _row(slope=Figure(0.31, -0.1, 0.7)).is_followed
 
 
 @pytest.mark.parametrize("found", [claims, exchanges], ids=["claim", "resample"])
@@ -684,8 +691,8 @@ def test_what_a_recurrence_loses_is_what_hooks_on_the_whole_model_show(family: s
 @pytest.mark.parametrize("family", TWINS)
 def test_the_last_row_reaches_no_later_position(family: str) -> None:
     found = kept(tiny_tasks.model(family), PROMPTS, sample=4, progress=False)
-    assert found["r1"].effect == Interval(0, 0, 0)
-    assert found["r1"].control == Interval(0, 0, 0)
+    assert found["r1"].effect == Figure(0, 0, 0)
+    assert found["r1"].control == Figure(0, 0, 0)
     assert math.isnan(found["r1"].visible.value)
     assert not found["r1"].is_used
 
@@ -806,15 +813,15 @@ def test_kept_prints_and_exports() -> None:
         found["r7"]
 
 
-def _kept_row(row: str, difference: Interval, visible: Interval) -> KeptRow:
-    nothing = Interval(0.0, 0.0, 0.0)
-    effect, more = Interval(0.4, 0.3, 0.5), Interval(0.3, -0.1, 0.7)
+def _kept_row(row: str, difference: Figure, visible: Figure) -> KeptRow:
+    nothing = Figure(0.0, 0.0, 0.0)
+    effect, more = Figure(0.4, 0.3, 0.5), Figure(0.3, -0.1, 0.7)
     return KeptRow(row, row, 9, effect, nothing, difference, nothing, more, visible, 0.0)
 
 
 def test_what_is_kept_is_put_in_words() -> None:
-    above, across = Interval(0.4, 0.2, 0.6), Interval(0.1, -0.2, 0.4)
-    below = Interval(-0.4, -0.6, -0.2)
+    above, across = Figure(0.4, 0.2, 0.6), Figure(0.1, -0.2, 0.4)
+    below = Figure(-0.4, -0.6, -0.2)
     rows = (
         _kept_row("input", across, above),  # visible, and not used
         _kept_row("r0", above, above),

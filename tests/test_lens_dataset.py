@@ -14,6 +14,8 @@ import torch
 import headwater as hw
 from headwater.errors import PromptError, RunFolderError, UnknownOptionError, UnknownWordError
 from headwater.lenses import dataset as running
+from headwater.lenses import summary as summaries
+from headwater.lenses import view
 from headwater.lenses.dataset import lens_dataset
 from headwater.lenses.pieces import pieces
 from headwater.lenses.rows import index_of
@@ -307,6 +309,33 @@ def test_a_summary_says_its_means_and_sentences():
     assert len(summary.to_frame()) == len(summary.keys) * len(summary.names)
 
 
+@pytest.mark.parametrize("counts", ["corpus", {2: 3.0, 3: 1.0, 4: 2.0}])
+def test_rarity_is_computed_once_for_all_that_show_it(counts, tmp_path, monkeypatch):
+    real, asked = summaries.rarity, []
+
+    def counted(tally, counts, **options):
+        asked.append(counts)
+        return real(tally, counts, **options)
+
+    monkeypatch.setattr(summaries, "rarity", counted)
+    monkeypatch.setattr(view, "TYPES", 1)
+    summary = lens_dataset(chosen(), TEXTS, out=tmp_path)
+    repr(summary)
+    summary.to_dict()
+    summary.page(tmp_path / "page.html", counts=counts)
+    assert asked == (["corpus"] if counts == "corpus" else ["corpus", counts])
+    assert summary.rarity(seed=1).sentences() != []
+    assert len(asked) == (2 if counts == "corpus" else 3)
+
+
+def test_rows_are_written_as_a_lens_writes_them(tmp_path):
+    lens_dataset(chosen(), TEXTS[:3], out=tmp_path)
+    assert folder.read(tmp_path)[0]["rows"][:2] == [
+        {"name": "input", "kind": "input", "layer": 0, "site": "resid_pre"},
+        {"name": "r0", "kind": "residual", "layer": 0, "site": "resid_post"},
+    ]
+
+
 def test_frequencies_by_text_are_of_the_tokens_as_they_are_shown():
     summary = lens_dataset(chosen(), TEXTS)
     by_id = {token: 1.0 + token for token in summary.vocabulary}
@@ -367,7 +396,7 @@ def test_memory_does_not_grow_with_the_corpus(small_windows):
         ({"train": TEXTS}, "dataset= is a mapping with 'train', not prompts."),
         (Path("no/such.txt"), "no file 'no/such.txt' in dataset=."),
         ("no such text", "no file 'no such text' in dataset=."),
-        ([TEXTS[0], 3], "prompt 1 of the list is 3 (int), not a text."),
+        ([TEXTS[0], 3], "prompt 1 of the list is the number 3: "),
         ([{"a": "x", "b": "y"}], "Choose one: dataset=data['text']"),
         (3, "dataset=3 (int) gives no prompts."),
     ],

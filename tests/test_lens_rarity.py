@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from headwater.errors import UnknownOptionError
+from headwater.lenses.intervals import Figure
 from headwater.lenses.questions import rarity
 from headwater.lenses.questions.frequency import quantile_bins
-from headwater.lenses.questions.resampling import mean, spearman
-from headwater.lenses.tally import Kept, Tally
+from headwater.lenses.questions.resampling import means, spearman
+from headwater.lenses.tally import Bounds, Tally
 from headwater.lenses.tally.types import recurring
 from lens_tally_cases import measured, plan
 
@@ -145,7 +146,7 @@ def test_every_number_is_the_slow_twin_s(group):
     generator = torch.Generator().manual_seed(3)
     logits = 2 * torch.randn(8 * LENGTH, LAYERS + 1, VOCAB, generator=generator).double()
     logits[:, :, ::7] = logits[:, :, :1]  # ties
-    tally = Tally(plan(LAYERS), Kept(rank=20, kl=2.5))
+    tally = Tally(plan(LAYERS), Bounds(rank=20, kl=2.5))
     tally.add(measured(logits, prompts))
     table = slow(prompts, logits, 20, 2.5)
     found = rarity(tally, bins=1)
@@ -244,6 +245,41 @@ def test_counts_that_cannot_be_used_are_refused(counts, message):
     assert message in str(refused.value)
 
 
+def test_of_few_types_it_is_said_that_they_are_too_few_and_nothing_else():
+    found = rarity(tallied(base=0.0, kept=NOTHING, prompts=[[1, 2, 3, 1, 4], [5, 1, 2, 2, 6]]))
+    assert found.sentences() == [
+        "6 token types with a base rate: too few to tell whether rare ones are preserved more "
+        "(8 at least)."
+    ]
+
+
+def test_of_few_types_that_recur_it_is_said_that_they_are_too_few():
+    prompts = [[*range(12), 0, 1], [*range(12), 12, 13]]
+    found = rarity(tallied(base=0.0, kept=NOTHING, prompts=prompts))
+    assert "Where the token occurs again later in the prompt: 2 token types, too few to tell." in (
+        found.sentences()
+    )
+    assert found.sentences()[-1].startswith("Where the token does not occur again: Spearman of")
+    none = rarity(tallied(base=0.0, kept=NOTHING, prompts=[list(range(12)), list(range(3, 15))]))
+    assert "Where the token occurs again later in the prompt: 0 token types, too few to tell." in (
+        none.sentences()
+    )
+
+
+def test_types_of_one_frequency_have_no_rare_ones():
+    found = rarity(tallied(base=0.0, kept=NOTHING, prompts=[list(range(12))]))
+    assert found.sentences() == [
+        "All 12 token types are equally frequent (counts in what was read), so it cannot be told "
+        "whether rare ones are preserved more."
+    ]
+
+
+def test_of_one_bin_no_ends_are_told_apart():
+    said = " ".join(rarity(tallied(base=1.5, kept=RARE_ONLY), bins=1).sentences())
+    assert "Token types rank x" in said
+    assert "commonest types" not in said
+
+
 def test_without_controls_there_is_no_answer():
     tally = tallied(base=0.0, kept=NOTHING, prompts=[[7]])
     with pytest.raises(UnknownOptionError, match="no base rate to compare with"):
@@ -287,18 +323,20 @@ def test_spearman_has_mid_ranks_for_ties():
 def test_resampled_correlations_are_those_of_the_types_drawn():
     generator = np.random.default_rng(1)
     x, y = generator.integers(0, 9, 30).astype(float), generator.normal(size=30)
-    weights = np.random.Generator(np.random.PCG64([5, 30])).multinomial(30, [1 / 30] * 30, 400)
-    drawn = [slow_spearman(np.repeat(x, one), np.repeat(y, one)) for one in weights]
+    weights = np.random.Generator(np.random.PCG64([5, 30])).multinomial(30, [1 / 30] * 30, 1000)
+    repeated = [(np.repeat(x, one.astype(int)), np.repeat(y, one.astype(int))) for one in weights]
+    drawn = torch.tensor([slow_spearman(*one) for one in repeated], dtype=torch.float64)
     found = spearman(x, {"y": y}, 5)["y"]
-    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))
+    expected = Figure.of(slow_spearman(x, y), drawn, 30)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
 
 
 def test_the_interval_of_a_mean_over_types_is_that_of_the_mean_s_spread():
     values = np.random.default_rng(2).normal(size=500)
-    found = mean(values, 0)
+    (found,) = means(values[:, None], 0)
     reach = 1.96 * values.std() / math.sqrt(500)
     assert found.value == pytest.approx(values.mean())
-    assert (found.high - found.low) / 2 == pytest.approx(reach, rel=0.1)  # 400 resamples
+    assert (found.high - found.low) / 2 == pytest.approx(reach, rel=0.1)  # 800 resamples
 
 
 def test_rarity_is_plain_data_and_rows():

@@ -13,7 +13,7 @@ from headwater.lenses.provenance import provenance
 from headwater.lenses.readout import Readings, Readout
 from headwater.lenses.rows import rows_of
 from headwater.lenses.summary import LensSummary, restored, sums_data, vocabulary_of
-from headwater.lenses.tally import Kept, Tally, folder
+from headwater.lenses.tally import Bounds, Tally, folder
 from headwater.lenses.translators import Translator, as_translator, refuse_other_reading
 from headwater.models import Model
 from headwater.progress import Advance, progress_bar
@@ -116,7 +116,7 @@ def lens_dataset(
         "batch_size": batch_size,
         "seed": seed,
     }
-    run = _Run(model, head, plan, Tally(plan, Kept(kept_rank, kept_kl)), options, length)
+    run = _Run(model, head, plan, Tally(plan, Bounds(kept_rank, kept_kl)), options, length)
     source = source_of(dataset)
     run.start(Reading(source, limit, DATASET), None if out is None else Path(out))
     with model.frozen(), progress_bar("lens", expected(source, limit), show=progress) as advance:

@@ -42,7 +42,7 @@ class Plan:
     """Rows that all others are compared with by JS and TV; none leaves the second pass out."""
     tokens: tuple[int, ...] = ()
     """Tokens that are ranked at every position."""
-    controls: int = 8
+    controls: int = 0
     """How many tokens of other positions are ranked at each."""
     seed: int = 0
     followed: int = 0

@@ -28,9 +28,9 @@ from headwater.sites import Site
 Readings = Literal["final-norm", "next-norm", "none"]
 READINGS: tuple[Readings, ...] = ("final-norm", "next-norm", "none")
 
-TILE = 2**19
+TILE = 2**18
 """Logits computed at once on a CPU: they stay in its cache."""
-WIDTH = 2048
+WIDTH = 1024
 """Tokens of the vocabulary in one block."""
 _TRIED = 4
 """Rows on which head and unembedding are compared."""
@@ -67,8 +67,7 @@ class Readout:
         reading: Readings = "final-norm",
         decode_with: Literal["unembedding", "embedding"] = "unembedding",
     ) -> None:
-        refuse_unknown("readout", reading, READINGS)
-        refuse_unknown("decode_with", decode_with, ("unembedding", "embedding"))
+        refuse_unknown_reading(reading, decode_with)
         self.model, self.reading, self.decode_with = model, reading, decode_with
         self.adapter = model.anatomy()
         double = model.dtype == torch.float64
@@ -270,6 +269,16 @@ def refuse_unknown(option: str, word: str, known: Sequence[str]) -> None:
             f"{option}={word!r} is unknown.{did_you_mean(str(word), known)}\n"
             f"Write one of {', '.join(map(repr, known))}."
         )
+
+
+def refuse_unknown_reading(reading: str, decode_with: str) -> None:
+    """Refuse a reading that does not exist.
+
+    Raises:
+        UnknownOptionError: With the closest word.
+    """
+    refuse_unknown("readout", reading, READINGS)
+    refuse_unknown("decode_with", decode_with, ("unembedding", "embedding"))
 
 
 def next_norms(model: Model) -> tuple[nn.Module, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -49,6 +49,9 @@ class Lens(LensValues):
     """What was tested by changing residuals, for the page and the folder."""
     _model: weakref.ref[Model] | None = None
     _translator: Any = None
+    _again: Callable[[Model], Tally] | None = None
+    _counted: list[Tally] = field(default_factory=list)
+    """The sums with base rates, once they were asked for."""
 
     @classmethod
     def of(
@@ -60,6 +63,7 @@ class Lens(LensValues):
         words: tuple[str, ...],
         provenance: dict[str, Any],
         translator: Any,
+        again: Callable[[Model], Tally],
     ) -> Lens:
         """Return what batches measured as one result.
 
@@ -71,6 +75,7 @@ class Lens(LensValues):
             words: The plan's tokens as texts.
             provenance: Where the numbers come from.
             translator: What residuals were read through.
+            again: Reads the prompts once more, with base rates.
         """
         tally = Tally(plan)
         for part in parts:
@@ -87,6 +92,7 @@ class Lens(LensValues):
             tally=tally,
             _model=weakref.ref(model),
             _translator=translator,
+            _again=again,
         )
 
     def jumps(
@@ -129,7 +135,25 @@ class Lens(LensValues):
         Raises:
             UnknownOptionError: If no controls were ranked, or the counts cannot be used.
         """
-        return rarity(self.tally, counts, bins=bins, vocabulary=self.vocabulary)
+        return rarity(self.with_base_rates(), counts, bins=bins, vocabulary=self.vocabulary)
+
+    def with_base_rates(self) -> Tally:
+        """Return the sums with the ranks of tokens at other positions; reads once more for them.
+
+        Raises:
+            ResultError: If there are none and the lens was read from a folder.
+        """
+        if not self._counted and bool(self.tally.types.of("control_count").sum() > 0):
+            self._counted.append(self.tally)
+        if not self._counted:
+            if self._again is None:
+                raise ResultError(
+                    "no token of another position was ranked, so there is no base rate to compare "
+                    "with, and a lens from a folder cannot be read again.\n"
+                    "Read it with controls=8 before it is saved."
+                )
+            self._counted.append(self._again(self._alive(None)))
+        return self._counted[0]
 
     def check(
         self,

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from headwater.errors import UnknownOptionError
-from headwater.lenses.asked import Prompts, batches, encoded
+from headwater.lenses.asked import Prompt, Prompts, batches, encoded
 from headwater.lenses.measure import Measured, Plan, measure
 from headwater.lenses.provenance import provenance
-from headwater.lenses.readout import Readings, Readout
+from headwater.lenses.readout import Readings, Readout, refuse_unknown_reading
 from headwater.lenses.result import Lens
 from headwater.lenses.rows import rows_of
+from headwater.lenses.tally import Tally
 from headwater.lenses.tokens import token_ids
 from headwater.lenses.translators import Translator, as_translator, refuse_other_reading
 from headwater.limits import notice_untrained
 from headwater.models import Model, refuse_no_model
 from headwater.progress import progress_bar
 
+CONTROLS = 8
+"""Tokens of other positions ranked at each, for a base rate."""
 FOLLOWED = 8
 """Most tokens of a position that are followed through the rows."""
 
@@ -36,7 +41,7 @@ def lens(
     tokens: Sequence[str | int] = (),
     best: int = 10,
     mixtures: bool = True,
-    controls: int = 8,
+    controls: int = 0,
     batch_size: int = 8,
     seed: int = 0,
     progress: bool | None = None,
@@ -68,7 +73,8 @@ def lens(
             row's best.
         best: How many of the best tokens to keep of each position and row.
         mixtures: Whether to compute Jensen-Shannon divergence and total variation.
-        controls: How many tokens of other positions to rank at each, for `lens.rarity`.
+        controls: How many tokens of other positions to rank at each: the base rate that
+            `lens.rarity` needs, and otherwise reads the prompts once more for.
         batch_size: Most prompts in a forward.
         seed: Of the choice of controls.
         progress: A bar or log lines; None: where there is a terminal.
@@ -96,11 +102,11 @@ def lens(
     translate = as_translator(translator, model, rows)
     if translate is not None:
         refuse_other_reading(readout, decode_with)
-    head = Readout(model, readout, decode_with)
+    refuse_unknown_reading(readout, decode_with)
     words, extra = token_ids(model, tokens)
     plan = Plan(
         rows,
-        best=min(best, head.vocab),
+        best=min(best, adapter.vocab),
         mixtures=(len(rows) - 1, 0) if mixtures else (),
         tokens=extra,
         controls=controls,
@@ -108,16 +114,13 @@ def lens(
         followed=FOLLOWED,
         translate=None if translate is None else translate.applied,
     )
-    parts: list[Measured] = []
-    with model.frozen(), progress_bar("lens", len(asked), show=progress) as advance:
-        for batch in batches(model, asked, batch_size):
-            parts.append(measure(model, head, batch, plan, check=not parts))
-            advance(len(batch))
+    read = partial(_read, asked, readout, decode_with, batch_size)
     return Lens.of(
         model,
         asked,
         plan,
-        parts,
+        read(model, plan, progress),
+        again=partial(_base_rate, read, replace(plan, followed=0)),
         words=words,
         translator=translator,
         provenance=provenance(
@@ -129,3 +132,29 @@ def lens(
             seed=seed,
         ),
     )
+
+
+def _read(
+    asked: Sequence[Prompt],
+    readout: Readings,
+    decode_with: Literal["unembedding", "embedding"],
+    batch_size: int,
+    model: Model,
+    plan: Plan,
+    progress: bool | None,
+) -> list[Measured]:
+    """Return what every batch of prompts says."""
+    head, parts = Readout(model, readout, decode_with), []
+    with model.frozen(), progress_bar("lens", len(asked), show=progress) as advance:
+        for batch in batches(model, asked, batch_size):
+            parts.append(measure(model, head, batch, plan, check=not parts))
+            advance(len(batch))
+    return parts
+
+
+def _base_rate(read: Callable[..., list[Measured]], plan: Plan, model: Model) -> Tally:
+    """Return the sums of another reading, in which tokens of other positions are ranked too."""
+    tally = Tally(replace(plan, controls=CONTROLS))
+    for part in read(model, replace(plan, controls=CONTROLS), False):
+        tally.add(part)
+    return tally

@@ -16,21 +16,19 @@ from torch import Tensor
 
 from headwater.errors import RunFolderError
 from headwater.frames import frame
+from headwater.lenses.intervals import CONFIDENCE, interval_note, number
 from headwater.lenses.questions.close import Close, close
-from headwater.lenses.questions.figures import interval_note, number
 from headwater.lenses.questions.frequency import Counts
 from headwater.lenses.questions.jumps import Against, Direction, Jumps, Of, jumps
 from headwater.lenses.questions.rarity import rarity
 from headwater.lenses.questions.rarity_result import Rarity
-from headwater.lenses.rows import Row
+from headwater.lenses.storing import rows_from_data, rows_to_data
 from headwater.lenses.tally import Tally, folder
 from headwater.lenses.tally.closeness import Measure
-from headwater.lenses.tally.replicates import CONFIDENCE
 from headwater.lenses.tokens import texts
 from headwater.lenses.view import corpus_data
 from headwater.lenses.words import CONVENTION
 from headwater.page.lens import write_lens
-from headwater.sites import Site
 
 if TYPE_CHECKING:
     import pandas
@@ -58,6 +56,8 @@ class LensSummary:
     corpus: dict[str, Any]
     """What was read: source, prompts, pieces, tokens, a hash."""
     provenance: dict[str, Any] = field(default_factory=dict)
+    _rarities: dict[tuple[str, int, int, int], Rarity] = field(default_factory=dict, init=False)
+    """Answers that were given: with many types one takes a minute, and five places ask for it."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -120,7 +120,12 @@ class LensSummary:
             bins: How many quantiles of token types.
             seed: Of the intervals.
         """
-        return rarity(self.tally, counts, bins=bins, vocabulary=self.vocabulary, seed=seed)
+        if not isinstance(counts, str):
+            return rarity(self.tally, counts, bins=bins, vocabulary=self.vocabulary, seed=seed)
+        asked = counts, bins, seed, self.tally.positions
+        if asked not in self._rarities:
+            self._rarities[asked] = rarity(self.tally, counts, bins=bins, seed=seed)
+        return self._rarities[asked]
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield one mapping a statistic and row."""
@@ -251,7 +256,7 @@ class LensSummary:
     def _table(self) -> list[str]:
         means = {key: (self.mean(key), *self.interval(key)) for key, _ in _COLUMNS}
         medians = {key: self.quantile(key, 0.5) for key, _ in _MEDIANS}
-        heads = "".join(f"{head:>22}" for _, head in _COLUMNS)
+        heads = "".join(f"{head:>25}" for _, head in _COLUMNS)
         lines = [f"{'row':<8}{heads}" + "".join(f"{head:>12}" for _, head in _MEDIANS)]
         for place in reversed(range(len(self.names))):
             cells = []
@@ -259,7 +264,7 @@ class LensSummary:
                 ends = (
                     f" ({low[place]:.3g} to {high[place]:.3g})" if low[place] < high[place] else ""
                 )
-                cells.append(f"{f'{mean[place]:.3g}{ends}':>22}")
+                cells.append(f"{f'{mean[place]:.3g}{ends}':>25}")
             cells += [f"{float(one[place]):>12.4g}" for one in medians.values()]
             lines.append(f"{self.names[place]:<8}{''.join(cells)}")
         return lines
@@ -290,7 +295,7 @@ def sums_data(tally: Tally, specification: dict[str, Any]) -> dict[str, Any]:
     """Return what stands beside a tally's tensors so that they can be read again."""
     return {
         "specification": specification,
-        "rows": [[row.name, row.kind, row.site.layer, row.site.name] for row in tally.rows],
+        "rows": rows_to_data(tally.rows),
         "keys": list(tally.keys),
         "prompts": tally.prompts,
     }
@@ -303,8 +308,7 @@ def restored(data: dict[str, Any], state: dict[str, Tensor]) -> Tally:
         RunFolderError: If its data and tensors do not belong together.
     """
     try:
-        rows = [Row(name, kind, Site(layer, site)) for name, kind, layer, site in data["rows"]]
-        return Tally.restored(rows, data["keys"], state)
+        return Tally.restored(rows_from_data(data["rows"]), data["keys"], state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RunFolderError(
             f"the folder's sums cannot be read: {type(error).__name__}: {error}.\nMake them again."

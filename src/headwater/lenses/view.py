@@ -10,7 +10,7 @@ from torch import Tensor
 
 from headwater.lenses import words as told
 from headwater.lenses.arrays import Arrays
-from headwater.lenses.questions import close, jumps
+from headwater.lenses.questions import Rarity, close, jumps
 from headwater.lenses.sections import close_tables, jumps_table, rarity_data
 from headwater.lenses.statistics import BY_KEY, TARGETS
 from headwater.lenses.tally import Tally
@@ -71,7 +71,7 @@ class Vocabulary:
 def page_data(lens: Lens) -> LensData:
     """Return what the page of a lens over prompts shows."""
     data = shell(lens.tally, lens.provenance, told.sentences(lens), list(lens.added.values()))
-    return {**data, **cells(lens), "rarity": _rarity(lens, "corpus")}  # type: ignore[typeddict-item]
+    return {**data, **cells(lens), "rarity": _picture(_rarity(lens, "corpus"))}  # type: ignore[typeddict-item]
 
 
 def corpus_data(summary: LensSummary, counts: Any, examples: Lens | None) -> LensData:
@@ -85,7 +85,7 @@ def corpus_data(summary: LensSummary, counts: Any, examples: Lens | None) -> Len
     rare = _rarity(summary, counts)
     sentences = [*summary.jumps().sentences(), *summary.close().sentences()]
     if rare is not None:
-        sentences += summary.rarity(counts).sentences()
+        sentences += rare.sentences()
     data = shell(summary.tally, summary.provenance, sentences)
     if examples is not None:
         shown = cells(examples)
@@ -95,7 +95,7 @@ def corpus_data(summary: LensSummary, counts: Any, examples: Lens | None) -> Len
         }
         data = {**data, **shown}  # type: ignore[typeddict-item]
     data["facts"] = {**data["facts"], "corpus": str(summary.corpus["source"])}
-    return {**data, "rarity": rare}  # type: ignore[typeddict-item]
+    return {**data, "rarity": _picture(rare)}  # type: ignore[typeddict-item]
 
 
 def cells(lens: Lens) -> dict[str, Any]:
@@ -161,12 +161,16 @@ def shell(
     }  # fmt: skip
 
 
-def _rarity(read: Lens | LensSummary, counts: Any) -> RarityData | None:
-    """Return ranks by frequency, where enough types of token were read for bins."""
+def _rarity(read: Lens | LensSummary, counts: Any) -> Rarity | None:
+    """Return what is found of rarity, where enough types of token were read for bins."""
     counted = read.tally.types.of("control_count")
     if int((counted > 0).sum()) < TYPES:
         return None
-    return rarity_data(read.rarity(counts))
+    return read.rarity(counts)
+
+
+def _picture(rare: Rarity | None) -> RarityData | None:
+    return None if rare is None else rarity_data(rare)
 
 
 def _shown(lens: Lens) -> list[tuple[int, int]]:
@@ -213,11 +217,11 @@ def _prompt(lens: Lens, prompt: int, positions: int, words: Vocabulary) -> Promp
 
 def _short(values: Float[Tensor, "*shape"]) -> Any:
     """Return nested lists with four digits, which is what can be seen."""
-    return [_short(one) for one in values] if values.ndim > 1 else [_four(v) for v in values]
+    return _rounded(values.tolist())
 
 
-def _four(value: Tensor) -> float:
-    return float(f"{float(value):.4g}")
+def _rounded(value: Any) -> Any:
+    return [_rounded(one) for one in value] if isinstance(value, list) else float(f"{value:.4g}")
 
 
 def _row(row: Any) -> RowData:

@@ -71,8 +71,8 @@ def exchanged(
         cell=cell,
         donor=donor,
         tokens=tuple(tokens.tolist()),
-        predicted=_centred((lens[1] - lens[0])[tokens]),
-        actual=_centred((output[1] - output[0])[tokens]),
+        predicted=_centered((lens[1] - lens[0])[tokens]),
+        actual=_centered((output[1] - output[0])[tokens]),
         kl_lens=_kl(lens),
         kl_output=_kl(output),
         size=float((value - own).norm() / own.norm()),
@@ -80,7 +80,7 @@ def exchanged(
     )
 
 
-def _centred(changes: Float[Tensor, " token"]) -> Float[Tensor, " token"]:
+def _centered(changes: Float[Tensor, " token"]) -> Float[Tensor, " token"]:
     # log-probabilities share their normalization, which says nothing of single tokens
     return changes - changes.mean()
 

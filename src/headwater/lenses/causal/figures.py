@@ -12,14 +12,14 @@ from torch import Tensor
 
 from headwater.lenses.causal.claims import Claim
 from headwater.lenses.causal.exchanges import Exchange
-from headwater.lenses.causal.resampling import Interval, correlation, ratio, slope
+from headwater.lenses.causal.resampling import column, correlation, ratio, slope
+from headwater.lenses.intervals import Figure
 from headwater.lenses.rows import Row
 
 LINEAR = 0.25
 """Share by which slopes may differ from that of the smallest move and still count as one line."""
 
-
-FOLLOWED = 0.5
+LEAST_R = 0.5
 """Correlation from which the output is said to follow the lens where residuals are exchanged."""
 
 
@@ -31,7 +31,7 @@ class RowCheck:
     title: str
     cells: int
     """Places at which it was tested."""
-    slope: Interval
+    slope: Figure
     """Change at the output a nat of change in the lens: the line through 0 over all places."""
     correlation: float
     """Of predicted and actual changes."""
@@ -65,7 +65,7 @@ class ClaimRow(RowCheck):
     @property
     def is_followed(self) -> bool:
         """Whether the output falls with the lens, and by more than a random move changes it."""
-        return self.slope.is_above and self.slope.value * self.nats > self.random
+        return self.slope.side() > 0 and self.slope.value * self.nats > self.random
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class ExchangeRow(RowCheck):
     @property
     def is_followed(self) -> bool:
         """Whether the output changes as the lens does."""
-        return self.slope.is_above and self.correlation >= FOLLOWED
+        return self.slope.side() > 0 and self.correlation >= LEAST_R
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def claim_row(row: Row, claims: Sequence[Claim], nats: float, groups: Groups) ->
         nats: The main fall that was asked for.
         groups: How places are drawn again.
     """
-    predicted, actual = _table(claims, "predicted"), _table(claims, "actual")
+    predicted, actual = column(claims, "predicted"), column(claims, "actual")
     known = predicted[:, 0].isfinite()
     some = [one for one, is_known in zip(claims, known.tolist(), strict=True) if is_known]
     given, found = predicted[known, 0], actual[known, 0]
@@ -129,9 +129,9 @@ def claim_row(row: Row, claims: Sequence[Claim], nats: float, groups: Groups) ->
         size=_median([one.size[0] for one in some]),
         noise=max((one.noise for one in claims), default=math.nan),
         nats=nats,
-        direct=_slope(given, torch.tensor([one.direct for one in some], dtype=torch.float64)),
-        random=_mean(torch.tensor([one.random for one in some], dtype=torch.float64)),
-        random_lens=_mean(torch.tensor([one.random_lens for one in some], dtype=torch.float64)),
+        direct=_slope(given, column(some, "direct")),
+        random=_mean(column(some, "random")),
+        random_lens=_mean(column(some, "random_lens")),
         slopes=tuple(sorted(slopes)),
         linear=_linear(slopes),
         unreached=len(claims) - len(some),
@@ -158,8 +158,8 @@ def exchange_row(row: Row, exchanges: Sequence[Exchange], groups: Groups) -> Exc
         right_sign=_mean(signs),
         size=_median([one.size for one in exchanges]),
         noise=max(one.noise for one in exchanges),
-        kl_lens=_mean(torch.tensor([one.kl_lens for one in exchanges], dtype=torch.float64)),
-        kl_output=_mean(torch.tensor([one.kl_output for one in exchanges], dtype=torch.float64)),
+        kl_lens=_mean(column(exchanges, "kl_lens")),
+        kl_output=_mean(column(exchanges, "kl_output")),
     )
 
 
@@ -179,10 +179,6 @@ def _slope(given: Float[Tensor, " case"], found: Float[Tensor, " case"]) -> floa
     if not bool(known.any()):
         return math.nan
     return float((given[known] @ found[known]) / given[known].square().sum())
-
-
-def _table(claims: Sequence[Claim], name: str) -> Float[Tensor, "cell change"]:
-    return torch.tensor([getattr(one, name) for one in claims], dtype=torch.float64)
 
 
 def _mean(values: Float[Tensor, " case"]) -> float:

@@ -9,14 +9,13 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from headwater.audits.words import figure
 from headwater.errors import UnknownOptionError, did_you_mean
 from headwater.frames import frame
-from headwater.lenses.causal.resampling import Interval, correlation, mean, ranked
+from headwater.lenses.causal.resampling import column, correlation, mean, ranked
 from headwater.lenses.causal.words import ends, lines, number
+from headwater.lenses.intervals import Figure
 from headwater.lenses.rows import Row
 
 if TYPE_CHECKING:
@@ -55,14 +54,14 @@ class KeptRow:
     row: str
     title: str
     cases: int
-    effect: Interval
-    control: Interval
-    difference: Interval
+    effect: Figure
+    control: Figure
+    difference: Figure
     """Effect minus control, where there is a control."""
-    alike: Interval
-    more: Interval
+    alike: Figure
+    more: Figure
     """Effect minus that of a token that does not recur."""
-    visible: Interval
+    visible: Figure
     """Spearman's correlation of how well the lens shows the token (a low rank) with the effect;
     NaN where no effect is larger than the noise."""
     noise: float
@@ -71,7 +70,7 @@ class KeptRow:
     @property
     def is_used(self) -> bool:
         """Whether the residual there supports the recurrence, beyond what damage does."""
-        return self.difference.is_above
+        return self.difference.side() > 0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -207,28 +206,19 @@ def kept_rows(
 
 def _row(row: Row, found: Sequence[Patched], over: str, seed: int) -> KeptRow:
     groups = [one.prompt if over == "prompts" else one.token for one in found]
-
-    def column(name: str) -> Float[Tensor, " case"]:
-        return torch.tensor([getattr(one, name) for one in found], dtype=torch.float64)
-
-    def averaged(values: Float[Tensor, " case"]) -> Interval:
-        known = values.isfinite()
-        belong = [one for one, is_known in zip(groups, known.tolist(), strict=True) if is_known]
-        return mean(values[known], belong, seed)
-
-    effect, control, alike = column("effect"), column("control"), column("alike")
-    noise = float(column("noise").max())
+    effect, control, alike = (column(found, name) for name in ("effect", "control", "alike"))
+    noise = float(column(found, "noise").max())
     loud = effect if float(effect.abs().max()) > noise else torch.zeros_like(effect)
     return KeptRow(
         row=row.name,
         title=row.title,
         cases=len(found),
-        effect=averaged(effect),
-        control=averaged(control),
-        difference=averaged(effect - control),
-        alike=averaged(alike),
-        more=averaged(effect - alike),
-        visible=correlation(ranked(-column("rank")), ranked(loud), groups, seed),
+        effect=mean(effect, groups, seed),
+        control=mean(control, groups, seed),
+        difference=mean(effect - control, groups, seed),
+        alike=mean(alike, groups, seed),
+        more=mean(effect - alike, groups, seed),
+        visible=correlation(ranked(-column(found, "rank")), ranked(loud), groups, seed),
         noise=noise,
     )
 
@@ -254,7 +244,7 @@ def _compared(kept: Kept) -> list[str]:
     if not used:
         return []
     most = max(used, key=lambda one: one.difference.value)
-    told = "more" if most.more.is_above else "not shown to be more"
+    told = "more" if most.more.side() > 0 else "not shown to be more"
     return [
         f"A token that does not recur supports what follows at the same distance by "
         f"{figure(most.alike.value)} nats at {most.row}: recurring ones are {told} "
@@ -264,11 +254,11 @@ def _compared(kept: Kept) -> list[str]:
 
 def _seen(kept: Kept) -> list[str]:
     """Return whether what the lens shows is what is used, at the rows where anything is."""
-    used = [one for one in kept.figures if one.is_used and not math.isnan(one.visible.low)]
+    used = [one for one in kept.figures if one.is_used and one.visible.has_interval]
     if not used:
         return []
-    with_it = [one.row for one in used if one.visible.is_above]
-    against = [one.row for one in used if one.visible.is_below]
+    with_it = [one.row for one in used if one.visible.side() > 0]
+    against = [one.row for one in used if one.visible.side() < 0]
     said = []
     if with_it:
         said.append(

@@ -106,7 +106,7 @@ class Reader:
     @property
     def is_model_at_the_end(self) -> bool:
         """Whether the last row is read as the model itself reads it."""
-        return self.readout.reading != "none" and self.readout.decode_with == "unembedding"
+        return self.readout.decode_with == "unembedding"
 
     def row(self, which: str | int) -> int:
         """Return the number of a row, by name or layer.

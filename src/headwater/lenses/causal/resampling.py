@@ -1,44 +1,15 @@
-"""How far a figure would move with other prompts: whole prompts are drawn with replacement.
-
-Positions of one prompt are not independent, so they are drawn together. Resamples of few prompts
-spread too little: their spread is stretched to that of Student's t.
-"""
+"""Figures over cases, with intervals: the groups that cases belong to are drawn anew, whole."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headwater.audits.intervals import student_quantile
-
-RESAMPLES = 1000
-CONFIDENCE = 0.95
-FEWEST = 8
-"""Groups from which on a correlation has an interval: three points are in line by chance."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure and the ends of its interval; NaN where there is none."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def is_above(self) -> bool:
-        """Whether it lies above 0."""
-        return self.low > 0
-
-    @property
-    def is_below(self) -> bool:
-        """Whether it lies below 0."""
-        return self.high < 0
+from headwater.lenses.intervals import FEWEST, Figure, weights
 
 
 def resampled(
@@ -47,7 +18,9 @@ def resampled(
     seed: int,
     *,
     fewest: int = 2,
-) -> Interval:
+    least: float = -math.inf,
+    most: float = math.inf,
+) -> Figure:
     """Return a figure with its interval.
 
     Args:
@@ -55,36 +28,29 @@ def resampled(
         groups: Which group each case belongs to; groups are drawn whole.
         seed: Of the draws.
         fewest: Groups that there must be.
+        least: The figure is never below this ...
+        most: ... nor above this.
 
     Returns:
         The figure of all cases; without an interval if they are of fewer groups.
     """
     if not groups:
-        return Interval(math.nan, math.nan, math.nan)
+        return Figure(math.nan)
     value = float(figure(torch.ones(1, len(groups), dtype=torch.float64))[0])
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     count = len(numbers)
     if count < fewest or math.isnan(value):
-        return Interval(value, math.nan, math.nan)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(count, (RESAMPLES, count), generator=generator)
-    times = torch.zeros(RESAMPLES, count, dtype=torch.float64)
-    times.scatter_add_(1, drawn, torch.ones(drawn.shape, dtype=torch.float64))
-    found = figure(times[:, [numbers[group] for group in groups]])
-    found = found[found.isfinite()]
-    if len(found) < RESAMPLES / 2:
-        return Interval(value, math.nan, math.nan)
-    tail = (1 - CONFIDENCE) / 2
-    ends = found.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64))
-    normal = math.sqrt(2) * float(torch.erfinv(torch.tensor(CONFIDENCE, dtype=torch.float64)))
-    few = student_quantile(1 - tail, count - 1) / normal * math.sqrt(count / (count - 1))
-    low, high = (value + few * (float(end) - value) for end in ends)
-    return Interval(value, low, high)
+        return Figure(value)
+    belong = [numbers[group] for group in groups]
+    drawn = [figure(torch.from_numpy(times[:, belong])) for times in weights(count, seed)]
+    return Figure.of(value, torch.cat(drawn), count, least=least, most=most)
 
 
-def mean(values: Float[Tensor, " case"], groups: Sequence[Hashable], seed: int) -> Interval:
-    """Return the mean of cases with its interval; arguments as for `resampled`."""
-    return ratio(values, torch.ones_like(values), groups, seed)
+def mean(values: Float[Tensor, " case"], groups: Sequence[Hashable], seed: int) -> Figure:
+    """Return the mean of the cases that have a number; other arguments as for `resampled`."""
+    known = values.isfinite()
+    belong = [one for one, is_known in zip(groups, known.tolist(), strict=True) if is_known]
+    return ratio(values[known], torch.ones_like(values[known]), belong, seed)
 
 
 def ratio(
@@ -92,7 +58,7 @@ def ratio(
     bottom: Float[Tensor, " case"],
     groups: Sequence[Hashable],
     seed: int,
-) -> Interval:
+) -> Figure:
     """Return the ratio of two sums over cases; other arguments as for `resampled`."""
     return resampled(lambda weights: (weights @ top) / (weights @ bottom), groups, seed)
 
@@ -102,7 +68,7 @@ def slope(
     found: Float[Tensor, " case"],
     groups: Sequence[Hashable],
     seed: int,
-) -> Interval:
+) -> Figure:
     """Return the slope of the line through 0 from `given` to `found`; others as for `resampled`."""
     return ratio(given * found, given.square(), groups, seed)
 
@@ -112,7 +78,7 @@ def correlation(
     other: Float[Tensor, " case"],
     groups: Sequence[Hashable],
     seed: int,
-) -> Interval:
+) -> Figure:
     """Return Pearson's correlation; NaN where one of the two does not vary, others as above."""
 
     def figure(weights: Float[Tensor, "resample case"]) -> Float[Tensor, " resample"]:
@@ -120,11 +86,11 @@ def correlation(
         a = one - (shares @ one)[:, None]
         b = other - (shares @ other)[:, None]
         spread = ((shares * a.square()).sum(-1) * (shares * b.square()).sum(-1)).sqrt()
-        found = (shares * a * b).sum(-1) / spread
+        # rounding takes a perfect one beyond 1
+        found = ((shares * a * b).sum(-1) / spread).clamp(-1, 1)
         return torch.where(spread > 0, found, torch.nan)
 
-    found = resampled(figure, groups, seed, fewest=FEWEST)
-    return Interval(found.value, max(found.low, -1.0), min(found.high, 1.0))
+    return resampled(figure, groups, seed, fewest=FEWEST, least=-1.0, most=1.0)
 
 
 def ranked(values: Float[Tensor, " case"]) -> Float[Tensor, " case"]:
@@ -132,3 +98,8 @@ def ranked(values: Float[Tensor, " case"]) -> Float[Tensor, " case"]:
     below = (values[None] < values[:, None]).sum(-1, dtype=torch.float64)
     level = (values[None] == values[:, None]).sum(-1, dtype=torch.float64)
     return below + (level + 1) / 2
+
+
+def column(cases: Iterable[object], name: str) -> Float[Tensor, "case *change"]:
+    """Return one field of every case."""
+    return torch.tensor([getattr(one, name) for one in cases], dtype=torch.float64)

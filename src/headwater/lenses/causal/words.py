@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from headwater.audits.words import figure
 from headwater.errors import UnknownOptionError, did_you_mean
 from headwater.lenses.causal.claims import Claim
-from headwater.lenses.causal.figures import FOLLOWED, ClaimRow, ExchangeRow
-from headwater.lenses.causal.resampling import Interval
+from headwater.lenses.causal.figures import LEAST_R, ClaimRow, ExchangeRow
+from headwater.lenses.intervals import Figure
 
 if TYPE_CHECKING:
     from headwater.lenses.causal.result import LensCheck
@@ -37,7 +37,7 @@ def summary(check: LensCheck) -> list[str]:
         said.append(f"The output follows the lens at {', '.join(followed)}.")
     if others:
         claims = check.how == "claim"
-        more = "by more than a random move changes it" if claims else f"(r under {FOLLOWED})"
+        more = "by more than a random move changes it" if claims else f"(r under {LEAST_R})"
         said.append(f"Not shown to follow {more}: {', '.join(others)}.")
     examples = [one for one in inner if one.is_followed] or inner
     if examples:
@@ -74,10 +74,10 @@ def _claimed(check: LensCheck, row: ClaimRow) -> str:
             f"{_nats(row.nats)}."
         )
     change = row.slope.value * row.nats
-    scaled = Interval(change, row.slope.low * row.nats, row.slope.high * row.nats)
+    scaled = Figure(change, row.slope.low * row.nats, row.slope.high * row.nats)
     verb, shown = "lowers", scaled
     if change < 0:
-        verb, shown = "raises", Interval(-change, -scaled.high, -scaled.low)
+        verb, shown = "raises", Figure(-change, -scaled.high, -scaled.low)
     return (
         f"Moving the {row.title} so that the lens gives up its token by {row.nats:g} "
         f"{_nats(row.nats)} {verb} the output's by {figure(shown.value)} nats {ends(shown)}; a "
@@ -185,7 +185,7 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join([first.strip().ljust(widths[0]), *others]).rstrip()
 
 
-def ends(interval: Interval) -> str:
+def ends(interval: Figure) -> str:
     """Return the ends of an interval."""
     if math.isnan(interval.low):
         return "[no interval]"

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headwater.lenses.questions.figures import Figure, interval_note, one_of
+from headwater.lenses.intervals import Figure, interval_note, stretched
+from headwater.lenses.questions.options import one_of
 from headwater.lenses.tally.closeness import Case, Measure, thresholds
-from headwater.lenses.tally.replicates import around
 from headwater.lenses.tally.tally import Tally
 
 _MEANING = {
@@ -142,7 +142,7 @@ def close(tally: Tally, measure: Measure | None = None) -> Close:
     if measure == "js" and "js" not in known:
         tally.place("js(final)")  # refuses by name
     shares = tally.close()
-    low, high = around(shares, tally.prompts)
+    low, high = stretched(shares[0], shares[1:], tally.prompts)
     ends = torch.stack([shares[0], low.clamp(min=0), high.clamp(max=1)])
     found = []
     for one in one_of("measure", measure, known):
@@ -180,18 +180,26 @@ def _share(
 
 
 def _told(measure: Measure, shares: list[Share]) -> str:
-    inner = shares[1:-1]
-    meaning, threshold = _MEANING[measure], shares[0].threshold
-    ends = f"first and final are themselves that close at {shares[0].ends.percent()} of positions"
+    inner, ends = shares[1:-1], shares[0].ends
+    within = f"within {shares[0].threshold:g} nat of"
+    by = f"By {_MEANING[measure]},"
     if not inner:
-        return f"By {meaning}, {ends}; there is no row between them."
-    most = [one for one in inner if one.both.value > 0.5]
+        return (
+            f"{by} first and final are {within} each other at {ends.percent()} of positions; there "
+            "is no row between them."
+        )
     largest = max(inner, key=lambda one: one.both.value)
-    rows = f"{len(most)} of {len(inner)} inner rows" if most else f"none of {len(inner)} inner rows"
-    verb = "is" if len(most) <= 1 else "are"
+    themselves = f"first and final are themselves that close at {ends.percent()}"
+    if largest.both.value == 0:
+        said = f"{by} no inner row is {within} both first and final at any position"
+        return f"{said}; {themselves}." if ends.value else f"{said}."
+    count = sum(one.both.value > 0.5 for one in inner)
+    verb = "is" if count <= 1 else "are"
+    same = largest.both_apart == largest.both
+    apart = "" if same else f", {largest.both_apart.percent()} where the ends are apart"
+    last = themselves if ends.value else "first and final never are that close themselves"
     return (
-        f"By {meaning}, {rows} {verb} within {threshold:g} nat of both first and final at more "
-        f"than half of the positions: {largest.row} comes nearest, with "
-        f"{largest.both.percent()} of positions ({largest.both_apart.percent()} where the ends are "
-        f"apart); {ends}."
+        f"{by} {count or 'none'} of {len(inner)} inner rows {verb} {within} both first and final "
+        f"at more than half of the positions; at {largest.row}, the nearest, it is "
+        f"{largest.both.percent()} of positions{apart}; {last}."
     )

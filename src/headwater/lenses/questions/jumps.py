@@ -8,6 +8,7 @@ the question is whether it remains when rows are compared with the input instead
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headwater.lenses.questions.figures import Figure, interval_note, number, one_of
-from headwater.lenses.tally.replicates import between
+from headwater.lenses.intervals import Figure, interval_note, number
+from headwater.lenses.questions.options import one_of
 from headwater.lenses.tally.tally import Tally
 
 Against = Literal["final", "first"]
@@ -119,6 +120,11 @@ class Jumps:
 
     def sentences(self) -> list[str]:
         """Return what the first step is against the input, compared with the final row."""
+        if self.comparisons and len(rows := self.jumps[0].rows) == 2:
+            return [
+                f"{rows[0]} -> {rows[1]} is the only step that was read: it is all of the change, "
+                "so whether there is a jump cannot be told."
+            ]
         return [_compared(*one) for one in self.comparisons]
 
     def __repr__(self) -> str:
@@ -132,8 +138,10 @@ class Jumps:
                 f"{one.title:<20}{one.against:<9}{one.largest.percent():<22}"
                 f"{' -> '.join(one.at):<16}{one.first.percent():<22}{one.first_size.told():<24}"
             )
-        even = f"Even steps would be {100 * self.jumps[0].even:.0f} % each." if self.jumps else ""
-        return "\n".join([*lines, f"{even} {interval_note(self.prompts)}", *self.sentences()])
+        even = self.jumps[0].even
+        notes = [f"Even steps would be {100 * even:.0f} % each."] if even < 1 else []
+        notes.append(interval_note(self.prompts))
+        return "\n".join([*lines, " ".join(notes), *self.sentences()])
 
 
 def jumps(
@@ -193,10 +201,10 @@ def _jump(tally: Tally, of: Of, against: Against, direction: Direction | None) -
         direction=direction,
         rows=names,
         curve=tuple(curves[0].tolist()),
-        largest=_figure(largest, tally.prompts),
+        largest=_figure(largest, tally.prompts, most=1.0),
         at=(names[here], names[here + 1]),
         same_at=float(same),
-        first=_figure(shares[:, 0], tally.prompts),
+        first=_figure(shares[:, 0], tally.prompts, most=1.0),
         first_size=_figure(steps[:, 0], tally.prompts),
     )
 
@@ -207,15 +215,22 @@ def _difference(tally: Tally, final: Jump, first: Jump) -> Figure:
         _curves(tally, one.of, one.against, one.direction)[1].diff(dim=-1)[:, 0].abs()
         for one in (final, first)
     ]
-    return _figure(sizes[0] - sizes[1], tally.prompts)
+    return _figure(sizes[0] - sizes[1], tally.prompts, least=-math.inf)
 
 
-def _figure(values: Float[Tensor, " replicate"], prompts: int) -> Figure:
-    low, high = between(values, prompts)
-    return Figure(float(values[0]), float(low), float(high))
+def _figure(
+    values: Float[Tensor, " replicate"],
+    prompts: int,
+    *,
+    least: float = 0.0,
+    most: float = math.inf,
+) -> Figure:
+    return Figure.of(float(values[0]), values[1:], prompts, least=least, most=most)
 
 
 def _compared(final: Jump, first: Jump, smaller: Figure) -> str:
+    if math.isnan(first.first.value):
+        return f"{first.title}: the curve does not move, so it has no jump."
     side = smaller.side(0.0)
     if not smaller.has_interval:
         side = (smaller.value > 0) - (smaller.value < 0)

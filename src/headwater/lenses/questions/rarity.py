@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float
 
 from headwater.errors import UnknownOptionError
+from headwater.lenses.intervals import Figure
 from headwater.lenses.questions import resampling
-from headwater.lenses.questions.figures import Figure
 from headwater.lenses.questions.frequency import Counts, Frequency, frequency, quantile_bins
 from headwater.lenses.questions.rarity_result import (
     GROUPS,
@@ -68,7 +68,7 @@ def rarity(
         correlations=tuple(one for part in parts for one in part.correlations()),
         depths=tuple(one for part in parts for one in part.depths(members)),
         names=names,
-        kept=tally.kept,
+        bounds=tally.bounds,
         source=found.source,
         note=found.note,
     )
@@ -93,10 +93,12 @@ class _Part:
             inside = inside[self.known[inside]]
             if not len(inside):
                 continue
-            for row, name in enumerate(self.names):
-                yield self._bin(number, name, row, inside)
+            own, control = (self.means[key][inside] for key in ("log_rank", "control_log_rank"))
+            excess = resampling.means(control - own, self.seed)
+            for row in range(len(self.names)):
+                yield self._bin(number, row, inside, excess[row])
 
-    def _bin(self, number: int, name: str, row: int, inside: np.ndarray) -> Bin:
+    def _bin(self, number: int, row: int, inside: np.ndarray, excess: Figure) -> Bin:
         def of(key: str) -> Float[np.ndarray, " type"]:
             return self.means[key][inside, row]
 
@@ -104,7 +106,7 @@ class _Part:
         return Bin(
             group=self.group,
             number=number,
-            row=name,
+            row=self.names[row],
             types=len(inside),
             positions=int(self.count[inside].sum()),
             lowest=float(self.frequency[inside].min() - self.added),
@@ -113,7 +115,7 @@ class _Part:
             control=resampling.geometric(control),
             own_median=float(np.exp(np.median(own))),
             control_median=float(np.exp(np.median(control))),
-            excess=resampling.mean(control - own, self.seed),
+            excess=excess,
             kl_ref=float(of("kl_ref").mean()),
             kl_layer=float(of("kl_layer").mean()),
             kept=float(of("kept").mean()),
@@ -145,18 +147,12 @@ class _Part:
             if not len(inside):
                 continue
 
-            def of(key: str, inside: np.ndarray = inside) -> Figure:
-                return resampling.mean(self.means[key][inside].sum(-1), self.seed)
-
-            yield Depth(
-                group=self.group,
-                number=number,
-                own=of("kept"),
-                control=of("control_kept"),
-                censored=float(self.means["kept"][inside, -1].mean()),
-                ref=of("kept_ref"),
-                layer=of("kept_layer"),
-            )
+            names = ("kept", "control_kept", "kept_ref", "kept_layer")
+            kept = np.stack([self.means[key][inside].sum(-1) for key in names], axis=1)
+            rows = float(len(self.names))
+            own, control, ref, layer = resampling.means(kept, self.seed, least=0.0, most=rows)
+            censored = float(self.means["kept"][inside, -1].mean())
+            yield Depth(self.group, number, own, control, censored, ref, layer)
 
     @cached_property
     def means(self) -> dict[str, Float[np.ndarray, "type row"]]:

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from headwater.lenses.questions.figures import Figure, number
+from headwater.lenses.intervals import Figure, number
 from headwater.lenses.questions.rarity_words import sentences, table
-from headwater.lenses.tally.tally import Kept
+from headwater.lenses.tally.tally import Bounds
 
 Group = Literal["all", "recurs", "once"]
 """All positions, those whose token occurs again later in the prompt, those whose token does not."""
@@ -102,7 +102,8 @@ class Rarity:
     depths: tuple[Depth, ...]
     names: tuple[str, ...]
     """The residual rows, input first."""
-    kept: Kept
+    bounds: Bounds
+    """Until when a token counts as kept."""
     source: str
     """Where frequencies come from."""
     note: str = ""
@@ -128,7 +129,7 @@ class Rarity:
             "correlations": [_plain(one) for one in self.correlations],
             "depths": [_plain(one) for one in self.depths],
             "rows": list(self.names),
-            "kept": {"rank": self.kept.rank, "kl": self.kept.kl},
+            "bounds": {"rank": self.bounds.rank, "kl": self.bounds.kl},
             "source": self.source,
             "note": self.note,
             "sentences": self.sentences(),
@@ -140,7 +141,7 @@ class Rarity:
         return [one for one in self.bins if one.group == group and one.row == row]
 
     def sentences(self) -> list[str]:
-        """Return whether rarer tokens are preserved more."""
+        """Return whether rarer tokens are preserved more, or why that cannot be told."""
         return sentences(self)
 
     def __repr__(self) -> str:

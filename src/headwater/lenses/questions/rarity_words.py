@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
+
+from headwater.lenses.intervals import FEWEST, Figure
 
 if TYPE_CHECKING:
     from headwater.lenses.questions.rarity_result import Bin, Correlation, Rarity
@@ -54,16 +57,30 @@ def _along(rarity: Rarity) -> list[str]:
 
 def sentences(rarity: Rarity) -> list[str]:
     """Return what the final row says, whether the naive figure agrees, and the splits."""
-    final = [one for one in rarity.correlations if one.row == rarity.names[-1]]
-    whole = next(one for one in final if one.group == "all")
+    final = {one.group: one for one in rarity.correlations if one.row == rarity.names[-1]}
+    whole = final["all"]
+    if whole.types < FEWEST:
+        return [
+            f"{_types(whole.types)} with a base rate: too few to tell whether rare ones are "
+            f"preserved more ({FEWEST} at least)."
+        ]
+    if rarity.of()[0].highest == rarity.of()[-1].lowest:
+        return [
+            f"All {whole.types:,} token types are equally frequent ({rarity.source}), so it "
+            "cannot be told whether rare ones are preserved more."
+        ]
     return [
         _answer(whole),
         _along_rows(rarity),
         _naive(whole),
         _other_direction(whole),
         _ends(rarity),
-        *(_split(one) for one in final if one.group != "all"),
+        *(_split(final[group]) for group in _GROUPS if group in final),
     ]
+
+
+def _types(count: int) -> str:
+    return f"{count:,} token type" + ("" if count == 1 else "s")
 
 
 def _answer(found: Correlation) -> str:
@@ -71,16 +88,20 @@ def _answer(found: Correlation) -> str:
         -1: "the rarer an input token, the more it is preserved",
         1: "the commoner an input token, the more it is preserved",
         0: "no dependence of preservation on rarity can be told",
-    }[found.excess.side(0.0)]
+    }[found.excess.side()]
     return (
-        f"At {found.row}, {told}: Spearman of frequency with excess {found.excess.told()} over "
+        f"At {found.row}, {told}: Spearman of frequency with excess {_told(found.excess)} over "
         f"{found.types:,} types."
     )
 
 
+def _told(figure: Figure) -> str:
+    return "undefined (all types are level)" if math.isnan(figure.value) else figure.told()
+
+
 def _along_rows(rarity: Rarity) -> str:
     behind = [one for one in rarity.correlations if one.group == "all"][1:]
-    sides = [one.excess.side(0.0) for one in behind]
+    sides = [one.excess.side() for one in behind]
     return (
         f"Of {len(behind)} rows behind the input, rarer tokens are preserved more at "
         f"{sides.count(-1)}, commoner ones at {sides.count(1)}."
@@ -90,28 +111,30 @@ def _along_rows(rarity: Rarity) -> str:
 def _naive(found: Correlation) -> str:
     return (
         f"Naive, confounded with the base rate: Spearman of frequency with the token's own rank "
-        f"{found.own.told()}; with its rank at other positions {found.control.told()}."
+        f"{_told(found.own)}; with its rank at other positions {_told(found.control)}."
     )
 
 
 def _other_direction(found: Correlation) -> str:
     return (
         f"By divergence from the input row, without a control: Spearman of frequency with "
-        f"KL(first||layer) {found.kl_ref.told()}, with KL(layer||first) {found.kl_layer.told()}."
+        f"KL(first||layer) {_told(found.kl_ref)}, with KL(layer||first) {_told(found.kl_layer)}."
     )
 
 
 def _ends(rarity: Rarity) -> str:
-    bins = rarity.of()
-    common, rare = bins[0], bins[-1]
-    return (
-        f"The commonest types rank x{common.ratio.told('.3g')} higher where they were read than "
-        f"elsewhere, the rarest x{rare.ratio.told('.3g')}."
-    )
+    common, *others = rarity.of()
+    ratio = f"x{common.ratio.told('.3g')} higher where they were read than elsewhere"
+    if not others:
+        return f"Token types rank {ratio}."
+    return f"The commonest types rank {ratio}, the rarest x{others[-1].ratio.told('.3g')}."
 
 
 def _split(found: Correlation) -> str:
+    where = f"Where the {_GROUPS[found.group]}:"
+    if found.types < FEWEST:
+        return f"{where} {_types(found.types)}, too few to tell."
     return (
-        f"Where the {_GROUPS[found.group]}: Spearman of frequency with excess "
-        f"{found.excess.told()} over {found.types:,} types."
+        f"{where} Spearman of frequency with excess {_told(found.excess)} over {found.types:,} "
+        "types."
     )

@@ -1,4 +1,4 @@
-"""Intervals over token types: each type is drawn anew, with all its positions.
+"""Figures over token types: each type is drawn anew, with all its positions.
 
 Positions of one type are not independent (a name is kept or not at all of them), so types are what
 is resampled, each counting once however often it occurs.
@@ -6,21 +6,15 @@ is resampled, each counting once however often it occurs.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+import math
+from collections.abc import Hashable, Mapping
 from typing import TypeVar
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
-from headwater.lenses.questions.figures import Figure
-from headwater.lenses.tally.replicates import CONFIDENCE
-
-RESAMPLES, FEWER, MANY = 400, 200, 10_000
-"""How many, and how many of more than so many types: they take long, and move little."""
-_NUMBERS = 2**21
-"""Most weights at once."""
-
-_TAIL = (1 - CONFIDENCE) / 2
+from headwater.lenses.intervals import FEWEST, Figure, weights
 
 Types = Float[np.ndarray, " type"]
 Weights = Float[np.ndarray, "resample type"]
@@ -29,17 +23,35 @@ Key = TypeVar("Key", bound=Hashable)
 
 def geometric(logs: Types) -> Figure:
     """Return the geometric mean of numbers given by their logarithms, without an interval."""
-    return Figure(float(np.exp(logs.mean())) if len(logs) else np.nan, np.nan, np.nan)
+    return Figure(float(np.exp(logs.mean())) if len(logs) else math.nan)
 
 
-def mean(values: Types, seed: int) -> Figure:
-    """Return the mean over types with its interval."""
-    if not len(values):
-        return Figure(np.nan, np.nan, np.nan)
-    if len(values) < 2 or not np.isfinite(values).all():
-        return Figure(float(values.mean()), np.nan, np.nan)
-    found = np.concatenate([weights @ values for weights in _drawn(len(values), seed)])
-    return _figure(float(values.mean()), found / len(values))
+def means(
+    values: Float[np.ndarray, "type column"],
+    seed: int,
+    *,
+    least: float = -math.inf,
+    most: float = math.inf,
+) -> list[Figure]:
+    """Return the mean over types of each column with its interval.
+
+    Args:
+        values: Columns of numbers of each type.
+        seed: Of the resamples, which are the same for all columns.
+        least: No mean is below this ...
+        most: ... nor above this.
+    """
+    types, columns = values.shape
+    if not types:
+        return [Figure(math.nan)] * columns
+    found = values.mean(0)
+    if types < 2:
+        return [Figure(float(one)) for one in found]
+    drawn = np.concatenate([one @ values / types for one in weights(types, seed)])
+    return [
+        Figure.of(float(one), torch.from_numpy(drawn[:, place]), types, least=least, most=most)
+        for place, one in enumerate(found)
+    ]
 
 
 def spearman(
@@ -51,17 +63,21 @@ def spearman(
         x: A number of each type.
         values: Others, by any name; all are resampled together.
         seed: Of the resamples.
-        intervals: Whether to resample at all.
+        intervals: Whether to resample at all; so few types that any three are in line have no
+            interval.
     """
     if len(x) < 3:
-        return {key: Figure(np.nan, np.nan, np.nan) for key in values}
+        return {key: Figure(math.nan) for key in values}
     ranked = {key: _Ranked(y) for key, y in values.items()}
     first, once = _Ranked(x), np.ones((1, len(x)))
-    own = _correlations(once, first, ranked)
-    drawn = [_correlations(one, first, ranked) for one in _drawn(len(x), seed) if intervals]
+    own = {key: float(one[0]) for key, one in _correlations(once, first, ranked).items()}
+    if not intervals or len(x) < FEWEST:
+        return {key: Figure(one) for key, one in own.items()}
+    drawn = [_correlations(one, first, ranked) for one in weights(len(x), seed)]
+    together = {key: np.concatenate([one[key] for one in drawn]) for key in values}
     return {
-        key: _figure(float(own[key][0]), np.concatenate([one[key] for one in drawn] or [[]]))
-        for key in values
+        key: Figure.of(one, torch.from_numpy(together[key]), len(x), least=-1.0, most=1.0)
+        for key, one in own.items()
     }
 
 
@@ -83,36 +99,18 @@ class _Ranked:
 def _correlations(
     weights: Weights, first: _Ranked, others: Mapping[Key, _Ranked]
 ) -> dict[Key, Float[np.ndarray, " resample"]]:
-    x, spread = _centred(weights, first)
+    x, spread = _centered(weights, first)
     found = {}
     for key, other in others.items():
-        y, wide = _centred(weights, other)
+        y, wide = _centered(weights, other)
         with np.errstate(invalid="ignore", divide="ignore"):  # all values equal: no correlation
-            found[key] = (weights * x * y).sum(1) / (spread * wide)
+            # rounding takes a perfect one beyond 1
+            found[key] = ((weights * x * y).sum(1) / (spread * wide)).clip(-1, 1)
     return found
 
 
-def _centred(weights: Weights, values: _Ranked) -> tuple[Weights, Float[np.ndarray, " resample"]]:
+def _centered(weights: Weights, values: _Ranked) -> tuple[Weights, Float[np.ndarray, " resample"]]:
     """Return ranks about their mean, and their length."""
     ranks = values.ranks(weights)
     ranks -= (weights * ranks).sum(1, keepdims=True) / weights.sum(1, keepdims=True)
     return ranks, np.sqrt((weights * ranks * ranks).sum(1))
-
-
-def _drawn(types: int, seed: int) -> Iterator[Weights]:
-    """Yield how often each type is drawn, some resamples at a time."""
-    generator = np.random.Generator(np.random.PCG64([seed, types]))
-    together = max(1, _NUMBERS // types)
-    shares = np.full(types, 1 / types)
-    resamples = FEWER if types > MANY else RESAMPLES
-    for first in range(0, resamples, together):
-        count = min(together, resamples - first)
-        yield generator.multinomial(types, shares, size=count).astype(np.float64)
-
-
-def _figure(value: float, drawn: Float[np.ndarray, " resample"]) -> Figure:
-    drawn = drawn[np.isfinite(drawn)]
-    if not len(drawn):
-        return Figure(value, np.nan, np.nan)
-    low, high = np.quantile(drawn, [_TAIL, 1 - _TAIL])
-    return Figure(value, float(low), float(high))

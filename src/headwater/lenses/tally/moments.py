@@ -41,14 +41,23 @@ class Moments:
         self.mean += step * share
         self.count = total
 
-    def means(self) -> Float[Tensor, "statistic row"]:
-        """Return the means, NaN where there was no number."""
-        return self.mean.masked_fill(self.count == 0, torch.nan)
+    def means(self, statistic: int | slice = slice(None)) -> Float[Tensor, "*statistic row"]:
+        """Return the means, NaN where there was no number.
 
-    def deviations(self) -> Float[Tensor, "statistic row"]:
-        """Return the standard deviations over positions, NaN where there was one number or none."""
-        found = (self.squares / (self.count - 1).clamp(min=1)).sqrt()
-        return found.masked_fill(self.count < 2, torch.nan)
+        Args:
+            statistic: Its number; left out, all of them.
+        """
+        return self.mean[statistic].masked_fill(self.count[statistic] == 0, torch.nan)
+
+    def deviations(self, statistic: int | slice = slice(None)) -> Float[Tensor, "*statistic row"]:
+        """Return the standard deviations over positions, NaN where there was one number or none.
+
+        Args:
+            statistic: Its number; left out, all of them.
+        """
+        count = self.count[statistic]
+        found = (self.squares[statistic] / (count - 1).clamp(min=1)).sqrt()
+        return found.masked_fill(count < 2, torch.nan)
 
     def state(self) -> dict[str, Tensor]:
         """Return everything as tensors."""

@@ -7,7 +7,6 @@ that it does not matter in which batch, or in which of several interrupted runs,
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headwater.audits.intervals import student_quantile
-
 REPLICATES = 200
-CONFIDENCE = 0.95
-"""How often an interval should hold."""
 
 
 @dataclass(eq=False)
@@ -54,9 +49,15 @@ class Replicates:
         self.sums += _by_prompt(known, which, weights)
         self.counts += _by_prompt(finite.to(torch.float64), which, weights)
 
-    def means(self) -> Float[Tensor, "replicate statistic row"]:
-        """Return the means, of the corpus first; NaN where a replicate has no number."""
-        return self.sums / self.counts
+    def means(
+        self, statistic: int | slice = slice(None)
+    ) -> Float[Tensor, "replicate *statistic row"]:
+        """Return the means, of the corpus first; NaN where a replicate has no number.
+
+        Args:
+            statistic: Its number; left out, all of them.
+        """
+        return self.sums[:, statistic] / self.counts[:, statistic]
 
     def state(self) -> dict[str, Tensor]:
         """Return everything as tensors."""
@@ -80,42 +81,3 @@ def _by_prompt(values: Tensor, which: Tensor, weights: Tensor) -> Tensor:
     sums = values.new_zeros(statistics, weights.shape[1], rows).index_add_(1, which, values)
     flat = sums.transpose(0, 1).reshape(weights.shape[1], -1)
     return (weights @ flat).view(-1, statistics, rows)
-
-
-def around(
-    means: Float[Tensor, "replicate *shape"], prompts: int, confidence: float = CONFIDENCE
-) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
-    """Return the ends of a mean's interval: Student's, with the spread of the replicates.
-
-    Args:
-        means: Of the corpus, then of each replicate.
-        prompts: How many prompts there are; of one there is no interval.
-        confidence: How often it should hold.
-    """
-    if prompts < 2:
-        none = torch.full_like(means[0], torch.nan)
-        return none, none
-    # Poisson replicates spread by sum (x - mean)^2 / n^2: the variance of a mean but for n / (n-1)
-    scale = (prompts / (prompts - 1)) ** 0.5
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # no replicate has a number: NaN it is
-        spread = torch.from_numpy(np.nanstd(means[1:].numpy(), axis=0, keepdims=True))[0]
-    reach = student_quantile((1 + confidence) / 2, prompts - 1) * scale * spread
-    return means[0] - reach, means[0] + reach
-
-
-def between(
-    values: Float[Tensor, "replicate *shape"], prompts: int, confidence: float = CONFIDENCE
-) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
-    """Return the ends of an interval of what is no mean: percentiles of the replicates.
-
-    Args:
-        values: Of the corpus, then of each replicate.
-        prompts: How many prompts there are; of one there is no interval.
-        confidence: How often it should hold.
-    """
-    if prompts < 2:
-        none = torch.full_like(values[0], torch.nan)
-        return none, none
-    tail = (1 - confidence) / 2
-    return values[1:].nanquantile(tail, dim=0), values[1:].nanquantile(1 - tail, dim=0)

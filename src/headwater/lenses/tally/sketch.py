@@ -2,13 +2,14 @@
 
 Numbers are counted in bins that grow by a constant factor, so that any number is within 1 % of the
 middle of its bin (Masson, Rim and Lee, "DDSketch", 2019); 1 is the middle of its own. Negative
-numbers have bins of their own. Counts of two sketches add up, and order does not matter.
+numbers have bins of their own. The order of numbers does not matter.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Float, Int
@@ -46,25 +47,23 @@ class Sketch:
         known = flat[~values.isnan()]
         self.counts.view(-1).index_add_(0, known, torch.ones_like(known))
 
-    def merge(self, other: Sketch) -> None:
-        """Take in all numbers of another sketch."""
-        self.counts += other.counts
-
-    def quantile(self, share: float) -> Float[Tensor, "statistic row"]:
+    def quantile(self, share: float, statistic: int) -> Float[Tensor, " row"]:
         """Return the smallest number that this share of numbers does not exceed, NaN of none.
 
         Args:
             share: From 0 to 1.
+            statistic: Its number.
         """
-        upto = self.counts.cumsum(-1)
+        upto = self.counts[statistic].cumsum(-1)
         total = upto[..., -1:]
         wanted = (share * total.to(torch.float64)).ceil().clamp(min=1).to(torch.int64)
         found = _middles()[torch.searchsorted(upto, wanted).squeeze(-1).clamp(max=BINS - 1)]
         return found.masked_fill(total.squeeze(-1) == 0, torch.nan)
 
-    def infinite(self) -> Int[Tensor, "statistic row"]:
-        """Return how many numbers were infinite."""
-        return self.counts[..., 0] + self.counts[..., -1]
+    def infinite(self, statistic: int) -> Int[Tensor, " row"]:
+        """Return how many numbers of a statistic were infinite."""
+        counts = self.counts[statistic]
+        return counts[..., 0] + counts[..., -1]
 
     def state(self) -> dict[str, Tensor]:
         """Return everything as tensors: of most bins there is nothing to say."""
@@ -89,6 +88,7 @@ def bins_of(values: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
     return _ZERO + (side * values.sign()).nan_to_num(0).to(torch.int64)
 
 
+@cache
 def _middles() -> Float[Tensor, " bin"]:
     """Return the number that stands for each bin."""
     steps = torch.arange(_FIRST, _FIRST + _SIDE, dtype=torch.float64)

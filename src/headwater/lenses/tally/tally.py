@@ -15,18 +15,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headwater.errors import UnknownOptionError, did_you_mean
+from headwater.lenses.intervals import CONFIDENCE, stretched
 from headwater.lenses.measure import INPUT, Measured, Plan
 from headwater.lenses.rows import Row
 from headwater.lenses.statistics import BY_KEY, TARGETS, columns
 from headwater.lenses.tally import closeness
+from headwater.lenses.tally.limits import limits
 from headwater.lenses.tally.moments import Moments
-from headwater.lenses.tally.replicates import CONFIDENCE, Replicates, around
+from headwater.lenses.tally.replicates import Replicates
 from headwater.lenses.tally.sketch import ACCURACY, Sketch
 from headwater.lenses.tally.types import Seen, Types, recurring
 
 
 @dataclass(frozen=True)
-class Kept:
+class Bounds:
     """Until when a token counts as kept along the rows."""
 
     rank: float = 10
@@ -42,17 +44,17 @@ class Tally:
 
     Args:
         plan: What is measured.
-        kept: Until when a token counts as kept.
+        bounds: Until when a token counts as kept.
     """
 
-    def __init__(self, plan: Plan, kept: Kept = Kept()) -> None:
+    def __init__(self, plan: Plan, bounds: Bounds = Bounds()) -> None:
         self.rows: tuple[Row, ...] = plan.rows
         self.stream = [number for number, row in enumerate(plan.rows) if row.is_stream]
         """The rows of the residual stream: all but single writes to it."""
-        self.kept, self.seed = Kept(float(kept.rank), float(kept.kl)), plan.seed
+        self.bounds, self.seed = Bounds(float(bounds.rank), float(bounds.kl)), plan.seed
         self.given = len(plan.tokens)
         self.prompts = self.positions = 0
-        self.types = Types(len(self.stream), kept.rank, kept.kl)
+        self.types = Types(len(self.stream), bounds.rank, bounds.kl)
         self._sums: _Sums | None = None
 
     def add(self, measured: Measured) -> None:
@@ -102,15 +104,15 @@ class Tally:
 
     def infinite(self, key: str) -> Int[Tensor, " row"]:
         """Return at how many positions a statistic is infinite; means leave these out."""
-        return self._found.sketch.infinite()[self.place(key)]
+        return self._found.sketch.infinite(self.place(key))
 
     def mean(self, key: str) -> Float[Tensor, " row"]:
         """Return the mean over positions."""
-        return self._found.moments.means()[self.place(key)]
+        return self._found.moments.means(self.place(key))
 
     def deviation(self, key: str) -> Float[Tensor, " row"]:
         """Return the standard deviation over positions."""
-        return self._found.moments.deviations()[self.place(key)]
+        return self._found.moments.deviations(self.place(key))
 
     def quantile(self, key: str, share: float) -> Float[Tensor, " row"]:
         """Return the value that this share of positions does not exceed, good to 1 %."""
@@ -118,7 +120,7 @@ class Tally:
             raise UnknownOptionError(
                 f"quantile({key!r}, {share}): a share is from 0 to 1.\nThe median is 0.5."
             )
-        found = self._found.sketch.quantile(share)[self.place(key)]
+        found = self._found.sketch.quantile(share, self.place(key))
         if key in BY_KEY and BY_KEY[key].group == "rank":
             # ranks are halves: where bins are narrower than that, the rank itself is known
             return torch.where(found < 1 / (4 * ACCURACY), (2 * found).round() / 2, found)
@@ -128,11 +130,15 @@ class Tally:
         self, key: str, confidence: float = CONFIDENCE
     ) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"]]:
         """Return the ends of the mean's interval over prompts; NaN if there is one prompt."""
-        return around(self.replicates(key), self.prompts, confidence)
+        found = self.replicates(key)
+        low, high = stretched(found[0], found[1:], self.prompts, confidence)
+        least, most = limits(key)
+        # rounding takes a KL of nothing below 0, but no end beyond its mean
+        return low.clamp(min=least).minimum(found[0]), high.clamp(max=most).maximum(found[0])
 
     def replicates(self, key: str) -> Float[Tensor, "replicate row"]:
         """Return the mean over the corpus, then over each replicate of it."""
-        return self._found.curves.means()[:, self.place(key)]
+        return self._found.curves.means(self.place(key))
 
     def close(self) -> Float[Tensor, "replicate column row"]:
         """Return the shares of positions for `closeness.columns`, corpus first."""
@@ -199,8 +205,8 @@ class Tally:
             Replicates.restored(parts["curves"]),
             Replicates.restored(parts["close"]),
         )
-        kept = Kept(types.kept_rank, types.kept_kl)
-        found = cls(Plan(tuple(rows), seed=sums.curves.seed), kept)
+        bounds = Bounds(types.kept_rank, types.kept_kl)
+        found = cls(Plan(tuple(rows), seed=sums.curves.seed), bounds)
         found.types, found._sums = types, sums
         found.prompts, found.positions = state["read"].tolist()
         return found
