@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -16,10 +17,13 @@ import headwater as hw
 import tiny_models
 import tiny_tasks
 from headwater.directs import removed
-from headwater.directs.attribute import attribute_logit
+from headwater.directs.asked import task_of
+from headwater.directs.attribute import Decomposition, attribute_logit
 from headwater.directs.linear import LinearMap
 from headwater.directs.norms import probed
+from headwater.directs.parts import Part
 from headwater.directs.result import LogitAttribution
+from headwater.endings import Ending
 from headwater.errors import (
     AnswerError,
     GateError,
@@ -658,3 +662,54 @@ def test_rows_tables_and_names(tmp_path: Any) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunFolderError, match="holds other files"):
         found.save(tmp_path)
+
+
+def test_a_row_is_its_part_and_what_was_found_of_it() -> None:
+    found = attribute_logit(hw.load("tiny"), SENTENCE, "Mary", components=hw.heads())
+    for part, row in zip(found.parts, found.rows(), strict=True):
+        assert isinstance(row, Part)
+        assert row.to_dict() == {
+            **asdict(part),
+            "score": float(found[part.name].mean()),
+            "spread": 0.0,
+            "direct": None,
+            "total": None,
+        }
+
+
+def test_a_logit_of_other_versions_is_the_same_and_another_is_told_apart(tmp_path: Any) -> None:
+    model = hw.load("tiny")
+    found = attribute_logit(model, SENTENCE, "Mary")
+    found.save(tmp_path)
+    found.provenance["versions"] = {"torch": "99"}
+    found.save(tmp_path)
+    assert LogitAttribution.load(tmp_path).provenance["versions"] == {"torch": "99"}
+    with pytest.raises(RunFolderError, match="position: -1 there, -2 now"):
+        attribute_logit(model, SENTENCE, "Mary", position=-2).save(tmp_path)
+
+
+def test_a_number_that_is_not_finite_leaves_json_that_every_reader_takes(tmp_path: Any) -> None:
+    found = attribute_logit(hw.load("tiny"), SENTENCE, "Mary")
+    found.scores[0, 0] = torch.nan
+    found.save(tmp_path)
+    data = json.loads((tmp_path / "logits.json").read_text(), parse_constant=pytest.fail)
+    assert data["rows"][0]["score"] is None
+    assert LogitAttribution.load(tmp_path).rows()[1] == found.rows()[1]
+
+
+@pytest.mark.parametrize("lacking", ["parts", "audit", "provenance"])
+def test_a_damaged_result_is_refused_with_how_to_make_one(tmp_path: Any, lacking: str) -> None:
+    attribute_logit(hw.load("tiny"), SENTENCE, "Mary").save(tmp_path)
+    data = json.loads((tmp_path / "logits.json").read_text())
+    del data[lacking]
+    (tmp_path / "logits.json").write_text(json.dumps(data))
+    with pytest.raises(RunFolderError, match=r"this release can read.*\n.*hw\.attribute_logit"):
+        LogitAttribution.load(tmp_path)
+
+
+def test_in_bfloat16_a_model_without_a_scale_has_none() -> None:
+    model = tiny_tasks.model("Llama", torch.bfloat16)
+    taken = Decomposition(model, task_of(PROMPT, ANSWER, None, -1), None, 1)
+    with model.frozen():
+        taken.collected()
+    assert taken.ending == Ending(1.0)

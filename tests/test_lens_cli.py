@@ -100,6 +100,143 @@ def test_a_translator_is_fitted_used_and_judged(corpus, tmp_path):
     )
 
 
+def forbidden(monkeypatch, name):
+    """Let nothing be computed: what is refused later than before the work fails."""
+
+    def ran(*args, **kwargs):
+        pytest.fail(f"{name} ran")
+
+    monkeypatch.setattr(f"headwater.{name}", ran)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seed", 1], "seed: 0 there, 1 now"),
+        (["--best", 3], "best: 10 there, 3 now"),
+        (["--tokens", "John"], "tokens"),
+        (["--sublayers"], "names"),
+        (["--layers", "1"], "names"),
+        (["--readout", "none"], "readout: final-norm there, none now"),
+        (["--text", "John"], "texts"),
+    ],
+)
+def test_a_folder_of_another_lens_is_refused_before_anything_runs(
+    tmp_path, monkeypatch, words, said
+):
+    hw.lens(hw.load("tiny"), PROMPT).save(tmp_path)
+    forbidden(monkeypatch, "lens")
+    usual = ["--model", "tiny", "--text", PROMPT, "--check", 8, "--out", tmp_path]
+    refusal = run(*usual, *words, fails="already holds another lens")
+    assert said in refusal
+
+
+def test_a_lens_through_a_translator_claims_its_folder(corpus, tmp_path, monkeypatch):
+    model = hw.load("tiny")
+    hw.fit_lens(model, corpus).save(tmp_path / "map")
+    usual = ["--model", "tiny", "--text", PROMPT, "--translator", tmp_path / "map"]
+    run(*usual, "--out", tmp_path / "run")
+    run(*usual, "--out", tmp_path / "run")  # the same again
+    forbidden(monkeypatch, "lens")
+    said = run(*usual[:4], "--out", tmp_path / "run", fails="another lens")
+    assert "translator" in said
+
+
+def test_other_files_are_refused_before_a_model_is_loaded(corpus, tmp_path, monkeypatch):
+    hw.fit_lens(hw.load("tiny"), corpus).save(tmp_path / "map")
+    (tmp_path / "notes.txt").write_text("mine")
+    forbidden(monkeypatch, "load")
+    for words in (
+        ["--text", PROMPT],
+        ["fit", "--file", corpus],
+        ["evaluate", tmp_path / "map", "--file", corpus],
+        ["logit", "--prompt", PROMPT, "--answer", "Mary"],
+    ):
+        run(*words, "--model", "tiny", "--out", tmp_path, fails="(map, notes.txt)")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--method", "bias", "--steps", 2], "method: lstsq there, bias now"),
+        (["--seed", 3], "seed: 0 there, 3 now"),
+        (["--limit", 9], "corpus: "),
+        (["--length", 5], "corpus: "),
+        (["--file", "{other}"], "corpus: "),
+        (["--file", "{longer}"], "corpus: "),
+        (["--layers", "1"], "rows"),
+    ],
+)
+def test_a_folder_of_another_translator_is_refused_before_anything_is_fitted(
+    corpus, tmp_path, monkeypatch, words, said
+):
+    other, longer = tmp_path / "other.txt", tmp_path / "longer.txt"
+    other.write_text(corpus.read_text().replace("Mary", "Anna"))
+    longer.write_text(corpus.read_text() + "\nMary and John")
+    usual = ["fit", "--model", "tiny", "--file", corpus, "--out", tmp_path / "map"]
+    run(*usual)
+    run(*usual)  # the same again
+    forbidden(monkeypatch, "fit_lens")
+    words = [str(one).format(other=other, longer=longer) for one in words]
+    assert said in run(*usual, *words, fails="already holds another translator")
+
+
+@pytest.mark.parametrize("method", ["bias", "kl"])
+def test_a_trained_translator_is_fitted_again_into_its_folder(corpus, tmp_path, method):
+    usual = ["fit", "--model", "tiny", "--file", corpus, "--method", method, "--out", tmp_path]
+    hw.fit_lens(hw.load("tiny"), corpus, method, steps=2).save(tmp_path)
+    assert f"saved in {tmp_path}" in run(*usual, "--steps", 2)
+    assert "steps: 2 there, 3 now" in run(*usual, "--steps", 3, fails="another translator")
+
+
+def test_an_evaluation_in_the_folder_of_another_translator_is_refused(
+    corpus, tmp_path, monkeypatch
+):
+    model = hw.load("tiny")
+    hw.fit_lens(model, corpus).save(tmp_path / "one")
+    hw.fit_lens(model, corpus, limit=20).save(tmp_path / "other")
+    monkeypatch.setattr(hw.Translator, "evaluate", lambda *_, **__: pytest.fail("it ran"))
+    usual = ["evaluate", tmp_path / "one", "--model", "tiny", "--file", corpus]
+    run(*usual, "--out", tmp_path / "other", fails="another translator than the one that is judged")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--answer", "John"], "task.pairs[0].answer"),
+        (["--position", -2], "position: -1 there, -2 now"),
+        (["--components", "mlps"], "components"),
+        (["--dtype", "float64"], "model.dtype: float32 there, float64 now"),
+        (["--against", "John"], "against: False there, True now"),
+    ],
+)
+def test_a_folder_of_another_logit_is_refused_before_anything_runs(
+    tmp_path, monkeypatch, words, said
+):
+    usual = ["logit", "--model", "tiny", "--prompt", PROMPT, "--answer", "Mary", "--out", tmp_path]
+    run(*usual)
+    run(*usual)  # the same again
+    forbidden(monkeypatch, "attribute_logit")
+    assert said in run(*usual, *words, fails="already holds another logit's attribution")
+
+
+def test_seed_and_progress_reach_the_tests_of_a_lens(monkeypatch):
+    given = {}
+    for name in ("check", "kept"):
+        real = getattr(hw.Lens, name)
+
+        def noted(lens, *args, real=real, name=name, **options):
+            given[name] = options
+            return real(lens, *args, **options)
+
+        monkeypatch.setattr(hw.Lens, name, noted)
+    words = "Mary gave a ball to John and Mary gave a ball to"
+    usual = ["--model", "tiny", "--text", words, "--check", 2, "--kept", 3]
+    run(*usual, "--seed", 5, "--no-progress")
+    assert given["check"] == {"sample": 2, "seed": 5, "progress": False}
+    assert given["kept"] == {"sample": 3, "seed": 5, "progress": False}
+
+
 def test_a_logit_is_split_into_what_parts_write():
     prompt = f"{PROMPT} , John gave a drink to"
     said = run(
@@ -135,6 +272,13 @@ def test_a_run_folder_of_either_kind_becomes_a_page_again(corpus, tmp_path):
         (["--model", "tiny", "--text", PROMPT, "--rarity", "--counts", "x"], "--counts 'x'"),
         (["--model", "tiny", "--file", "x", "--check", "2"], "--check goes with --text"),
         (["--model", "tiny", "--file", "x", "--against", "r1"], "--against goes with --text"),
+        (["--model", "tiny", "--file", "x", "--best", "10"], "--best goes with --text"),
+        (["--model", "tiny", "--file", "x", "--statistic", "rms"], "--statistic goes with --text"),
+        (["--model", "tiny", "--file", "x", "--counts", "corpus"], "--counts goes with --rarity"),
+        (["--model", "tiny", "--text", PROMPT, "--limit", "3"], "--limit goes with --file"),
+        (["--model", "tiny", "--text", PROMPT, "--max-tokens", "512"], "--max-tokens goes with"),
+        (["--model", "tiny", "--text", PROMPT, "--counts", "corpus"], "--counts goes with --rar"),
+        (["--model", "tiny", "--text", PROMPT, "--statistic", "rms"], "--statistic goes with --pl"),
     ],
 )
 def test_what_cannot_be_done_is_refused(words, said):

@@ -1,6 +1,8 @@
 """A lens as a result: printed, saved, loaded, drawn, on a page."""
 
+import dataclasses
 import json
+import math
 import re
 
 import pytest
@@ -44,7 +46,7 @@ def test_a_folder_with_another_lens_is_refused_and_can_be_overwritten(lens, mode
     lens.save(tmp_path)
     lens.save(tmp_path)  # the same one is no other
     other = hw.lens(model, PROMPTS[0])
-    with pytest.raises(RunFolderError, match="holds another lens"):
+    with pytest.raises(RunFolderError, match=r"holds another lens[^$]*names: .* there"):
         other.save(tmp_path)
     other.save(tmp_path, overwrite=True)
     assert hw.Lens.load(tmp_path).texts == (PROMPTS[0],)
@@ -54,6 +56,70 @@ def test_a_folder_with_other_files_is_refused(lens, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunFolderError, match=r"other files than a lens \(notes.txt\)"):
         lens.save(tmp_path)
+
+
+def test_a_lens_of_other_versions_is_the_same_lens(lens, tmp_path):
+    lens.save(tmp_path)
+    (tmp_path / folder.PAGE).write_text("of the first")
+    versions = {**lens.provenance["versions"], "torch": "99"}
+    provenance = {**lens.provenance, "versions": versions}
+    dataclasses.replace(lens, provenance=provenance).save(tmp_path)
+    assert hw.Lens.load(tmp_path).provenance["versions"]["torch"] == "99"
+    assert not (tmp_path / folder.PAGE).exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"seed": 1}, "seed: 0 there, 1 now"),
+        ({"best": 3}, "best: 10 there, 3 now"),
+        ({"mixtures": False}, "mixtures: True there, False now"),
+        ({"tokens": ["John"]}, r"tokens\[0\]: Mary there, John now"),
+        ({"readout": "none"}, "readout: final-norm there, none now"),
+    ],
+)
+def test_a_lens_with_another_option_is_another_lens_and_the_option_is_named(
+    lens, model, tmp_path, given, said
+):
+    lens.save(tmp_path)
+    other = hw.lens(model, PROMPTS, **{"sublayers": True, "tokens": ["Mary"], **given})
+    with pytest.raises(RunFolderError, match=said):
+        other.save(tmp_path)
+
+
+def test_other_token_ids_are_another_lens(model, tmp_path):
+    hw.lens(model, [[3, 4, 5]]).save(tmp_path)
+    with pytest.raises(RunFolderError, match="prompts_hash"):
+        hw.lens(model, [[3, 4, 6]]).save(tmp_path)
+
+
+def test_a_number_that_is_not_finite_leaves_json_that_every_reader_takes(lens, tmp_path):
+    added = {"check": {"sentences": [], "table": {"rows": [[math.nan, 1.0]]}}}
+    dataclasses.replace(lens, added=added).save(tmp_path)
+    text = (tmp_path / folder.REPORT).read_text()
+    data = json.loads(text, parse_constant=pytest.fail)
+    assert data["added"]["check"]["table"]["rows"] == [[None, 1.0]]
+    row = hw.Lens.load(tmp_path).added["check"]["table"]["rows"][0]
+    assert str(row[0]) == "nan"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data.pop("rows"),
+        lambda data: data.update(rows=["r0"]),
+        lambda data: data.update(vocabulary={"the": "1"}),
+        lambda data: data.update(vocabulary=None),
+        lambda data: data.update(tally_keys=3),
+    ],
+)
+def test_a_damaged_lens_is_refused_with_how_to_make_one(lens, tmp_path, damage):
+    lens.save(tmp_path)
+    data = json.loads((tmp_path / folder.REPORT).read_text())
+    damage(data)
+    (tmp_path / folder.REPORT).write_text(json.dumps(data))
+    with pytest.raises(RunFolderError, match=r"holds no lens that this .*\n.*headwater lens --out"):
+        hw.Lens.load(tmp_path)
 
 
 @pytest.mark.parametrize("broken", ["nothing", "json", "tensors", "release"])
@@ -189,8 +255,6 @@ def test_a_lens_through_a_translator_is_tested_through_it(model):
 
 
 def test_the_divergence_that_rounding_took_below_zero_is_told(lens):
-    import dataclasses
-
     kl = lens.arrays.kl.clone()
     kl[0, 0, 0, 0] = -3e-4
     arrays = dataclasses.replace(lens.arrays, kl=kl)

@@ -23,6 +23,8 @@ lens_app = typer.Typer(
     subcommand_metavar="[fit | evaluate | logit] ...",
 )
 
+CONTROLS = 8
+"""Tokens of other positions that are ranked at each."""
 EXAMPLES = 3
 """Prompts of a corpus whose cells are on its page."""
 
@@ -121,6 +123,7 @@ def lens(
             'Write --text "Mary and John went to" for single prompts, --file corpus.txt for many.'
         )
     refuse_unknown("readout", readout, READINGS)
+    _refuse_unused(context, of_corpus=file is not None, rarity=rarity, plot=plot, out=out)
     shared: dict[str, Any] = {
         "layers": _layers(layers),
         "sublayers": sublayers,
@@ -132,13 +135,16 @@ def lens(
         "progress": progress,
     }
     if file is not None:
-        _refuse_of_prompts(
-            writes=writes, tokens=tokens, check=check, kept=kept, plot=plot, against=against
-        )
+        if not set(against.split(",")) <= {"final", "first"}:
+            raise UnknownOptionError(f"--against {_OF_PROMPTS}")
         run = _Corpus(file, shared, limit, max_tokens, rarity, counts)
         run.go(_loaded(model, device, dtype), out, as_json)
         return
     assert text is not None
+    if out is not None:
+        from headwater.lenses.folder import FOLDER
+
+        FOLDER.claim(out)  # other files: before a model is loaded
     ends = [int(one) if one.lstrip("-").isdigit() else one for one in against.split(",")]
     run = _Prompts(text, shared, ends, rarity, counts)
     run.given |= {"writes": writes, "best": best, "tokens": tokens.split(",") if tokens else ()}
@@ -164,11 +170,10 @@ class _Prompts:
         from headwater.lenses import folder, words
         from headwater.lenses.plot import refuse_format
         from headwater.lenses.rows import index_of, rows_of
+        from headwater.lenses.translators import as_translator
 
         path, statistic = self.picture
         counts = _counts(self.counts) if self.rarity else None
-        if out is not None:
-            folder.claim(out)
         if path is not None:
             refuse_format(path)
         rows = rows_of(
@@ -176,12 +181,16 @@ class _Prompts:
         )
         for one in self.against:
             index_of(rows, one)  # refuses before anything runs
-        found = hw.lens(model, self.texts, **self.given)
+        given = {**self.given, "translator": as_translator(self.given["translator"], model, rows)}
+        if out is not None:
+            self._claim(out, model, rows, given)
+        found = hw.lens(model, self.texts, controls=CONTROLS, **given)
+        drawn = {one: given[one] for one in ("seed", "progress")}
         tests: list[Any] = []
         if self.tests["check"]:
-            tests.append(found.check(sample=self.tests["check"]))
+            tests.append(found.check(sample=self.tests["check"], **drawn))
         if self.tests["kept"]:
-            tests.append(found.kept(sample=self.tests["kept"]))
+            tests.append(found.kept(sample=self.tests["kept"], **drawn))
         rare = found.rarity(counts) if self.rarity else None
         if path is not None:
             found.plot(path, statistic)
@@ -201,6 +210,21 @@ class _Prompts:
         say(lines)
         if page is not None:
             typer.echo(f"\nsaved in {out}; the page: {page}")
+
+    def _claim(self, out: Path, model: Model, rows: Any, given: dict[str, Any]) -> None:
+        """Refuse a folder that holds another lens, before anything runs."""
+        from headwater.lenses import folder
+
+        translator = given["translator"]
+        folder.claim(
+            out,
+            model,
+            self.texts,
+            rows,
+            translator=None if translator is None else translator.described,
+            controls=CONTROLS,
+            **{one: given[one] for one in ("tokens", "best", "readout", "decode_with", "seed")},
+        )
 
 
 class _Corpus:
@@ -281,13 +305,31 @@ def _counts(words: str) -> Any:
     return found
 
 
-def _refuse_of_prompts(**given: Any) -> None:
-    for name, value in given.items():
-        if value and not (name == "against" and set(value.split(",")) <= {"final", "first"}):
-            raise UnknownOptionError(
-                f"--{name} goes with --text: of a corpus single positions are not kept, and its "
-                "rows are compared with final and first.\nGive some prompts with --text."
-            )
+_OF_PROMPTS = (
+    "goes with --text: of a corpus single positions are not kept, and its rows are compared with "
+    "final and first.\nGive some prompts with --text."
+)
+
+
+def _refuse_unused(
+    context: typer.Context, *, of_corpus: bool, rarity: bool, plot: Path | None, out: Path | None
+) -> None:
+    """Refuse options that were typed and would change nothing."""
+    instead: dict[str, str] = {}
+    if of_corpus:
+        for name in ("writes", "tokens", "best", "check", "kept", "plot", "statistic"):
+            instead[name] = _OF_PROMPTS
+    else:
+        instead["limit"] = "goes with --file: every --text is read."
+        instead["max_tokens"] = "goes with --file: a --text is read whole."
+        if plot is None:
+            instead["statistic"] = "goes with --plot: it says what is drawn."
+    if not rarity and not (of_corpus and out is not None):  # a corpus's page shows rarity
+        instead["counts"] = "goes with --rarity: it says how common tokens are."
+    for name, why in instead.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UnknownOptionError(f"--{name.replace('_', '-')} {why}")
 
 
 def say_json(data: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,29 +51,39 @@ def fit(
     import headwater as hw
     from headwater.cli import choices
     from headwater.lenses.readout import refuse_unknown
-    from headwater.lenses.translators.fit import FITTED
-    from headwater.lenses.translators.folder import OURS, claim
+    from headwater.lenses.rows import rows_of
+    from headwater.lenses.translators import folder
+    from headwater.lenses.translators.fit import FITTED, STEPS
 
     refuse_unknown("method", method, tuple(FITTED))
-    claim(out, OURS, "translator")
+    chosen = None if layers is None else choices.numbers(layers, "--layers")
+    folder.FOLDER.claim(out)
+    loaded = hw.load(model, device=device)
+    rows = rows_of(loaded.anatomy(), chosen, sublayers=sublayers)[:-1]
+    corpus: Any = {"limit": limit, "length": length}
+    shared: Any = {"batch_size": batch_size, "seed": seed}
+    of_method: Any = {"readout": "final-norm"}
+    if method in folder.TRAINED:
+        of_method["steps"] = STEPS if steps is None else steps
+    if method == "kl":
+        of_method["start"] = "identity"
+    folder.claim(out, loaded, file, method, rows, **corpus, **shared, **of_method)
     translator = hw.fit_lens(
-        hw.load(model, device=device),
+        loaded,
         file,
         method,  # type: ignore[arg-type]
-        layers=None if layers is None else choices.numbers(layers, "--layers"),
+        layers=chosen,
         sublayers=sublayers,
-        limit=limit,
-        length=length,
         steps=steps,
-        batch_size=batch_size,
-        seed=seed,
         progress=progress,
+        **corpus,
+        **shared,
     )
-    translator.save(out)
-    if as_json:
-        say_json(translator.described)
-        return
-    say([repr(translator), "", f"saved in {out}; use it: headwater lens --translator {out} ..."])
+    translator.save(out, overwrite=True)  # the same one, or none: it was claimed
+    told(
+        translator, translator.described, out, as_json,
+        use=f"; use it: headwater lens --translator {out} ...",
+    )  # fmt: skip
 
 
 @lens_app.command()
@@ -93,8 +104,11 @@ def evaluate(
 ) -> None:
     """Judge a translator on held-out prompts, beside the controls that it has to beat."""
     import headwater as hw
+    from headwater.lenses.translators import folder
 
     fitted = hw.Translator.load(translator)
+    if out is not None:
+        folder.claim_evaluation(out, fitted.sha256)
     found = fitted.evaluate(
         hw.load(model, device=device),
         file,
@@ -106,10 +120,7 @@ def evaluate(
     )
     if out is not None:
         found.save(out)
-    if as_json:
-        say_json(found.to_dict())
-        return
-    say([repr(found), *(() if out is None else ("", f"saved in {out}"))])
+    told(found, found.to_dict(), out, as_json)
 
 
 @lens_app.command()
@@ -135,10 +146,18 @@ def logit(
     """Split a logit into what each part writes toward it, the final norm frozen: an exact sum."""
     import headwater as hw
     from headwater.cli import choices
+    from headwater.directs import folder
+    from headwater.directs.asked import task_of
 
     chosen: Any = choices.components(components, layers, None)
+    if out is not None:
+        folder.FOLDER.claim(out)
+    loaded = hw.load(model, device=device)
+    runner = loaded if dtype is None else loaded.to(dtype=dtype)
+    if out is not None:
+        folder.claim(out, runner, task_of(prompt, answer, against, position), chosen)
     found = hw.attribute_logit(
-        hw.load(model, device=device),
+        runner,
         prompt,
         answer,
         against=against,
@@ -146,13 +165,19 @@ def logit(
         components=chosen,
         audit=audit,
         sample=sample,
-        dtype=dtype,
         seed=seed,
         progress=progress,
     )
     if out is not None:
         found.save(out)
+    told(found, found.to_dict(), out, as_json)
+
+
+def told(
+    found: Any, data: Mapping[str, Any], out: Path | None, as_json: bool, *, use: str = ""
+) -> None:
+    """Print a result, or its plain data, and where it was saved."""
     if as_json:
-        say_json(found.to_dict())
+        say_json(data)
         return
-    say([repr(found), *(() if out is None else ("", f"saved in {out}"))])
+    say([repr(found), *(() if out is None else ("", f"saved in {out}{use}"))])

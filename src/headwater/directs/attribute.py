@@ -20,9 +20,10 @@ from headwater.directs.asked import batches_of, task_of
 from headwater.directs.capture import Capture, captured
 from headwater.directs.metric import LogitMetric
 from headwater.directs.parts import Part, Plan
-from headwater.directs.readout import Ending, Readout, ending_of
+from headwater.directs.readout import Readout, proven_ending
 from headwater.directs.result import LogitAttribution
 from headwater.directs.sums import direction_of, summed
+from headwater.endings import Ending
 from headwater.models import Model
 from headwater.prompts import Task
 
@@ -158,7 +159,7 @@ class Decomposition:
             found = captured(self.model, batch, self.metric, self.plan.sites)
             if place == 0:
                 raw = self.readout.unembedded(found.normed)
-                self.ending = ending_of(self.model, raw, found.logits)
+                self.ending = proven_ending(self.model, raw, found.logits)
             yield found
 
     def collected(self) -> Taken:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from headwater.directs.linear import WIDE, LinearMap
 from headwater.directs.norms import Norm, probed
+from headwater.endings import Ending, cap_of, ending_of
 from headwater.errors import UnsupportedModelError
 from headwater.models import Model
 from headwater.precision import true_float64
@@ -77,19 +77,10 @@ class Readout:
         return raw[:, 0].to(self.model.device, WIDE)
 
 
-@dataclass(frozen=True)
-class Ending:
-    """What a model does to its logits after the unembedding."""
-
-    scale: float = 1.0
-    cap: float | None = None
-    """Logits become `cap * tanh(logits / cap)`."""
-
-
-def ending_of(
+def proven_ending(
     model: Model, raw: Float[Tensor, "row vocab"], logits: Float[Tensor, "row vocab"]
 ) -> Ending:
-    """Find scale or soft cap from logits before and after.
+    """Find scale or soft cap from logits before and after, or refuse.
 
     Args:
         model: Whose configuration names the cap, if it has one.
@@ -102,29 +93,17 @@ def ending_of(
     Raises:
         UnsupportedModelError: If neither does.
     """
-    logits = logits.to(raw)
-    scale = float((raw * logits).sum() / raw.square().sum().clamp(min=1e-300))
-    config: Any = model.module.config
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    cap = getattr(config, "final_logit_softcapping", None)
-    endings = [Ending(scale), *([] if not cap else [Ending(cap=float(cap))])]
-    offs = [float((ended(raw, one) - logits).abs().max() / spread(logits)) for one in endings]
-    best = min(range(len(endings)), key=offs.__getitem__)
-    if offs[best] <= tolerance(model.dtype):
-        return endings[best]
+    size = spread(logits.to(raw))
+    allowed = tolerance(model.dtype) * size
+    ending, off = ending_of(model, raw, logits, allowed)
+    if off <= allowed:
+        return ending
     raise UnsupportedModelError(
         f"{model.name}: the logits are not the unembedding of the normed last residual, scaled"
-        f"{' or capped' if cap else ''}: off by {offs[best]:.2g} of their spread.\n"
+        f"{' or capped' if cap_of(model) else ''}: off by {off / size:.2g} of their spread.\n"
         "What lies between is not known here, so no sum of parts is the logit. Score what parts "
         "do instead: hw.attribute(model, task, components, hw.Exact(), reference=hw.Zero())."
     )
-
-
-def ended(raw: Float[Tensor, "row vocab"], ending: Ending) -> Float[Tensor, "row vocab"]:
-    """Return the logits that an ending makes of those before it."""
-    if ending.cap is not None:
-        return ending.cap * (raw / ending.cap).tanh()
-    return ending.scale * raw
 
 
 def tolerance(dtype: torch.dtype) -> float:

@@ -13,14 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headwater.directs import folder
 from headwater.directs.audit import LogitAudit
+from headwater.directs.folder import FOLDER
 from headwater.directs.parts import Part
 from headwater.directs.rows import Row, rows_of
 from headwater.errors import (
     ModelGoneError,
     ResultError,
-    RunFolderError,
     UnknownComponentError,
     did_you_mean,
 )
@@ -261,7 +260,7 @@ class LogitAttribution:
             tensors["capped"] = self.capped
         if self.checked is not None:
             tensors |= {"direct": self.checked.direct, "total": self.checked.total}
-        return folder.write(Path(path), self.to_dict(), tensors, overwrite=overwrite)
+        return FOLDER.write(Path(path), self.to_dict(), tensors, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> LogitAttribution:
@@ -270,8 +269,9 @@ class LogitAttribution:
         Raises:
             RunFolderError: If the folder holds no result that this release can read.
         """
-        data, tensors = folder.read(Path(path))
-        try:
+        there = Path(path)
+        data, tensors = FOLDER.read(there)
+        with FOLDER.reading(there):
             audit, checked = data["audit"], None
             if audit is not None:
                 checked = LogitAudit.from_dict(audit, tensors["direct"], tensors["total"])
@@ -283,8 +283,3 @@ class LogitAttribution:
                 provenance=data["provenance"],
                 checked=checked,
             )
-        except (KeyError, TypeError, ResultError) as error:
-            raise RunFolderError(
-                f"{path} holds no result that this release can read: {type(error).__name__}: "
-                f"{error}.\nCompute it again: hw.attribute_logit(...).save(path)."
-            ) from error

@@ -8,21 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from headwater.directs.parts import Part
+
 if TYPE_CHECKING:
     from headwater.directs.result import LogitAttribution
 
 
-@dataclass(frozen=True)
-class Row:
-    """One part."""
+@dataclass(frozen=True, kw_only=True)
+class Row(Part):
+    """A part, and what was found of it."""
 
-    name: str
-    kind: str
-    """A component's kind, or `input`, `bias`, `rounding`."""
-    layer: int | None
-    index: int | None
-    asked: bool
-    """Whether it is one of the components that were asked for."""
     score: float
     """Contribution with the norm frozen, mean over prompts."""
     spread: float
@@ -47,20 +42,13 @@ def rows_of(result: LogitAttribution, places: Sequence[int]) -> list[Row]:
             effects: torch.Tensor = getattr(result.checked, kind).mean(0)
             named = zip(result.asked, effects.tolist(), strict=True)
             found.update({name: one for name, one in named if one == one})
-    rows = []
-    for place in places:
-        part = result.parts[place]
-        rows.append(
-            Row(
-                name=part.name,
-                kind=part.kind,
-                layer=part.layer,
-                index=part.index,
-                asked=part.asked,
-                score=means[place],
-                spread=spreads[place],
-                direct=exact["direct"].get(part.name),
-                total=exact["total"].get(part.name),
-            )
+    return [
+        Row(
+            **asdict(part),
+            score=means[place],
+            spread=spreads[place],
+            direct=exact["direct"].get(part.name),
+            total=exact["total"].get(part.name),
         )
-    return rows
+        for place, part in ((place, result.parts[place]) for place in places)
+    ]

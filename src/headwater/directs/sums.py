@@ -12,7 +12,8 @@ from headwater.directs.capture import EMBED, Capture
 from headwater.directs.linear import WIDE
 from headwater.directs.metric import LogitMetric
 from headwater.directs.parts import Plan, Write
-from headwater.directs.readout import Ending, Readout, spread, tolerance
+from headwater.directs.readout import Readout, spread, tolerance
+from headwater.endings import Ending
 from headwater.errors import UnsupportedModelError
 
 

@@ -2,95 +2,89 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
-from headwater.errors import RunFolderError
-from headwater.files import foreign, make_writable, write_atomically, write_text
+from headwater.folders import Folder, without_versions
+from headwater.lenses.asked import Prompts, encoded
+from headwater.lenses.provenance import provenance
+from headwater.lenses.rows import Row
+from headwater.lenses.tokens import token_ids
+from headwater.models import Model
 
 REPORT, TENSORS, PAGE = "lens.json", "lens.safetensors", "page.html"
-SCHEMA = 1
+
+
+def identity_of(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a lens is of: the model, what was read of which prompts, and how.
+
+    Args:
+        data: The lens as plain data.
+    """
+    decisive = without_versions(data["provenance"])
+    options = decisive.pop("options")
+    asked = ("texts", "prompts_hash", "names", "tokens", "best", "mixtures")
+    return {**decisive, **options, **{key: data[key] for key in asked}}
+
+
+FOLDER = Folder(
+    report=REPORT,
+    tensors=TENSORS,
+    page=PAGE,
+    what="lens",
+    made_by="headwater lens --out FOLDER",
+    identity=identity_of,
+)
 
 
 def holds_lens(path: Path) -> bool:
     """Whether a folder holds a lens."""
-    return (path / REPORT).is_file()
+    return FOLDER.holds(path)
 
 
-def claim(path: Path) -> None:
-    """Refuse a folder that can take no lens, before anything is computed.
+def claim(
+    path: Path,
+    model: Model,
+    prompts: Prompts,
+    rows: Sequence[Row],
+    *,
+    tokens: Sequence[str | int] = (),
+    best: int = 10,
+    mixtures: bool = True,
+    **options: Any,
+) -> None:
+    """Refuse a folder that cannot take the lens of these arguments, before it is made.
 
-    Raises:
-        RunFolderError: If it cannot be written, or holds other files.
-    """
-    make_writable(path)
-    if others := foreign(path, {REPORT, TENSORS, PAGE}):
-        raise RunFolderError(
-            f"{path} holds other files than a lens ({', '.join(others[:3])}).\n"
-            "Choose another folder."
-        )
-
-
-def write(
-    path: Path, data: Mapping[str, Any], tensors: Mapping[str, Tensor], *, overwrite: bool
-) -> Path:
-    """Write a lens, the JSON last.
-
-    Raises:
-        RunFolderError: If the folder cannot be written, or holds something else.
-    """
-    claim(path)
-    if holds_lens(path) and not overwrite:
-        asked = ("provenance", "texts", "names", "lengths")
-        there = _read(path)
-        if any(there.get(key) != _plain(data[key]) for key in asked):
-            raise RunFolderError(
-                f"{path} holds another lens.\nChoose another folder, or write overwrite=True."
-            )
-    for stale in (REPORT, PAGE):
-        (path / stale).unlink(missing_ok=True)
-    whole = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-    write_atomically(path / TENSORS, lambda there: save_file(whole, there))
-    write_text(path / REPORT, json.dumps({"schema_version": SCHEMA, **data}, default=str))
-    return path
-
-
-def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read what `write` wrote.
+    Args:
+        path: The folder; made if it does not exist.
+        model: As for `hw.lens`.
+        prompts: Likewise.
+        rows: What will be read.
+        tokens: As for `hw.lens`.
+        best: Likewise.
+        mixtures: Likewise.
+        **options: What stands in the provenance of the lens: readout, translator, seed, ...
 
     Raises:
-        RunFolderError: If the folder holds no lens that this release can read.
+        RunFolderError: If it cannot be written, or holds other files or another lens.
+        PromptError: If a prompt cannot be read.
     """
-    if not holds_lens(path):
-        raise RunFolderError(
-            f"{path} holds no lens: there is no {REPORT}.\nMake one: headwater lens --out {path}"
-        )
-    data = _read(path)
-    try:
-        return data, load_file(path / TENSORS)
-    except (OSError, SafetensorError) as error:
-        raise RunFolderError(
-            f"{path / TENSORS} cannot be read ({str(error).splitlines()[0]}).\nMake the lens again."
-        ) from error
+    asked = encoded(model, prompts)
+    told = {
+        "provenance": provenance(model, **options),
+        "texts": [one.text for one in asked],
+        "prompts_hash": hash_of(one.ids for one in asked),
+        "names": [row.name for row in rows],
+        "tokens": token_ids(model, tokens)[0],
+        "best": min(best, model.anatomy().vocab),
+        "mixtures": mixtures,
+    }
+    FOLDER.claim(path, identity_of(told))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads((path / REPORT).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path / REPORT} cannot be read: {error}") from error
-    if not isinstance(data, dict) or data.get("schema_version") != SCHEMA:
-        raise RunFolderError(
-            f"{path / REPORT} was written by another release.\nMake the lens again."
-        )
-    return data
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=str))
+def hash_of(prompts: Iterable[Sequence[int]]) -> str:
+    """Return a hash of token ids."""
+    return hashlib.sha256(json.dumps([list(ids) for ids in prompts]).encode()).hexdigest()

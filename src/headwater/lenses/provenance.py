@@ -4,27 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from headwater.attribution.manifest import describe_model, versions
 from headwater.models import Model
 
 
 def provenance(model: Model, **options: Any) -> dict[str, Any]:
-    """Return the model's identity, the versions of what computed, and the options."""
-    import torch
-    import transformers
+    """Return the model's identity, the versions of what computed, and the options.
 
-    import headwater
-
-    return {
-        "model": {
-            "name": model.name,
-            "class": type(model.module).__name__,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            **model.fingerprint(),
-        },
-        "versions": {
-            "headwater": headwater.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "options": options,
-    }
+    The device is left out: a corpus that was begun on one goes on, on another.
+    """
+    described = describe_model(model)
+    del described["device"]
+    return {"model": described, "versions": versions(), "options": options}

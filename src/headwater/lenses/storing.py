@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from headwater.lenses import folder
 from headwater.lenses.arrays import Arrays
+from headwater.lenses.folder import FOLDER, hash_of
 from headwater.lenses.rows import Row
 from headwater.lenses.tally import Tally
 from headwater.sites import Site
@@ -23,7 +23,7 @@ _VALUES, _TALLY = "values.", "tally."
 
 
 def write(lens: Lens, path: Path, *, overwrite: bool) -> Path:
-    """Write a lens to a folder; arguments and errors as for `folder.write`."""
+    """Write a lens to a folder; arguments and errors as for `Folder.write`."""
     arrays = {
         one.name: getattr(lens.arrays, one.name) for one in fields(Arrays) if one.name != "values"
     }
@@ -36,14 +36,16 @@ def write(lens: Lens, path: Path, *, overwrite: bool) -> Path:
         "names": lens.names,
         "rows": rows_to_data(lens.layers),
         "texts": lens.texts,
-        "lengths": lens.mask.sum(-1).tolist(),
+        "prompts_hash": hash_of(ids[ids >= 0].tolist() for ids in lens.arrays.ids),
         "tokens": lens.tokens,
+        "best": lens.arrays.top.shape[-1],
+        "mixtures": "js(final)" in lens.arrays.values,
         "vocabulary": {str(one): text for one, text in lens.vocabulary.items()},
         "tally_keys": lens.tally.keys,
         "added": lens.added,
         "provenance": lens.provenance,
     }
-    return folder.write(path, data, tensors, overwrite=overwrite)
+    return FOLDER.write(path, data, tensors, overwrite=overwrite)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -52,19 +54,20 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         RunFolderError: If it holds no lens that this release can read.
     """
-    data, tensors = folder.read(path)
-    rows = rows_from_data(data["rows"])
-    plain = {one.name: tensors[one.name] for one in fields(Arrays) if one.name != "values"}
-    return {
-        "layers": rows,
-        "arrays": Arrays(**plain, values=_under(tensors, _VALUES)),
-        "texts": tuple(data["texts"]),
-        "vocabulary": {int(one): text for one, text in data["vocabulary"].items()},
-        "tokens": tuple(data["tokens"]),
-        "provenance": data["provenance"],
-        "tally": Tally.restored(rows, data["tally_keys"], _under(tensors, _TALLY)),
-        "added": data["added"],
-    }
+    data, tensors = FOLDER.read(path)
+    with FOLDER.reading(path):
+        rows = rows_from_data(data["rows"])
+        plain = {one.name: tensors[one.name] for one in fields(Arrays) if one.name != "values"}
+        return {
+            "layers": rows,
+            "arrays": Arrays(**plain, values=_under(tensors, _VALUES)),
+            "texts": tuple(data["texts"]),
+            "vocabulary": {int(one): text for one, text in data["vocabulary"].items()},
+            "tokens": tuple(data["tokens"]),
+            "provenance": data["provenance"],
+            "tally": Tally.restored(rows, data["tally_keys"], _under(tensors, _TALLY)),
+            "added": data["added"],
+        }
 
 
 def rows_to_data(rows: tuple[Row, ...]) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,19 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from headwater.errors import RunFolderError, UnknownOptionError, did_you_mean
-from headwater.files import write_atomically, write_text
+from headwater.errors import UnknownOptionError, did_you_mean
 from headwater.frames import frame
 from headwater.lenses.translators import folder
 
 if TYPE_CHECKING:
     import pandas
 
-SCHEMA = 1
 CLEAR = 2.0
 """Standard errors by which a difference has to be away from 0."""
 CONTROLS = {
@@ -36,7 +31,7 @@ CONTROLS = {
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Average:
     """A mean over tokens and its standard error over prompts."""
 
     mean: float
@@ -64,7 +59,7 @@ class Evaluation:
         """The names of lenses and controls."""
         return tuple(self.sums)
 
-    def kl(self, lens: str = "translator", row: str = "input") -> Estimate:
+    def kl(self, lens: str = "translator", row: str = "input") -> Average:
         """Return the mean over tokens of KL(final || row), with its standard error over prompts.
 
         Args:
@@ -74,9 +69,9 @@ class Evaluation:
         Raises:
             UnknownOptionError: If there is no such lens or row.
         """
-        return self._estimate(self._sums(lens, row))
+        return self._average(self._sums(lens, row))
 
-    def less(self, control: str, row: str) -> Estimate:
+    def less(self, control: str, row: str) -> Average:
         """Return by how much the translator's KL is below a control's; errors are of pairs.
 
         Args:
@@ -86,7 +81,7 @@ class Evaluation:
         Raises:
             UnknownOptionError: If there is no such control or row.
         """
-        return self._estimate(self._sums(control, row) - self._sums("translator", row))
+        return self._average(self._sums(control, row) - self._sums("translator", row))
 
     def verdicts(self) -> list[str]:
         """Return in words where the translator is no better than a control, worst first."""
@@ -142,14 +137,12 @@ class Evaluation:
             RunFolderError: If the folder cannot be written, or holds something else.
         """
         there = Path(path)
-        folder.claim(there, folder.OURS, "translator and its evaluation")
-        (there / folder.EVALUATION).unlink(missing_ok=True)
-        tensors = {f"sums.{name}": value.contiguous() for name, value in self.sums.items()}
-        tensors["tokens"] = self.tokens
-        write_atomically(there / folder.SCORES, lambda file: save_file(tensors, file))
-        text = json.dumps({"schema_version": SCHEMA, **self.to_dict()}, indent=1, default=str)
-        write_text(there / folder.EVALUATION, text)
-        return there
+        judged = self.provenance.get("options", {}).get("translator", {})
+        folder.claim_evaluation(there, judged.get("sha256"))
+        tensors = {f"sums.{name}": value for name, value in self.sums.items()}
+        return folder.OF_EVALUATION.write(
+            there, self.to_dict(), {**tensors, "tokens": self.tokens}, overwrite=True
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:
@@ -162,11 +155,8 @@ class Evaluation:
             RunFolderError: If there is none that this release can read.
         """
         there = Path(path)
-        data = folder.json_at(there / folder.EVALUATION)
-        try:
-            if data["schema_version"] != SCHEMA:
-                raise ValueError(f"schema {data['schema_version']}, this release reads {SCHEMA}")
-            tensors = load_file(there / folder.SCORES)
+        data, tensors = folder.OF_EVALUATION.read(there)
+        with folder.OF_EVALUATION.reading(there):
             return cls(
                 rows=tuple(data["rows"]),
                 sums={name: tensors[f"sums.{name}"] for name in data["lenses"]},
@@ -175,11 +165,6 @@ class Evaluation:
                 notes=tuple(data["notes"]),
                 provenance=data["provenance"],
             )
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise RunFolderError(
-                f"{path} holds no evaluation that this release can read: "
-                f"{type(error).__name__}: {error}."
-            ) from error
 
     def __repr__(self) -> str:
         return "\n".join(self._told())
@@ -210,14 +195,14 @@ class Evaluation:
                 )
         return self.sums[lens][self.rows.index(row)]
 
-    def _estimate(self, sums: Float[Tensor, " prompt"]) -> Estimate:
+    def _average(self, sums: Float[Tensor, " prompt"]) -> Average:
         """Return a ratio of sums over prompts, and the error of the ratio."""
         prompts, total = len(sums), float(self.tokens.sum())
         mean = float(sums.sum()) / total
         if prompts < 2:
-            return Estimate(mean, torch.nan)
+            return Average(mean, torch.nan)
         scatter = float((sums - mean * self.tokens).square().sum())
-        return Estimate(mean, (scatter * prompts / (prompts - 1)) ** 0.5 / total)
+        return Average(mean, (scatter * prompts / (prompts - 1)) ** 0.5 / total)
 
     def _beats(self, control: str, row: str) -> bool:
         less = self.less(control, row)
@@ -237,5 +222,5 @@ class Evaluation:
         ]
 
 
-def _cell(found: Estimate) -> str:
+def _cell(found: Average) -> str:
     return f"{found.mean:.4f} +- {found.error:.4f}"
