@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 import headwater as hw
-import oracles
 import shape_checks
 import tiny_models
 import tiny_tasks
@@ -31,11 +30,12 @@ from headwater.errors import (
 from headwater.lenses.readout import Readout
 from headwater.lenses.rows import rows_of
 from headwater.lenses.translators import Translator, as_translator, fit_lens
+from headwater.lenses.translators.corpus import Corpus
 from headwater.lenses.translators.divergence import divergence
 from headwater.lenses.translators.moments import Moments
+from headwater.lenses.translators.residuals import prompts_of, read_rows, residuals
 from headwater.models import Model
 
-FAMILIES = tuple(tiny_models.BUILDERS)
 HIDDEN = "hidden_states"
 HEADS = ("Llama", "GPT-2", "GPT-J", "Cohere", "Granite", "Gemma 2", "OPT", "BLOOM")
 """Plain, tied, with a bias, with a scale of either kind, softly capped."""
@@ -103,14 +103,41 @@ def test_least_squares_equals_torchs_own_with_an_intercept() -> None:
 
 def test_sums_of_two_halves_are_those_of_the_whole() -> None:
     values = normal(3, 50, 6) + 10
-    whole, one, other = Moments(), Moments(), Moments()
+    whole, halves = Moments(), Moments()
     whole.add(values)
-    one.add(values[:, :17])
-    other.add(values[:, 17:])
-    one.merge(other)
+    halves.add(values[:, :17])
+    halves.add(values[:, 17:])
     for row in range(2):
-        assert torch.allclose(one.solve(row).weight, whole.solve(row).weight, atol=1e-11)
-        assert torch.allclose(one.solve(row).bias, whole.solve(row).bias, atol=1e-10)
+        assert torch.allclose(halves.solve(row).weight, whole.solve(row).weight, atol=1e-11)
+        assert torch.allclose(halves.solve(row).bias, whole.solve(row).bias, atol=1e-10)
+        assert halves.solve(row).explained == pytest.approx(whole.solve(row).explained)
+
+
+def test_sums_are_two_matrices_a_row_and_grow_in_place() -> None:
+    rows, width = 6, 64
+    values = normal(rows, 20, width).float()
+    matrix = width**2 * torch.float64.itemsize
+    moments = Moments()
+    kept, most = allocated(lambda: moments.add(values))
+    assert kept < (2 * rows) * matrix  # the final row has one
+    assert most < (2 * rows + 3) * matrix
+    kept, most = allocated(lambda: moments.add(values))
+    assert kept == 0
+    assert most < 3 * matrix
+
+
+def allocated(work: Callable[[], None]) -> tuple[int, int]:
+    """Bytes that tensors hold after some work, and at most while it ran, by the allocator."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as found:
+        work()
+    profiler: Any = found.profiler
+    events = [one for one in profiler.kineto_results.events() if one.name() == "[memory]"]
+    sizes = [one.nbytes() for one in sorted(events, key=lambda one: one.start_ns())]
+    assert sizes
+    running = np.cumsum(sizes)
+    return int(running[-1]), int(running.max())
 
 
 def test_directions_that_the_corpus_never_shows_are_left_as_they_are() -> None:
@@ -157,6 +184,9 @@ def test_few_tokens_and_flat_directions_are_said() -> None:
     found = fit_lens(tiny_tasks.model("Llama"), prompts(2, 5))
     assert "does not vary in all 24 directions at input, r0" in repr(found)
     assert "10 tokens are few" in repr(found)
+    assert "fitted to 10 tokens of 2 prompts\n" in repr(found)
+    one = fit_lens(tiny_tasks.model("Llama"), prompts(1, 5))
+    assert "fitted to 5 tokens of 1 prompt\n" in repr(one)
     assert found.details["r0"]["rank"] == 9
 
 
@@ -272,6 +302,68 @@ def test_a_trained_shift_has_no_matrix_and_lowers_the_divergence() -> None:
     assert (read[:2] < plain[:2]).all()
 
 
+def test_a_shift_begins_at_the_mean_difference_of_the_first_batch() -> None:
+    model = tiny_tasks.model("GPT-2")
+    given = prompts(8)
+    found = fit_lens(model, given, "bias", steps=1)
+    identity = fit_lens(model, given, "bias", steps=0)
+    with model.trace(torch.tensor(given), requires_grad=False) as run:
+        kept = [run[name].clone() for name in ("layers.0.resid_pre", "layers.0.resid_post")]
+        final = run["layers.1.resid_post"].clone().mean((0, 1))
+    biases = [final - one.mean((0, 1)) for one in kept]
+    start = dataclasses.replace(identity, biases=dict(zip(found.rows, biases, strict=True)))
+    expected = hw.lens(model, given, translator=start, mixtures=False).kl().mean((1, 2))
+    for row, value in zip(found.rows, expected.tolist(), strict=False):
+        assert found.details[row]["KL at first"] == pytest.approx(value, rel=1e-9)
+
+
+def test_a_shift_costs_one_forward_a_step_and_takes_an_iterator(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_tasks.model("Llama")
+    runs: list[tuple[int, ...]] = []
+    forward = Model.forward
+
+    def counted(self: Model, ids: Tensor, **options: Any) -> Tensor:
+        runs.append(tuple(ids.shape))
+        return forward(self, ids, **options)
+
+    monkeypatch.setattr(Model, "forward", counted)
+    found = fit_lens(model, (one for one in prompts(12)), "bias", steps=3, batch_size=4)
+    assert runs.count((4, 9)) == 3  # the others are of the head alone
+    assert found.corpus["prompts"] == 12
+    listed = fit_lens(model, prompts(12), "bias", steps=3, batch_size=4)
+    assert torch.equal(shift_of(found, "r0"), shift_of(listed, "r0"))
+
+
+def test_without_a_step_nothing_is_changed() -> None:
+    for method in ("kl", "bias"):
+        found = fit_lens(tiny_tasks.model("Llama"), prompts(4), method, steps=0)
+        assert torch.equal(found.matrix("r0"), torch.eye(24, dtype=torch.float64))
+        assert not shift_of(found, "r0").any()
+
+
+def shift_of(found: Translator, row: str) -> Tensor:
+    bias = found.biases[row]
+    assert bias is not None
+    return bias
+
+
+def test_a_rate_that_leads_out_of_all_numbers_is_refused_with_a_smaller_one() -> None:
+    model = tiny_tasks.model("Llama", torch.float32)
+    with pytest.raises(
+        NonFiniteError, match=r"a logit is NaN or infinite at step 1, .*\nWrite lr=1e\+36"
+    ):
+        fit_lens(model, prompts(8), "kl", steps=9, lr=1e37)
+
+
+def test_a_model_without_a_prediction_is_not_blamed_on_the_rate() -> None:
+    module: Any = tiny_models.build("GPT-J", dtype=torch.float64)
+    module.lm_head.bias.data[3] = torch.inf
+    with pytest.raises(NonFiniteError, match="a logit is plus infinity at the final row"):
+        fit_lens(hw.wrap(module), prompts(4), "kl", steps=2)
+
+
 def test_the_seed_decides_what_is_trained() -> None:
     model = tiny_tasks.model("Llama")
     one, same, other = (
@@ -322,96 +414,27 @@ def test_fitting_leaves_the_model_as_it_was() -> None:
     assert hooks == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules()]
 
 
-# the Jacobian lens
+# one run of a batch
 
 
-def plain_jacobians(family: str, ids: list[int]) -> list[Tensor]:
-    """[row]: d final[t'] / d row[t] as [t', out, t, in], by hooks on the layers alone."""
-    twin = oracles.Twin(family)
-    twin.module.requires_grad_(False)
-    kept: dict[str, Tensor] = {}
-
-    def run(row: int, given: Tensor | None) -> Tensor:
-        def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
-            kept["row"] = entering(args, kwargs).detach().clone()
-            if given is None:
-                return None
-            value = given[None].clone()
-            return ((value, *args[1:]), kwargs) if args else (args, kwargs | {HIDDEN: value})
-
-        def after(_: nn.Module, args: Any, output: Any) -> None:
-            kept["final"] = output[0] if isinstance(output, tuple) else output
-
-        handles = [
-            twin.layers[row].register_forward_pre_hook(before, with_kwargs=True),
-            twin.layers[-1].register_forward_hook(after),
-        ]
-        with oracles.Float64():
-            twin.module(torch.tensor([ids]), use_cache=False)
-        for handle in handles:
-            handle.remove()
-        return kept["final"][0]
-
-    found = []
-    for row in range(len(twin.layers)):
-        run(row, None)
-        here = functools.partial(run, row)
-        found.append(torch.autograd.functional.jacobian(here, kept["row"][0]))
-    return found
-
-
-def averaged(whole: Tensor, skip: int) -> Tensor:
-    """The mean over sources of the sum over later targets, by loops."""
-    last = whole.shape[0] - 1
-    sources = range(skip, last)
-    total = torch.zeros(whole.shape[1], whole.shape[3], dtype=torch.float64)
-    for source in sources:
-        for target in range(source, last):
-            total += whole[target, :, source]
-    return total / len(sources)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_mean_jacobian_equals_plain_autograd(family: str) -> None:
-    given = [prompts(1, 5)[0], prompts(1, 4, seed=7)[0]]
-    found = fit_lens(tiny_tasks.model(family), given, "jacobian", skip=1)
-    each = [plain_jacobians(family, ids) for ids in given]
-    for number, row in enumerate(("input", "r0")):
-        twins = torch.stack([averaged(one[number], 1) for one in each])
-        assert torch.allclose(found.matrix(row), twins.mean(0), atol=1e-9)
-        assert torch.allclose(found.errors[row], twins.std(0) / 2**0.5, atol=1e-9)
-        noise = twins.var(0).sum() / 2
-        mean, square = twins.mean(0).square().sum(), twins.square().sum() / 2
-        details = found.details[row]
-        assert details["relative standard error"] == pytest.approx(float((noise / mean) ** 0.5))
-        assert details["share of E||J||^2"] == pytest.approx(float((mean - noise) / square))
-
-
-def test_copies_in_batches_of_any_size_give_the_same_jacobian(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_rows_and_last_logits_come_from_one_run() -> None:
     model = tiny_tasks.model("Llama")
-    one = fit_lens(model, prompts(3), "jacobian")
-    monkeypatch.setattr("headwater.lenses.translators.jacobian._TOKENS", 9 * 3 * 5)
-    other = fit_lens(model, prompts(3), "jacobian", batch_size=2)
-    assert torch.allclose(one.matrix("r0"), other.matrix("r0"), atol=1e-12)
-    assert torch.allclose(one.errors["input"], other.errors["input"], atol=1e-12)
-
-
-def test_short_prompts_lose_a_quarter_at_the_front() -> None:
-    model = tiny_tasks.model("Llama")
-    default = fit_lens(model, prompts(2, 9), "jacobian")
-    spelled = fit_lens(model, prompts(2, 9), "jacobian", skip=2)
-    other = fit_lens(model, prompts(2, 9), "jacobian", skip=3)
-    assert torch.equal(default.matrix("r0"), spelled.matrix("r0"))
-    assert not torch.allclose(default.matrix("r0"), other.matrix("r0"))
-
-
-def test_prompts_too_short_for_a_jacobian_are_refused() -> None:
-    with pytest.raises(PromptError, match=r"prompt 0 has 4 tokens; with the first 3 and the last"):
-        fit_lens(tiny_tasks.model("Llama"), prompts(1, 4), "jacobian", skip=3)
-    with pytest.raises(UnknownOptionError, match="skip=-1 is negative"):
-        fit_lens(tiny_tasks.model("Llama"), prompts(1, 4), "jacobian", skip=-1)
+    short, long = prompts(1, 4)[0], prompts(1, 6, seed=7)[0]
+    rows = rows_of(model.anatomy())
+    (batch,) = Corpus(model, [short, long]).batches()
+    with model.frozen():
+        values, logits = read_rows(model, batch, rows)
+        assert torch.equal(residuals(model, batch, rows), values)
+    assert values.shape[1] == 10
+    for ids, pair in ((short, 0), (long, 1)):
+        place = batch.pairs.index(pair)
+        with torch.no_grad():
+            expected = model.forward(torch.tensor([ids]))[0]
+        own = values[-1:, prompts_of(batch) == pair]
+        readout = Readout(model)
+        again = readout.replay(readout.normed(own, rows[-1:])[:, 0])
+        assert torch.allclose(again, expected, atol=1e-10)
+        assert torch.allclose(logits[place], expected[-1], atol=1e-10)
 
 
 # use in a lens

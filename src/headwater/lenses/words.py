@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from headwater.lenses.result import Lens
 
 ENDS = ("final", "first")
-SHORT = {"final": "fin", "first": "in"}
 CELL = 10
 """Most characters of a token in a grid."""
 CONVENTION = (
@@ -25,8 +24,12 @@ def title(lens: Lens) -> str:
     """Return what was read, on one line."""
     prompts, tokens = len(lens.texts), int(lens.mask.sum())
     model = lens.provenance.get("model", {}).get("name", "a model")
-    many = "prompt" if prompts == 1 else "prompts"
-    return f"Lens of {model}: {prompts} {many}, {tokens:,} tokens, {len(lens.layers)} rows"
+    read = f"{_many(prompts, 'prompt')}, {_many(tokens, 'token')}"
+    return f"Lens of {model}: {read}, {len(lens.layers)} rows"
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def told(lens: Lens) -> list[str]:
@@ -70,10 +73,19 @@ def noise(lens: Lens) -> str:
 
 
 def means(lens: Lens) -> Iterator[dict[str, Any]]:
-    """Yield one mapping a row, with the mean of every statistic over all positions."""
+    """Yield one mapping a row, with the mean of every statistic over all positions.
+
+    Infinite values are left out of means, and counted.
+    """
     for number, name in enumerate(lens.names):
         found = {key: float(lens.tally.mean(key)[number]) for key in lens.tally.keys}
-        yield {"row": name, **found}
+        of_words = {
+            key: float(lens[key][number].nanmean())
+            for word in lens.tokens
+            for key in (f"rank({word})", f"logprob({word})")
+        }
+        infinite = int(sum(lens.tally.infinite(key)[number] for key in lens.tally.keys))
+        yield {"row": name, **found, **of_words, "infinite": infinite}
 
 
 def table(lens: Lens, against: Sequence[str | int] = ENDS) -> list[str]:
@@ -86,9 +98,8 @@ def table(lens: Lens, against: Sequence[str | int] = ENDS) -> list[str]:
     columns: list[tuple[str, Tensor]] = []
     for one in against:
         name = one if one in ENDS else lens.names[lens.row(one)]
-        short = SHORT.get(str(name), str(name))
-        columns.append((f"KL({short}||row)", _mean(lens.kl(one))))
-        columns.append((f"KL(row||{short})", _mean(lens.kl(one, "layer||ref"))))
+        columns.append((f"KL({name}||row)", _mean(lens.kl(one))))
+        columns.append((f"KL(row||{name})", _mean(lens.kl(one, "layer||ref"))))
     columns.append(("best = final", _mean(lens.agrees())))
     columns += [(f"rank {of}", _median(lens.rank(of))) for of in ("input", "next", *lens.tokens)]
     columns.append(("entropy", _mean(lens.entropy())))

@@ -22,7 +22,8 @@ from headwater.lenses.translators.training import Maps
 from headwater.models import Model
 from headwater.progress import Advance, silent
 
-Lens = Callable[[Float[Tensor, "row position d_model"]], Tensor]
+Mapped = Callable[[Float[Tensor, "row position d_model"]], Tensor]
+"""What returns the residual stream of all rows but the final one, mapped."""
 
 
 class Marginal:
@@ -126,8 +127,7 @@ def untrained(model: Model, seed: int = 0) -> Model | None:
 
 
 def _maps(moments: Moments, rows: int, dtype: torch.dtype) -> Maps:
-    solved = [moments.solve(row) for row in range(rows)]
+    solved = [moments.solve(row).to(dtype) for row in range(rows)]
     return Maps(
-        torch.stack([one.weight for one in solved]).to(dtype),
-        torch.stack([one.bias for one in solved]).to(dtype),
+        torch.stack([one.weight for one in solved]), torch.stack([one.bias for one in solved])
     )

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headwater.lenses.readout import TILE, Readout, Tile
+from headwater.lenses.readout import TILE, Readout
+from headwater.lenses.sums import Sums
 
 
 def divergence(
@@ -30,6 +31,9 @@ def divergence(
 
     Returns:
         In float64.
+
+    Raises:
+        NonFiniteError: If a logit is NaN or plus infinity.
     """
     found = _Divergence.apply(normed, final.detach(), readout)
     assert isinstance(found, Tensor)
@@ -39,49 +43,26 @@ def divergence(
 def log_norm(
     readout: Readout, normed: Float[Tensor, "position row d_model"]
 ) -> Float[Tensor, "position row"]:
-    """Return the logarithm of each row's sum of exponentials, in float64."""
-    return _Sums.of(readout, normed).log_norm()
+    """Return the logarithm of each row's sum of exponentials, in float64.
+
+    Raises:
+        NonFiniteError: If a logit is NaN or plus infinity.
+    """
+    return _summed(readout, normed).log_norm()
 
 
-class _Sums:
-    """Running sums over the vocabulary; row 0 is the final one, the others are held against it."""
+def _summed(readout: Readout, normed: Tensor) -> Sums:
+    """Return the sums over the vocabulary, of which no token is ranked and none kept."""
+    positions, rows, _ = normed.shape
+    none = torch.empty(positions, 0, dtype=torch.long, device=normed.device)
+    sums = Sums(normed.new_empty(positions, rows, 0), none, best=0, where=_named)
+    for tile in readout.tiles(normed):
+        sums.add(tile)
+    return sums
 
-    def __init__(self, positions: int, rows: int, device: torch.device) -> None:
-        options: dict[str, Any] = {"dtype": torch.float64, "device": device}
-        self.largest = torch.full((positions, rows), -torch.inf, **options)
-        self.total = torch.zeros(positions, rows, **options)
-        self.cross = torch.zeros(positions, rows - 1, **options)
-        """Sum of exp(z_0 - m_0) (z_0 - z_row)."""
 
-    @classmethod
-    def of(cls, readout: Readout, both: Tensor) -> _Sums:
-        sums = cls(len(both), both.shape[1], both.device)
-        for tile in readout.tiles(both):
-            sums.add(tile)
-        return sums
-
-    def add(self, tile: Tile) -> None:
-        place = slice(tile.first, tile.first + len(tile.logits))
-        logits, before = tile.logits, self.largest[place]
-        largest = torch.maximum(before, logits.amax(-1).to(torch.float64))
-        shift = torch.where(largest.isinf(), torch.zeros_like(largest), largest)
-        shrink = (before - shift).exp()
-        apart = logits[:, :1] - logits[:, 1:]
-        powers = (logits - shift[..., None].to(logits.dtype)).exp_()
-        if not bool(apart.isfinite().all()):
-            # a masked token has no probability, and 0 log 0 is 0
-            apart = apart.masked_fill(powers[:, :1] == 0, 0)
-        added = torch.bmm(apart, powers[:, :1].mT)[..., 0]
-        self.cross[place] = self.cross[place] * shrink[:, :1] + added
-        self.total[place] = self.total[place] * shrink + powers.sum(-1)
-        self.largest[place] = largest
-
-    def log_norm(self) -> Tensor:
-        return self.largest + self.total.log()
-
-    def divergence(self) -> Tensor:
-        spread = self.log_norm()
-        return self.cross / self.total[:, :1] + spread[:, 1:] - spread[:, :1]
+def _named(position: int, row: int) -> str:
+    return "the final row" if row == 0 else "a row that is held against it"
 
 
 class _Divergence(torch.autograd.Function):
@@ -90,10 +71,10 @@ class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, normed: Any, final: Any, readout: Any) -> Any:
         both = torch.cat([final[:, None], normed.detach()], dim=1)
-        sums = _Sums.of(readout, both)
+        sums = _summed(readout, both)
         ctx.readout = readout
         ctx.save_for_backward(both, sums.log_norm())
-        return sums.divergence()
+        return sums.divergences()[:, 0, 1:]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:

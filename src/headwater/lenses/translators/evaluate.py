@@ -14,7 +14,7 @@ from headwater.errors import UnknownOptionError
 from headwater.lenses.provenance import provenance
 from headwater.lenses.readout import Readout
 from headwater.lenses.rows import Row, rows_of
-from headwater.lenses.translators.controls import Fitted, Lens, Marginal, untrained
+from headwater.lenses.translators.controls import Fitted, Mapped, Marginal, untrained
 from headwater.lenses.translators.corpus import Corpus, key_of
 from headwater.lenses.translators.divergence import divergence
 from headwater.lenses.translators.evaluation import Evaluation
@@ -93,7 +93,7 @@ def evaluate_lens(
     with model.frozen(), progress_bar("evaluate", total, show=progress) as advance:
         work = _Work(model, Readout(model), advance)
         fitted = Fitted(model, work.readout, corpora.controls, rows, seed=seed, advance=advance)
-        lenses: dict[str, Lens | None] = {
+        lenses: dict[str, Mapped | None] = {
             "logit lens": None,
             "translator": lambda values: translator.applied(values, rows[:-1]),
             "bias only": _shift(work, fitted, corpora.controls, rows, steps, seed),
@@ -220,7 +220,7 @@ def _scored(
     work: _Work,
     corpus: Corpus,
     rows: Sequence[Row],
-    lenses: Mapping[str, Lens | None],
+    lenses: Mapping[str, Mapped | None],
     marginal: Marginal,
 ) -> tuple[dict[str, Float[Tensor, "row prompt"]], Float[Tensor, " prompt"]]:
     """Return each lens's sums of KL(final || row) by prompt, and the tokens of each prompt."""
@@ -252,7 +252,7 @@ def _divergences(
     readout: Readout,
     values: Float[Tensor, "row position d_model"],
     rows: Sequence[Row],
-    lenses: Mapping[str, Lens | None],
+    lenses: Mapping[str, Mapped | None],
     marginal: Marginal,
 ) -> Float[Tensor, "position lens row"]:
     """Return KL(final || row) of every lens, the marginal last; the final row is never mapped."""
@@ -260,10 +260,10 @@ def _divergences(
     parts = []
     for lens in lenses.values():
         mapped = values[:-1] if lens is None else lens(values[:-1])
-        parts.append(torch.cat([readout.normed(mapped, rows[:-1]), final], dim=1))
-    found = divergence(readout, final[:, 0], torch.cat(parts, dim=1))
-    blind = marginal.divergence(readout, final)[:, None, None].expand(-1, 1, len(rows))
-    return torch.cat([found.unflatten(1, (len(lenses), len(rows))), blind], dim=1)
+        both = torch.cat([readout.normed(mapped, rows[:-1]), final], dim=1)
+        parts.append(divergence(readout, final[:, 0], both))
+    parts.append(marginal.divergence(readout, final)[:, None].expand(-1, len(rows)))
+    return torch.stack(parts, dim=1)
 
 
 def _of_untrained(
@@ -276,6 +276,9 @@ def _of_untrained(
     there = [row for row in own if row.name in names]
     with twin.frozen():
         fitted = Fitted(twin, work.readout, corpora.controls, there, seed=seed, advance=advance)
-        lenses: dict[str, Lens | None] = {"logit lens": None, "least squares": fitted.least_squares}
+        lenses: dict[str, Mapped | None] = {
+            "logit lens": None,
+            "least squares": fitted.least_squares,
+        }
         found, _ = _scored(work, corpora.judged, there, lenses, fitted.marginal)
     return {f"untrained: {name}": value for name, value in found.items()}

@@ -21,7 +21,7 @@ from headwater.lenses.translators.training import RATE, SHIFT_RATE, Maps, train
 from headwater.lenses.translators.translator import Translator
 from headwater.models import Model
 from headwater.progress import Advance, progress_bar, silent
-from headwater.prompts.streams import WINDOW, Dataset
+from headwater.prompts.streams import Dataset
 
 Method = Literal["lstsq", "kl", "bias", "jacobian"]
 Start = Literal["identity", "lstsq"]
@@ -103,10 +103,9 @@ def fit_lens(
     with model.frozen(), progress_bar(f"fit {method}", work.expected(method), show=progress) as go:
         found = fit(work, go)
     names = [row.name for row in rows[:-1]]
-    dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
 
     def by_row(values: Tensor | None) -> dict[str, Any]:
-        parts = [None] * len(names) if values is None else values.to("cpu", dtype).unbind()
+        parts = [None] * len(names) if values is None else values.to("cpu", work.dtype).unbind()
         return dict(zip(names, (p if p is None else p.clone() for p in parts), strict=True))
 
     return Translator(
@@ -133,6 +132,11 @@ class _Work:
     options: Mapping[str, Any]
     seed: int
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the maps: that of the logits."""
+        return torch.float64 if self.model.dtype == torch.float64 else torch.float32
+
     def expected(self, method: str) -> float:
         """Return about how many prompts will be run, for the bar; 0 where nobody knows."""
         if method in ("kl", "bias"):
@@ -152,9 +156,12 @@ class _Found:
 
 
 def _least_squares(work: _Work, advance: Advance) -> _Found:
-    moments = moments_of(work.model, work.corpus, work.rows, advance=advance)
+    moments = Moments()
+    for batch in work.corpus.batches():
+        moments.add(residuals(work.model, batch, work.rows))
+        advance(len(batch))
     names = [row.name for row in work.rows[:-1]]
-    solved = [moments.solve(row) for row in range(len(names))]
+    solved = [moments.solve(row).to(work.dtype) for row in range(len(names))]
     width = len(solved[0].bias)
     notes = []
     if flat := [n for n, one in zip(names, solved, strict=True) if one.rank < width]:
@@ -175,56 +182,21 @@ def _least_squares(work: _Work, advance: Advance) -> _Found:
     )
 
 
-def moments_of(
-    model: Model,
-    corpus: Corpus,
-    rows: Sequence[Row],
-    *,
-    batches: int | None = None,
-    advance: Advance | None = None,
-) -> Moments:
-    """Return the sums of a corpus, or of its first batches.
-
-    Args:
-        model: The model, frozen.
-        corpus: The prompts.
-        rows: The rows, the final one last.
-        batches: How many batches to read at most.
-        advance: Called with the prompts just read.
-    """
-    moments = Moments()
-    for number, batch in enumerate(corpus.batches()):
-        moments.add(residuals(model, batch, rows))
-        if advance is not None:
-            advance(len(batch))
-        if number + 1 == batches:
-            break
-    return moments
-
-
 def _trained(work: _Work, advance: Advance) -> _Found:
     model, corpus, rows, options = work.model, work.corpus, work.rows, work.options
     readout = Readout(model)
     shape = (len(rows) - 1, model.anatomy().d_model)
-    zeros = torch.zeros(shape, dtype=readout.dtype, device=model.device)
-    weight, bias = zeros.new_zeros(*shape, shape[-1]), zeros
-    if options.get("start") == "lstsq":
-        start = _least_squares(work, silent)
-        assert start.weight is not None
-        assert start.bias is not None
-        weight, bias = start.weight.to(weight), start.bias.to(bias)
-    if "start" not in options:
-        weight = None
-        means = moments_of(model, corpus, rows, batches=WINDOW).means
-        bias = (means[-1:] - means[:-1]).to(bias)
+    start, rate = None, SHIFT_RATE
+    if "start" in options:
+        start, rate = _start(work, shape), RATE / shape[-1]
     found = train(
         model,
         readout,
         corpus,
         rows,
-        Maps(weight, bias),
+        start,
         steps=options["steps"],
-        rate=options["lr"] or (SHIFT_RATE if weight is None else RATE / shape[-1]),
+        rate=options["lr"] or rate,
         seed=work.seed,
         advance=advance,
     )
@@ -235,6 +207,17 @@ def _trained(work: _Work, advance: Advance) -> _Found:
     return _Found(
         found.maps.weight, found.maps.bias, details if options["steps"] else [{}] * shape[0]
     )
+
+
+def _start(work: _Work, shape: tuple[int, int]) -> Maps:
+    """Return the affine maps where training begins."""
+    if work.options["start"] == "lstsq":
+        solved = _least_squares(work, silent)
+        assert solved.weight is not None
+        assert solved.bias is not None
+        return Maps(solved.weight, solved.bias)
+    bias = torch.zeros(shape, dtype=work.dtype, device=work.model.device)
+    return Maps(bias.new_zeros(*shape, shape[-1]), bias)
 
 
 def _mean_jacobian(work: _Work, advance: Advance) -> _Found:

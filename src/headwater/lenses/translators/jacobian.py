@@ -7,11 +7,15 @@ Global Workspace in Language Models", 2026). Sources and targets are the positio
 for the first few and the last. A mean alone does not say how far prompts agree: beside it stand
 the standard error over prompts, and the share of E||J||^2 that the mean makes up.
 
-Costs `d_model` backward passes a prompt; copies of a prompt in one batch do several at once.
+Costs `d_model` backward passes a prompt; copies of a prompt in one batch do several at once. All
+directions are taken: there is no mode for the directions of chosen tokens. A pass through a scan
+in plain PyTorch (Mamba without its CUDA kernels) grows with the square of a prompt's length.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +33,9 @@ from headwater.taps import Tap
 
 SKIP = 16
 """Positions left out at the front of a prompt; of one shorter than four times that, a quarter."""
+LARGE = 5_000
+"""Backward passes from which the cost is said before they start."""
+log = logging.getLogger("headwater")
 _TOKENS = 2**12
 """Tokens in a batch of copies on a CPU."""
 
@@ -72,6 +79,8 @@ def jacobians(
 ) -> Jacobians:
     """Average the Jacobians of prompts.
 
+    Says the cost in a log line before it starts, where that is large.
+
     Args:
         model: The model, frozen.
         corpus: The prompts.
@@ -88,6 +97,7 @@ def jacobians(
     if skip is not None and skip < 0:
         raise UnknownOptionError(f"skip={skip} is negative.\nWrite skip=0 to leave none out.")
     width = model.anatomy().d_model
+    _announce(width, corpus.expected)
     shape = (len(rows) - 1, width, width)
     mean = torch.zeros(shape, dtype=torch.float64, device=model.device)
     squares, count = torch.zeros_like(mean), 0
@@ -103,6 +113,20 @@ def jacobians(
             "load the model with dtype='float32'."
         )
     return Jacobians(mean.cpu(), squares.cpu(), count)
+
+
+def _announce(width: int, prompts: float) -> None:
+    """Say a large cost; a number of prompts that nobody knows may be large."""
+    if width * prompts < LARGE:
+        return
+    known = math.isfinite(prompts)
+    each = f"{width:,} backward passes a prompt"
+    whole = f"{prompts:,.0f} prompts, {width * prompts:,.0f} in all"
+    log.warning(
+        "fit jacobian: %s; %s. limit= reads fewer prompts, length= less of each.",
+        each,
+        whole if known else "how many prompts there are is not known",
+    )
 
 
 def _used(batch: Batch, skip: int | None) -> Bool[Tensor, "batch pos"]:

@@ -1,12 +1,13 @@
-"""Least squares from each row's residual to the final one, by sums that can be merged.
+"""Least squares from each row's residual to the final one, by sums of one pass.
 
-One pass, in float64; memory is two `[d_model, d_model]` matrices a row, however long the corpus.
-The sums of two halves of a corpus merge to those of the whole (Chan, Golub and LeVeque, 1979).
+In float64. Sums about the batch's own mean are added to those so far in place (Chan, Golub and
+LeVeque, 1979), so memory is two `[d_model, d_model]` matrices a row, one of the final row, and a
+few copies of one row's residuals in a batch, however long the corpus.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -26,9 +27,13 @@ class Solved:
     explained: float
     """Share of the final residual's variance that the map gets right, on the same tokens."""
 
+    def to(self, dtype: torch.dtype) -> Solved:
+        """Return the same in another number format."""
+        return replace(self, weight=self.weight.to(dtype), bias=self.bias.to(dtype))
+
 
 class Moments:
-    """Means and covariances of every row with the last one."""
+    """Means and covariances of every row with itself and with the last one."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -37,7 +42,7 @@ class Moments:
         self.own: Tensor = torch.zeros(0)
         """[row, d_model, d_model]: sums of products of a row with itself, centered."""
         self.cross: Tensor = torch.zeros(0)
-        """[row, d_model, d_model]: the same of a row with the final one, which comes second."""
+        """[row, d_model, d_model]: the same of a row, but the final one, with the final one."""
 
     def add(self, values: Float[Tensor, "row position d_model"]) -> None:
         """Take tokens in.
@@ -48,35 +53,35 @@ class Moments:
         Raises:
             NonFiniteError: If one is NaN or infinite.
         """
-        other = Moments()
-        other.count = values.shape[1]
-        other.means = values.mean(1, dtype=torch.float64)
-        if not bool(other.means.isfinite().all()):
+        # row by row: never the float64 copy of all of them
+        means = torch.stack([value.mean(0, dtype=torch.float64) for value in values])
+        if not bool(means.isfinite().all()):
             raise NonFiniteError(
                 "a residual is NaN or infinite, so nothing can be fitted to it.\nLook for overflow "
                 "(float16?): load the model with dtype='float32' or 'bfloat16'."
             )
-        final = values[-1].to(torch.float64) - other.means[-1]
-        own, cross = [], []
-        for value, mean in zip(values, other.means, strict=True):
-            centered = value.to(torch.float64) - mean
-            own.append(centered.mT @ centered)
-            cross.append(centered.mT @ final)
-        other.own, other.cross = torch.stack(own), torch.stack(cross)
-        self.merge(other)
-
-    def merge(self, other: Moments) -> None:
-        """Take the sums of other tokens in."""
         if self.count == 0:
-            self.means, self.own, self.cross = other.means, other.own, other.cross
-        elif other.count:
-            apart = other.means - self.means
-            share = other.count / (self.count + other.count)
-            weighted = apart * (self.count * share)
-            self.own = self.own + other.own + weighted[:, :, None] * apart[:, None, :]
-            self.cross = self.cross + other.cross + weighted[:, :, None] * apart[-1:, None, :]
-            self.means = self.means + apart * share
-        self.count += other.count
+            self._begin(means)
+        new = values.shape[1]
+        share = new / (self.count + new)
+        apart = means - self.means
+        weight = self.count * share
+        final = values[-1].to(torch.float64) - means[-1]
+        for row, own in enumerate(self.own):
+            last = row == len(self.own) - 1
+            centered = final if last else values[row].to(torch.float64) - means[row]
+            own.addmm_(centered.mT, centered).addr_(apart[row], apart[row], alpha=weight)
+            if not last:
+                cross = self.cross[row].addmm_(centered.mT, final)
+                cross.addr_(apart[row], apart[-1], alpha=weight)
+        self.means += apart * share
+        self.count += new
+
+    def _begin(self, means: Float[Tensor, "row d_model"]) -> None:
+        rows, width = means.shape
+        self.means = torch.zeros_like(means)
+        self.own = means.new_zeros(rows, width, width)
+        self.cross = means.new_zeros(rows - 1, width, width)
 
     def solve(self, row: int) -> Solved:
         """Return the affine map of one row that is nearest to the final row in the mean square.

@@ -14,11 +14,24 @@ from headwater.prompts import Batch
 from headwater.taps import keeper
 
 
-@torch.no_grad()
 def residuals(
     model: Model, batch: Batch, rows: Sequence[Row]
 ) -> Float[Tensor, "row position d_model"]:
-    """Run a batch once and return the residual stream at each row.
+    """Run a batch once and return the residual stream at each row, as `read_rows` does.
+
+    Args:
+        model: The model, frozen.
+        batch: Prompts, padded on the left.
+        rows: Where to look.
+    """
+    return read_rows(model, batch, rows)[0]
+
+
+@torch.no_grad()
+def read_rows(
+    model: Model, batch: Batch, rows: Sequence[Row]
+) -> tuple[Float[Tensor, "row position d_model"], Float[Tensor, "batch vocab"]]:
+    """Run a batch once and return what stands at each row, and the model's own last logits.
 
     Args:
         model: The model, frozen.
@@ -26,12 +39,16 @@ def residuals(
         rows: Where to look.
 
     Returns:
-        One entry a real token, prompt after prompt.
+        The rows, one entry a real token, prompt after prompt; and the logits at the last position
+        of each prompt.
     """
     kept: dict[int, Tensor] = {}
     taps = {row.site: keeper(kept, number) for number, row in enumerate(rows)}
-    model.forward(batch.clean, mask=batch.mask, position_ids=batch.position_ids, taps=taps, read=1)
-    return torch.stack([kept.pop(number)[batch.mask] for number in range(len(rows))])
+    logits = model.forward(
+        batch.clean, mask=batch.mask, position_ids=batch.position_ids, taps=taps, read=1
+    )
+    values = torch.stack([kept.pop(number)[batch.mask] for number in range(len(rows))])
+    return values, logits[:, -1]
 
 
 def prompts_of(batch: Batch) -> Int[Tensor, " position"]:

@@ -70,7 +70,7 @@ def train(
     readout: Readout,
     corpus: Corpus,
     rows: Sequence[Row],
-    start: Maps,
+    start: Maps | None,
     *,
     steps: int,
     rate: float,
@@ -87,7 +87,7 @@ def train(
         readout: Its norm and head.
         corpus: What to train on; gone through again until the steps are done.
         rows: The rows, the final one last.
-        start: Where to begin.
+        start: Where to begin; None: a shift, begun at the mean difference of the first batch.
         steps: How many batches to take a step on.
         rate: Of the first step.
         seed: Of the order of batches.
@@ -97,49 +97,76 @@ def train(
         NonFiniteError: If the divergence becomes NaN or infinite.
         PromptError: If the corpus ends, and cannot be read again.
     """
-    search = _Search(start, rate)
+    search: _Search | None = None
     losses: list[Tensor] = []
     read = 0
     for step, batch in enumerate(_forever(corpus, seed, steps)):
         values = residuals(model, batch, rows)
-        loss = search.step(readout, rows, values, 1 - step / steps)
-        if not bool(loss.isfinite().all()):
-            raise NonFiniteError(
-                f"KL(final || row) is {loss.max().item()} at step {step}, so training cannot go on."
-                f"\nWrite lr={rate / 10:.1g}, or method='lstsq', which has no rate."
-            )
+        if search is None:
+            search = _Search(start or _mean_shift(values, readout.dtype), values[:-1], rate)
+        loss = _stepped(search, step, readout, rows, values, 1 - step / steps)
         losses.append(loss)
         read += len(batch)
         advance(len(batch), f"KL {float(loss.mean()):.3f}")
+    if search is None:
+        nothing = torch.full((len(rows) - 1,), torch.nan, dtype=torch.float64)
+        return Trained(start or _no_shift(model, readout, rows), nothing, nothing, read)
     lasting = max(1, round(LASTING * steps))
-    nothing = torch.full((len(rows) - 1,), torch.nan, dtype=torch.float64)
-    return Trained(
-        search.found() if losses else start,
-        losses[0] if losses else nothing,
-        torch.stack(losses[-lasting:]).mean(0) if losses else nothing,
-        read,
+    return Trained(search.found(), losses[0], torch.stack(losses[-lasting:]).mean(0), read)
+
+
+def _stepped(
+    search: _Search,
+    step: int,
+    readout: Readout,
+    rows: Sequence[Row],
+    values: Tensor,
+    decay: float,
+) -> Float[Tensor, " row"]:
+    """Take one step; refuse to go on where the rate has led out of all numbers."""
+    what = "KL(final || row) is infinite"
+    try:
+        loss = search.step(readout, rows, values, decay)
+        if bool(loss.isfinite().all()):
+            return loss
+    except NonFiniteError:
+        if step == 0:
+            raise  # nothing is trained yet: it is the model's
+        what = "a logit is NaN or infinite"
+    raise NonFiniteError(
+        f"{what} at step {step}, so training cannot go on.\nWrite lr={search.rate / 10:.1g}, or "
+        "method='lstsq', which has no rate."
     )
 
 
 class _Search:
-    """Adam on the differences to the start, in units of the residual stream."""
+    """Adam on the differences to the start, in units of the residual stream.
 
-    def __init__(self, start: Maps, rate: float) -> None:
+    Args:
+        start: Where to begin.
+        values: Residuals of the rows that have a map, to take the units from.
+        rate: Of the first step.
+    """
+
+    def __init__(
+        self, start: Maps, values: Float[Tensor, "row position d_model"], rate: float
+    ) -> None:
         self.start = start
         self.weight = None if start.weight is None else _free(start.weight)
         self.bias = _free(start.bias)
         free = [one for one in (self.weight, self.bias) if one is not None]
         self.adam = torch.optim.Adam(free, lr=rate)
         self.rate = rate
-        self.gain = self.size = torch.zeros(0)
+        # the size of what comes out, over that of what goes in
+        into = values.to(self.bias.dtype).square().mean((1, 2)).sqrt()
+        self.size = start(values).to(self.bias.dtype).square().mean((1, 2)).sqrt()
+        self.gain = self.size / into.clamp(min=torch.finfo(into.dtype).tiny)
 
     def step(
         self, readout: Readout, rows: Sequence[Row], values: Tensor, decay: float
     ) -> Float[Tensor, " row"]:
         """Take one step; return the mean divergence before it."""
         own = values[:-1]
-        if not len(self.size):
-            self._measure(own)
         with torch.no_grad():
             final = readout.normed(values[-1:], rows[-1:])[:, 0]
         count = own.shape[1]
@@ -161,8 +188,6 @@ class _Search:
     def found(self, *, detach: bool = True) -> Maps:
         """Return the maps as they are now."""
         weight, bias, start = self.weight, self.bias, self.start
-        if not len(self.size):
-            return start
         if detach:
             bias = bias.detach()
             weight = None if weight is None else weight.detach()
@@ -170,11 +195,16 @@ class _Search:
             weight = start.weight + self.gain[:, None, None] * weight
         return Maps(weight, start.bias + self.size[:, None] * bias)
 
-    def _measure(self, values: Tensor) -> None:
-        """Find the units: the size of what comes out, over that of what goes in."""
-        into = values.to(self.bias.dtype).square().mean((1, 2)).sqrt()
-        self.size = self.start(values).to(self.bias.dtype).square().mean((1, 2)).sqrt()
-        self.gain = self.size / into.clamp(min=torch.finfo(into.dtype).tiny)
+
+def _mean_shift(values: Float[Tensor, "row position d_model"], dtype: torch.dtype) -> Maps:
+    """Return the shift that gives each row the final row's mean."""
+    means = torch.stack([value.mean(0, dtype=torch.float64) for value in values])
+    return Maps(None, (means[-1:] - means[:-1]).to(dtype))
+
+
+def _no_shift(model: Model, readout: Readout, rows: Sequence[Row]) -> Maps:
+    width = model.anatomy().d_model
+    return Maps(None, torch.zeros(len(rows) - 1, width, dtype=readout.dtype, device=model.device))
 
 
 def _free(like: Tensor) -> Tensor:

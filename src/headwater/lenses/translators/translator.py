@@ -275,10 +275,14 @@ def _layers(rows: Sequence[str]) -> list[int]:
     return [int(row[1:]) for row in rows if row[1:].isdigit()]
 
 
+def _size(tokens: int, prompts: int) -> str:
+    return f"{tokens:,} tokens of {prompts:,} prompt{'' if prompts == 1 else 's'}"
+
+
 def _told(translator: Translator) -> list[str]:
     """Return the lines of the printed translator."""
     corpus = translator.corpus
-    size = f"{corpus['tokens']:,} tokens of {corpus['prompts']:,} prompts" if corpus else "unknown"
+    size = _size(corpus["tokens"], corpus["prompts"]) if corpus else "unknown"
     lines = [
         f"Translator of {translator.model.get('name')}: "
         f"{METHODS.get(translator.method, translator.method)}; fitted to {size}"
