@@ -29,7 +29,7 @@ PEERS = {
                    "rank; a sequence a call"),
 }  # fmt: skip
 OURS = {
-    "lens": "headwater, every statistic but JS and TV, base rates of 8 other tokens included",
+    "lens": "headwater, every statistic but JS and TV",
     "mixtures": "headwater, JS and TV too",
     "naive": "all log-probabilities at once: 4 KL, entropy, 2 ranks, top 10",
 }

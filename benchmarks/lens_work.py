@@ -20,7 +20,7 @@ def bare() -> torch.Tensor:
 
 
 def lens() -> hw.Lens:
-    """Every statistic but those of mixtures; base rates included."""
+    """Every statistic but those of mixtures."""
     return hw.lens(MODEL, IDS, mixtures=False, batch_size=lens_subject.BATCH, progress=False)
 
 

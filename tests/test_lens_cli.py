@@ -40,8 +40,8 @@ def corpus(tmp_path_factory):
 def test_a_text_shows_grid_table_and_sentences_and_leaves_a_page(tmp_path):
     said = run("--model", "tiny", "--text", PROMPT, "--against", "final,first", "--out", tmp_path)
     assert "Position i has read the tokens up to and including i" in said
-    assert "KL(fin||row)" in said
-    assert "KL(row||in)" in said
+    assert "KL(final||row)" in said
+    assert "KL(row||first)" in said
     assert "museum" in said
     assert (tmp_path / "page.html").is_file()
     assert hw.Lens.load(tmp_path).texts == (PROMPT,)

@@ -9,7 +9,13 @@ import pytest
 import torch
 
 import headwater as hw
-from headwater.errors import MissingExtraError, ModelGoneError, RunFolderError, UnknownOptionError
+from headwater.errors import (
+    MissingExtraError,
+    ModelGoneError,
+    ResultError,
+    RunFolderError,
+    UnknownOptionError,
+)
 from headwater.lenses import folder, view, words
 from shape_checks import unchecked
 from tiny_models import build, tokens
@@ -26,7 +32,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def lens(model):
-    return hw.lens(model, PROMPTS, sublayers=True, tokens=["Mary"])
+    return hw.lens(model, PROMPTS, sublayers=True, tokens=["Mary"], controls=8)
 
 
 def test_what_is_saved_is_what_is_loaded(lens, tmp_path):
@@ -40,6 +46,20 @@ def test_what_is_saved_is_what_is_loaded(lens, tmp_path):
     torch.testing.assert_close(again.arrays.kl, lens.arrays.kl, rtol=0, atol=0, equal_nan=True)
     assert again.jumps().to_dict() == lens.jumps().to_dict()
     assert repr(again.rarity()) == repr(lens.rarity())
+
+
+def test_base_rates_are_read_when_they_are_asked_for_and_are_kept(model, tmp_path):
+    texts = PROMPTS * 3
+    counted, plain = hw.lens(model, texts, controls=8), hw.lens(model, texts)
+    assert plain.rarity().to_dict() == counted.rarity().to_dict()
+    plain.save(tmp_path)
+    assert hw.Lens.load(tmp_path).rarity().to_dict() == counted.rarity().to_dict()
+
+
+def test_a_folder_without_base_rates_says_how_to_have_them(model, tmp_path):
+    hw.lens(model, PROMPTS).save(tmp_path)
+    with pytest.raises(ResultError, match="controls=8 before it is saved"):
+        hw.Lens.load(tmp_path).rarity()
 
 
 def test_a_folder_with_another_lens_is_refused_and_can_be_overwritten(lens, model, tmp_path):
@@ -158,7 +178,7 @@ def test_the_frame_has_one_row_a_prompt_position_and_row(lens):
 def test_the_printed_table_has_the_means_of_every_row(lens):
     lines = words.table(lens, ["final", "r1"])
     heads = re.split(r"\s{2,}", lines[0])
-    assert heads[1:5] == ["KL(fin||row)", "KL(row||fin)", "KL(r1||row)", "KL(row||r1)"]
+    assert heads[1:5] == ["KL(final||row)", "KL(row||final)", "KL(r1||row)", "KL(row||r1)"]
     by_name = {line.split()[0]: line.split()[1:] for line in lines[1:]}
     assert list(by_name) == list(reversed(lens.names))
     for name, cells in by_name.items():

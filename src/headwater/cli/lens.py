@@ -23,8 +23,6 @@ lens_app = typer.Typer(
     subcommand_metavar="[fit | evaluate | logit] ...",
 )
 
-CONTROLS = 8
-"""Tokens of other positions that are ranked at each."""
 EXAMPLES = 3
 """Prompts of a corpus whose cells are on its page."""
 
@@ -184,7 +182,7 @@ class _Prompts:
         given = {**self.given, "translator": as_translator(self.given["translator"], model, rows)}
         if out is not None:
             self._claim(out, model, rows, given)
-        found = hw.lens(model, self.texts, controls=CONTROLS, **given)
+        found = hw.lens(model, self.texts, **given)
         drawn = {one: given[one] for one in ("seed", "progress")}
         tests: list[Any] = []
         if self.tests["check"]:
@@ -222,7 +220,7 @@ class _Prompts:
             self.texts,
             rows,
             translator=None if translator is None else translator.described,
-            controls=CONTROLS,
+            controls=0,
             **{one: given[one] for one in ("tokens", "best", "readout", "decode_with", "seed")},
         )
 

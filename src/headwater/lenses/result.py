@@ -137,6 +137,11 @@ class Lens(LensValues):
         """
         return rarity(self.with_base_rates(), counts, bins=bins, vocabulary=self.vocabulary)
 
+    @property
+    def sums(self) -> Tally:
+        """The sums over all positions, with base rates if they were read."""
+        return self._counted[0] if self._counted else self.tally
+
     def with_base_rates(self) -> Tally:
         """Return the sums with the ranks of tokens at other positions; reads once more for them.
 

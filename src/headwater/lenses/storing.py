@@ -30,7 +30,7 @@ def write(lens: Lens, path: Path, *, overwrite: bool) -> Path:
     tensors = {
         **arrays,
         **{_VALUES + key: value for key, value in lens.arrays.values.items()},
-        **{_TALLY + key: value for key, value in lens.tally.state().items()},
+        **{_TALLY + key: value for key, value in lens.sums.state().items()},
     }
     data = {
         "names": lens.names,
@@ -41,7 +41,7 @@ def write(lens: Lens, path: Path, *, overwrite: bool) -> Path:
         "best": lens.arrays.top.shape[-1],
         "mixtures": "js(final)" in lens.arrays.values,
         "vocabulary": {str(one): text for one, text in lens.vocabulary.items()},
-        "tally_keys": lens.tally.keys,
+        "tally_keys": lens.sums.keys,
         "added": lens.added,
         "provenance": lens.provenance,
     }

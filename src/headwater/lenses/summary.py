@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from headwater.models import Model
 
 _COLUMNS = (
-    ("kl(final||layer)", "KL(fin||row)"),
-    ("kl(layer||final)", "KL(row||fin)"),
-    ("kl(first||layer)", "KL(in||row)"),
-    ("kl(layer||first)", "KL(row||in)"),
+    ("kl(final||layer)", "KL(final||row)"),
+    ("kl(layer||final)", "KL(row||final)"),
+    ("kl(first||layer)", "KL(first||row)"),
+    ("kl(layer||first)", "KL(row||first)"),
 )
 _MEDIANS = (("rank(input)", "rank input"), ("rank(next)", "rank next"))
 

@@ -37,11 +37,7 @@ TYPES = 50
 """Fewest types of token for a picture by frequency."""
 BEST = 5
 """Tokens listed for each cell."""
-ON_PAGE = (
-    "kl(final||layer)", "kl(layer||final)", "kl(first||layer)", "kl(layer||first)",
-    "rank(input)", "rank(next)", "rank(final)", "js(final)", "js(first)", "entropy",
-    "logprob(next)", "logprob(input)", "max-prob", "rms",
-)  # fmt: skip
+ON_PAGE = tuple(BY_KEY)
 """Statistics on a page, in the order of its switch."""
 
 
@@ -71,7 +67,8 @@ class Vocabulary:
 def page_data(lens: Lens) -> LensData:
     """Return what the page of a lens over prompts shows."""
     data = shell(lens.tally, lens.provenance, told.sentences(lens), list(lens.added.values()))
-    return {**data, **cells(lens), "rarity": _picture(_rarity(lens, "corpus"))}  # type: ignore[typeddict-item]
+    data["statistics"] = [*data["statistics"], *of_words(lens).values()]
+    return {**data, **cells(lens), "rarity": _rarity(lens, lens.sums, "corpus")}  # type: ignore[typeddict-item]
 
 
 def corpus_data(summary: LensSummary, counts: Any, examples: Lens | None) -> LensData:
@@ -82,7 +79,7 @@ def corpus_data(summary: LensSummary, counts: Any, examples: Lens | None) -> Len
         counts: How common tokens are, as for `summary.rarity`.
         examples: A lens of a few prompts, to be shown cell by cell.
     """
-    rare = _rarity(summary, counts)
+    rare = _rarity(summary, summary.tally, counts)
     sentences = [*summary.jumps().sentences(), *summary.close().sentences()]
     if rare is not None:
         sentences += rare.sentences()
@@ -96,6 +93,19 @@ def corpus_data(summary: LensSummary, counts: Any, examples: Lens | None) -> Len
         data = {**data, **shown}  # type: ignore[typeddict-item]
     data["facts"] = {**data["facts"], "corpus": str(summary.corpus["source"])}
     return {**data, "rarity": _picture(rare)}  # type: ignore[typeddict-item]
+
+
+def of_words(lens: Lens) -> dict[str, StatisticData]:
+    """Return the statistics of words that were ranked too, by key."""
+    found: dict[str, StatisticData] = {}
+    for word in lens.tokens:
+        for name in ("rank", "logprob"):
+            like = _statistic(f"{name}(next)")
+            key = f"{name}({word})"
+            title = like["name"].replace("next", repr(word))
+            explain = f"{like['name'].split(' of ')[0].capitalize()} of {word!r} at every position."
+            found[key] = {**like, "key": key, "name": title, "explain": explain}
+    return found
 
 
 def cells(lens: Lens) -> dict[str, Any]:
@@ -161,9 +171,9 @@ def shell(
     }  # fmt: skip
 
 
-def _rarity(read: Lens | LensSummary, counts: Any) -> Rarity | None:
+def _rarity(read: Lens | LensSummary, tally: Tally, counts: Any) -> Rarity | None:
     """Return what is found of rarity, where enough types of token were read for bins."""
-    counted = read.tally.types.of("control_count")
+    counted = tally.types.of("control_count")
     if int((counted > 0).sum()) < TYPES:
         return None
     return read.rarity(counts)
@@ -204,7 +214,8 @@ def _prompt(lens: Lens, prompt: int, positions: int, words: Vocabulary) -> Promp
             key: _short(arrays.values[key][:, prompt, :positions])
             for key in ON_PAGE
             if key in arrays.values
-        },
+        }
+        | {key: _short(lens[key][:, prompt, :positions]) for key in of_words(lens)},
         "top": [[[number(one) for one in cell] for cell in row] for row in top],
         "logprob": _short(arrays.top_logprob[:, prompt, :positions, :BEST]),
         "followed": [[number(one) for one in cell if one >= 0] for cell in followed],
@@ -261,14 +272,18 @@ def _curve(tally: Tally, key: str) -> CurveData:
 
 
 def _provenance(provenance: Mapping[str, Any]) -> dict[str, str]:
-    """Return where the numbers come from as one level of texts."""
+    """Return where the numbers come from as one level of texts; hashes by their beginning."""
     found: dict[str, str] = {}
-    for part, values in provenance.items():
-        if not isinstance(values, Mapping):
-            found[part] = str(values)
-            continue
-        for key, value in values.items():
-            if value is not None:
-                shown = str(value)
-                found[f"{part} {key}"] = shown[:16] if key.endswith("_hash") else shown
+
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                add(f"{name} {key}".strip(), inner)
+        elif value is not None:
+            shown = str(value)
+            is_hash = name.endswith(("hash", "sha256", "unembedding"))
+            found[name] = shown[:16] if is_hash else shown
+
+    # what decides a corpus's numbers stands in it once more
+    add("", {key: value for key, value in provenance.items() if key != "specification"})
     return found

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from headwater.errors import ResultError
@@ -30,16 +30,18 @@ def identity_of(model: Model) -> dict[str, Any]:
 
 
 def unembedding_hash(model: Model) -> str:
-    """Hash the unembedding, rounded to bfloat16: a checkpoint is itself in any number format.
+    """Hash the signs and the size of the unembedding: a checkpoint is itself in any number format.
 
-    Large ones are sampled evenly, as in `Model.fingerprint`.
+    Rounding to another format keeps every sign, which no rounding of ours would: rounded twice, a
+    number may end elsewhere. Large matrices are sampled evenly, as in `Model.fingerprint`.
     """
     weight = _unembedding(model)
     flat = weight.reshape(-1)
     if flat.numel() > WHOLE:
         flat = flat[:: flat.numel() // SAMPLED]
-    rounded = flat.to(torch.bfloat16).contiguous().cpu().view(torch.uint8)
-    return hashlib.sha256(f"{list(weight.shape)}".encode() + rounded.numpy().tobytes()).hexdigest()
+    size = round(4 * math.log2(float(flat.double().norm()) or 1.0))
+    signs = np.packbits(flat.signbit().cpu().numpy()).tobytes()
+    return hashlib.sha256(f"{list(weight.shape)} {size}".encode() + signs).hexdigest()
 
 
 def tuned_lens_hash(model: Model) -> str:
