@@ -47,6 +47,9 @@ from headwater.errors import HeadwaterError, UnknownOptionError
 if TYPE_CHECKING:
     from headwater.attribution import Attribution
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
 app = typer.Typer(
     name="headwater",
     help="Which parts of a transformer a behavior flows from - audited against the truth.",
@@ -286,12 +289,20 @@ def main() -> None:
         said = f"{type(error).__name__}: {error}"
         typer.echo("\n".join(filter(None, [said, typed_words(said, sys.argv)])), err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
+    except (KeyboardInterrupt, SystemExit) as ended:
+        if isinstance(ended, SystemExit) and ended.code != INTERRUPTED:
+            raise
+        typer.echo(f"interrupted{_goes_on(sys.argv)}", err=True)  # Typer says nothing of it
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+def _goes_on(typed: list[str]) -> str:
+    """Return that a run goes on when it is typed again, of those that do."""
+    streams = "lens" in typed and {"--file", "-f"} & set(typed) and {"--out", "-o"} & set(typed)
+    return ": typed again, it goes on from the last saved chunk" if streams else ""
 
 
 def _quiet() -> None:

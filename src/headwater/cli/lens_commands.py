@@ -43,6 +43,7 @@ def fit(
     steps: Annotated[int | None, typer.Option(min=1, help="Of kl and bias; default 250.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Most prompts in one forward.")] = 8,
     device: Device = None,
+    dtype: Dtype = None,
     seed: Seed = 0,
     progress: Progress = None,
     as_json: AsJson = False,
@@ -58,7 +59,7 @@ def fit(
     refuse_unknown("method", method, tuple(FITTED))
     chosen = None if layers is None else choices.numbers(layers, "--layers")
     folder.FOLDER.claim(out)
-    loaded = hw.load(model, device=device)
+    loaded = hw.load(model, device=device, dtype=dtype)
     rows = rows_of(loaded.anatomy(), chosen, sublayers=sublayers)[:-1]
     corpus: Any = {"limit": limit, "length": length}
     shared: Any = {"batch_size": batch_size, "seed": seed}
@@ -98,6 +99,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the result.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Most prompts in one forward.")] = 8,
     device: Device = None,
+    dtype: Dtype = None,
     seed: Seed = 0,
     progress: Progress = None,
     as_json: AsJson = False,
@@ -110,7 +112,7 @@ def evaluate(
     if out is not None:
         folder.claim_evaluation(out, fitted.sha256)
     found = fitted.evaluate(
-        hw.load(model, device=device),
+        hw.load(model, device=device, dtype=dtype),
         file,
         controls_from=controls_from,
         limit=limit,
@@ -152,7 +154,7 @@ def logit(
     chosen: Any = choices.components(components, layers, None)
     if out is not None:
         folder.FOLDER.claim(out)
-    loaded = hw.load(model, device=device)
+    loaded = hw.load(model, device=device, dtype=dtype)
     runner = loaded if dtype is None else loaded.to(dtype=dtype)
     if out is not None:
         folder.claim(out, runner, task_of(prompt, answer, against, position), chosen)

@@ -22,6 +22,8 @@ STEPS = {
     "total": "frozen norm against exact total effects",
 }
 """The comparisons, in order: what freezing the norm costs, what later layers change, and both."""
+DETOURS = "Both are exact: what differs acts through later layers."
+"""What there is to say of the second."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,7 +47,12 @@ class LogitAudit:
 
     def sentences(self) -> list[str]:
         """Return each comparison in words."""
-        return [f"{said}: {_said(self.audits[name])}" for name, said in STEPS.items()]
+        found = []
+        for name, said in STEPS.items():
+            audit = self.audits[name]
+            verdict = DETOURS if name == "paths" else audit.verdict
+            found.append(f"{said}: {audit.sentence} Sign agreement {_share(audit)}. {verdict}")
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparisons as plain data."""
@@ -105,10 +112,6 @@ def audited(
     for column, effects in ablations.found.items():
         total[:, column] = effects
     return LogitAudit(audits, direct, total)
-
-
-def _said(audit: Audit) -> str:
-    return f"{audit.sentence} Sign agreement {_share(audit)}. {audit.verdict}"
 
 
 def _share(audit: Audit) -> str:

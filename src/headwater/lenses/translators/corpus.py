@@ -157,6 +157,6 @@ def _bytes(ids: Sequence[int]) -> bytes:
 def _nothing(name: str, read: int) -> str:
     return (
         f"of the {read} prompts in {name} none is left: a translator is judged on prompts that "
-        "neither it nor a control was fitted to.\nGive more prompts, held out from the start; with "
-        "controls_from=texts all of them are judged on."
+        "neither it nor a control was fitted to, and controls take half of them.\n"
+        "Give two at least, held out from the start; with controls_from=texts all are judged on."
     )

@@ -213,12 +213,13 @@ class Evaluation:
         lens, marginal = "untrained: least squares", "untrained: marginal"
         if lens not in self.sums:
             return []
-        low = min(self.kl(lens, row).mean for row in self.rows[:-1])
+        at = min(self.rows[:-1], key=lambda row: self.kl(lens, row).mean)
+        low = self.kl(lens, at).mean
         blind, own = self.kl(marginal, self.rows[0]).mean, self.kl("marginal", self.rows[0]).mean
         return [
             "A small KL alone is no success: an untrained copy of the model is read with "
-            f"{low:.2g}, and one distribution for every position comes within {blind:.2g} of it "
-            f"({own:.2g} of this model)."
+            f"{low:.2g} at {at}, and one distribution for every position comes within "
+            f"{blind:.2g} of it ({own:.2g} of this model)."
         ]
 
 
