@@ -80,9 +80,11 @@ def corpus_data(summary: LensSummary, counts: Any, examples: Lens | None) -> Len
         examples: A lens of a few prompts, to be shown cell by cell.
     """
     rare = _rarity(summary, summary.tally, counts)
-    sentences = [*summary.jumps().sentences(), *summary.close().sentences()]
+    # the rest is in the tables below
+    sentences = summary.jumps(of="kl", direction="ref||layer").sentences()
+    sentences += summary.close("both directions").sentences()
     if rare is not None:
-        sentences += rare.sentences()
+        sentences += rare.sentences()[:3]
     data = shell(summary.tally, summary.provenance, sentences)
     if examples is not None:
         shown = cells(examples)
