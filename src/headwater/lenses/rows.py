@@ -37,7 +37,7 @@ class Row:
             return f"residual stream after layer {self.site.layer}"
         if self.kind == "mid":
             return f"residual stream between attention and MLP of layer {self.site.layer}"
-        return f"what {_WORDS[self.site.name]} of layer {self.site.layer} writes, renormalised"
+        return f"what {_WORDS[self.site.name]} of layer {self.site.layer} writes, renormalized"
 
     @property
     def is_stream(self) -> bool:

@@ -63,7 +63,7 @@ def lens(
         layers: Read after these layers only; the input and the last layer are always read.
         sublayers: Read between attention and MLP too (`r3.mid`).
         writes: Read what attention and MLP write, each through a norm of its own (`a3`, `m3`):
-            "renormalised" readings, which do not add up. `hw.attribute_logit` has those that do.
+            "renormalized" readings, which do not add up. `hw.attribute_logit` has those that do.
         readout: Which norm stands before the head: `"final-norm"`, `"next-norm"` (what the next
             layer reads) or `"none"`.
         translator: Applied before the norm: a `Translator`, or the folder of one.
