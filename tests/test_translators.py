@@ -28,12 +28,12 @@ from headwater.errors import (
     UnknownOptionError,
 )
 from headwater.lenses.readout import Readout
+from headwater.lenses.residuals import prompts_of, read_rows, residuals
 from headwater.lenses.rows import rows_of
 from headwater.lenses.translators import Translator, as_translator, fit_lens
 from headwater.lenses.translators.corpus import Corpus
 from headwater.lenses.translators.divergence import divergence
 from headwater.lenses.translators.moments import Moments
-from headwater.lenses.translators.residuals import prompts_of, read_rows, residuals
 from headwater.models import Model
 
 HIDDEN = "hidden_states"

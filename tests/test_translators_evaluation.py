@@ -15,11 +15,11 @@ import tiny_models
 import tiny_tasks
 from headwater.errors import PromptError, ResultError, RunFolderError, UnknownOptionError
 from headwater.lenses.readout import Readout
+from headwater.lenses.residuals import residuals
 from headwater.lenses.translators import Evaluation, Translator, fit_lens
 from headwater.lenses.translators.controls import Fitted, Marginal, untrained
 from headwater.lenses.translators.corpus import Corpus
 from headwater.lenses.translators.evaluation import CONTROLS
-from headwater.lenses.translators.residuals import residuals
 from headwater.models import Model
 
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from headwater.errors import FailedProofError
 from headwater.lenses.readout import Readout
+from headwater.lenses.residuals import prompts_of, read_rows
 from headwater.lenses.rows import Row
 from headwater.lenses.sums import Mixtures, Sums
 from headwater.models import Model
 from headwater.prompts import Batch
-from headwater.taps import keeper
 
 INPUT, NEXT, FINAL = range(3)
 """The first targets that are ranked: the token read, the token that follows, the model's choice."""
@@ -101,16 +101,10 @@ def measure(model: Model, readout: Readout, batch: Batch, plan: Plan, *, check: 
         FailedProofError: If the two differ.
         NonFiniteError: If a logit is NaN or infinite.
     """
-    kept: dict[int, Tensor] = {}
-    taps = {row.site: keeper(kept, number) for number, row in enumerate(plan.rows)}
-    logits = model.forward(
-        batch.clean, mask=batch.mask, position_ids=batch.position_ids, taps=taps, read=1
-    )
-    mask = batch.mask
-    values = torch.stack([kept.pop(number)[mask] for number in range(len(plan.rows))])
+    values, logits = read_rows(model, batch, plan.rows)
     if check:
-        last = values[-1:, mask.sum(-1).cumsum(0) - 1]
-        _prove(readout, last, plan.rows[-1], logits[:, -1])
+        last = values[-1:, batch.mask.sum(-1).cumsum(0) - 1]
+        _prove(readout, last, plan.rows[-1], logits)
     del logits
     flat = _Flat.of(batch)
     step = max(16, _PAIRS // len(plan.rows) ** 2)
@@ -138,8 +132,7 @@ class _Flat:
         mask, ids = batch.mask, batch.clean
         following = torch.full_like(ids, NO_TOKEN)
         following[:, :-1] = ids[:, 1:]
-        pairs = torch.tensor(batch.pairs, device=ids.device)[:, None].expand_as(ids)
-        return cls(pairs[mask], batch.position_ids[mask], ids[mask], following[mask])
+        return cls(prompts_of(batch), batch.position_ids[mask], ids[mask], following[mask])
 
 
 class _Part:

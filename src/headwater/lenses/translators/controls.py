@@ -13,11 +13,11 @@ from torch import Tensor
 
 from headwater.architectures.adapter import resolve
 from headwater.lenses.readout import Readout
+from headwater.lenses.residuals import residuals
 from headwater.lenses.rows import Row
 from headwater.lenses.translators.corpus import Corpus
 from headwater.lenses.translators.divergence import log_norm
 from headwater.lenses.translators.moments import Moments
-from headwater.lenses.translators.residuals import residuals
 from headwater.lenses.translators.training import Maps
 from headwater.models import Model
 from headwater.progress import Advance, silent

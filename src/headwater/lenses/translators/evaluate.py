@@ -13,12 +13,12 @@ from torch import Tensor
 from headwater.errors import UnknownOptionError
 from headwater.lenses.provenance import provenance
 from headwater.lenses.readout import Readout
+from headwater.lenses.residuals import prompts_of, residuals, together
 from headwater.lenses.rows import Row, rows_of
 from headwater.lenses.translators.controls import Fitted, Mapped, Marginal, untrained
 from headwater.lenses.translators.corpus import Corpus, key_of
 from headwater.lenses.translators.divergence import divergence
 from headwater.lenses.translators.evaluation import Evaluation
-from headwater.lenses.translators.residuals import prompts_of, residuals, together
 from headwater.lenses.translators.training import SHIFT_RATE, Maps, train
 from headwater.lenses.translators.translator import Translator
 from headwater.models import Model

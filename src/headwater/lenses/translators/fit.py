@@ -11,12 +11,12 @@ from torch import Tensor
 
 from headwater.errors import UnknownOptionError
 from headwater.lenses.readout import Readout, refuse_unknown
+from headwater.lenses.residuals import residuals
 from headwater.lenses.rows import Row, rows_of
 from headwater.lenses.translators.corpus import Corpus
 from headwater.lenses.translators.identity import identity_of
 from headwater.lenses.translators.jacobian import jacobians
 from headwater.lenses.translators.moments import Moments
-from headwater.lenses.translators.residuals import residuals
 from headwater.lenses.translators.training import RATE, SHIFT_RATE, Maps, train
 from headwater.lenses.translators.translator import Translator
 from headwater.models import Model

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from headwater.errors import NonFiniteError, PromptError
 from headwater.lenses.readout import Readout
+from headwater.lenses.residuals import residuals, together
 from headwater.lenses.rows import Row
 from headwater.lenses.translators.corpus import Corpus
 from headwater.lenses.translators.divergence import divergence
-from headwater.lenses.translators.residuals import residuals, together
 from headwater.lenses.translators.translator import translate
 from headwater.models import Model
 from headwater.progress import Advance, silent
