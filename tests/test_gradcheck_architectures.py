@@ -24,6 +24,8 @@ import headwater as hw
 from headwater.components import KINDS, SELECTORS, Selection, parse_component
 from headwater.gates import Linearized, Move
 from headwater.gradchecks.result import Check
+from headwater.lenses.readout import Readout
+from headwater.lenses.translators.divergence import divergence
 from headwater.precision import context_for
 from headwater.sites import Site
 from oracles import NAMES, Float64, Names, Place, Twin
@@ -546,8 +548,33 @@ def test_slopes_with_a_layer_held_constant_are_those_of_the_run_with_its_writes_
 
 # --- functions with a backward of their own -------------------------------------------------------
 
-CHECKED: dict[str, Callable[[], None]] = {}
-"""By qualified name, what checks a custom autograd function of ours: none has been needed yet."""
+
+def divergence_summed_tile_by_tile() -> None:
+    """KL(final || row) of random rows through a soft-capped head and a plain one."""
+    generator = torch.Generator().manual_seed(0)
+    for family in ("Gemma 2", "GPT-2"):
+        readout = Readout(model(family))
+        width = readout.adapter.d_model
+        final = torch.randn(3, width, generator=generator, dtype=torch.float64)
+        normed = torch.randn(3, 2, width, generator=generator, dtype=torch.float64)
+        weights = torch.randn(3, 2, generator=generator, dtype=torch.float64)
+
+        def objective(rows: Tensor, readout=readout, final=final, weights=weights) -> Tensor:
+            return (weights * divergence(readout, final, rows)).sum()
+
+        report = hw.check_gradient(objective, normed)
+        assert report.verdict == "agree", str(report)
+
+
+CHECKED: dict[str, Callable[[], None]] = {
+    "headwater.lenses.translators.divergence._Divergence": divergence_summed_tile_by_tile,
+}
+"""By qualified name, what checks a custom autograd function of ours."""
+
+
+@pytest.mark.parametrize("check", CHECKED.values(), ids=CHECKED)
+def test_the_backward_pass_of_every_custom_function_is_the_slope(check):
+    check()
 
 
 def custom_functions(package: str) -> set[str]:
