@@ -56,6 +56,13 @@ def test_base_rates_are_read_when_they_are_asked_for_and_are_kept(model, tmp_pat
     assert hw.Lens.load(tmp_path).rarity().to_dict() == counted.rarity().to_dict()
 
 
+def test_base_rates_need_a_model_that_is_still_there_or_is_given():
+    lens = hw.lens(hw.load("tiny"), PROMPTS * 3)
+    with pytest.raises(ModelGoneError, match="model=model"):
+        lens.rarity()
+    assert lens.rarity(model=hw.load("tiny")).bins
+
+
 def test_a_folder_without_base_rates_says_how_to_have_them(model, tmp_path):
     hw.lens(model, PROMPTS).save(tmp_path)
     with pytest.raises(ResultError, match="controls=8 before it is saved"):

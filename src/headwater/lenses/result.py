@@ -124,28 +124,38 @@ class Lens(LensValues):
         """
         return close(self.tally, measure)
 
-    def rarity(self, counts: Any = "corpus", *, bins: int = 5) -> Rarity:
+    def rarity(
+        self, counts: Any = "corpus", *, bins: int = 5, model: Model | None = None
+    ) -> Rarity:
         """Return how long input tokens stay visible, by how rare they are, with the base rate.
 
         Args:
             counts: How common tokens are: a mapping from texts or ids to counts, a tensor
                 `[vocab]`, `"corpus"` (counts in these prompts) or `"tokenizer"` (order of ids).
             bins: How many quantiles of token types.
+            model: Reads the prompts once more if no base rates were read; None for the one that
+                was read, if it is still there.
 
         Raises:
-            UnknownOptionError: If no controls were ranked, or the counts cannot be used.
+            UnknownOptionError: If the counts cannot be used.
+            ModelGoneError: If base rates have to be read and the model is gone.
+            ResultError: If there are none and the lens was read from a folder.
         """
-        return rarity(self.with_base_rates(), counts, bins=bins, vocabulary=self.vocabulary)
+        return rarity(self.with_base_rates(model), counts, bins=bins, vocabulary=self.vocabulary)
 
     @property
     def sums(self) -> Tally:
         """The sums over all positions, with base rates if they were read."""
         return self._counted[0] if self._counted else self.tally
 
-    def with_base_rates(self) -> Tally:
+    def with_base_rates(self, model: Model | None = None) -> Tally:
         """Return the sums with the ranks of tokens at other positions; reads once more for them.
 
+        Args:
+            model: What reads; None for the model that was read, if it is still there.
+
         Raises:
+            ModelGoneError: If it is gone and none is given.
             ResultError: If there are none and the lens was read from a folder.
         """
         if not self._counted and bool(self.tally.types.of("control_count").sum() > 0):
@@ -157,7 +167,7 @@ class Lens(LensValues):
                     "with, and a lens from a folder cannot be read again.\n"
                     "Read it with controls=8 before it is saved."
                 )
-            self._counted.append(self._again(self._alive(None)))
+            self._counted.append(self._again(self._alive(model)))
         return self._counted[0]
 
     def check(
