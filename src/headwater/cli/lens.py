@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headwater.cli.options import AsJson, Device, Dtype, Layers, Progress, Seed
+from headwater.cli.options import AsJson, Device, Dtype, Layers, Progress, PromptBatch, Seed
 from headwater.errors import UnknownOptionError
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def lens(
         Path | None,
         typer.Option("--out", "-o", help="Folder for the result and page.html; resumes a corpus."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Most prompts in one forward.")] = 8,
+    batch_size: PromptBatch = 8,
     device: Device = None,
     dtype: Dtype = None,
     seed: Seed = 0,
@@ -135,7 +136,8 @@ def lens(
     if file is not None:
         if not set(against.split(",")) <= {"final", "first"}:
             raise UnknownOptionError(f"--against {_OF_PROMPTS}")
-        run = _Corpus(file, shared, limit, max_tokens, rarity, counts)
+        streamed = {"limit": limit, "max_tokens": max_tokens, "mixtures": True}
+        run = _Corpus(file, shared, streamed, rarity, counts)
         run.go(_loaded(model, device, dtype), out, as_json)
         return
     assert text is not None
@@ -144,24 +146,27 @@ def lens(
 
         FOLDER.claim(out)  # other files: before a model is loaded
     ends = [int(one) if one.lstrip("-").isdigit() else one for one in against.split(",")]
-    run = _Prompts(text, shared, ends, rarity, counts)
-    run.given |= {"writes": writes, "best": best, "tokens": tokens.split(",") if tokens else ()}
-    run.tests = {"check": check, "kept": kept}
-    run.picture = (plot, statistic)
+    own = {"writes": writes, "best": best, "tokens": tokens.split(",") if tokens else ()}
+    run = _Prompts(
+        text, shared | own, ends, rarity, counts, check=check, kept=kept, plot=(plot, statistic)
+    )
     run.go(_loaded(model, device, dtype), out, as_json)
 
 
+@dataclass(frozen=True)
 class _Prompts:
     """Single prompts: the whole result, with a cell for every row and position."""
 
-    tests: dict[str, int | None]
-    picture: tuple[Path | None, str]
-
-    def __init__(
-        self, texts: list[str], given: dict[str, Any], against: list[Any], rarity: bool, counts: str
-    ) -> None:
-        self.texts, self.given, self.against = texts, given, against
-        self.rarity, self.counts = rarity, counts
+    texts: list[str]
+    given: dict[str, Any]
+    """For `hw.lens`."""
+    against: list[Any]
+    rarity: bool
+    counts: str
+    check: int | None
+    kept: int | None
+    plot: tuple[Path | None, str]
+    """Where to draw, and which statistic."""
 
     def go(self, model: Model, out: Path | None, as_json: bool) -> None:
         import headwater as hw
@@ -170,7 +175,7 @@ class _Prompts:
         from headwater.lenses.rows import index_of, rows_of
         from headwater.lenses.translators import as_translator
 
-        path, statistic = self.picture
+        path, statistic = self.plot
         counts = _counts(self.counts) if self.rarity else None
         if path is not None:
             refuse_format(path)
@@ -185,10 +190,10 @@ class _Prompts:
         found = hw.lens(model, self.texts, **given)
         drawn = {one: given[one] for one in ("seed", "progress")}
         tests: list[Any] = []
-        if self.tests["check"]:
-            tests.append(found.check(sample=self.tests["check"], **drawn))
-        if self.tests["kept"]:
-            tests.append(found.kept(sample=self.tests["kept"], **drawn))
+        if self.check:
+            tests.append(found.check(sample=self.check, **drawn))
+        if self.kept:
+            tests.append(found.kept(sample=self.kept, **drawn))
         rare = found.rarity(counts) if self.rarity else None
         if path is not None:
             found.plot(path, statistic)
@@ -225,20 +230,17 @@ class _Prompts:
         )
 
 
+@dataclass(frozen=True)
 class _Corpus:
     """A corpus: means, quantiles and questions, streamed."""
 
-    def __init__(
-        self,
-        file: Path,
-        given: dict[str, Any],
-        limit: int | None,
-        max_tokens: int,
-        rarity: bool,
-        counts: str,
-    ) -> None:
-        self.file, self.given, self.rarity, self.counts = file, given, rarity, counts
-        self.streamed = {"limit": limit, "max_tokens": max_tokens, "mixtures": True}
+    file: Path
+    given: dict[str, Any]
+    """For `hw.lens` and `hw.lens_dataset`."""
+    streamed: dict[str, Any]
+    """For `hw.lens_dataset` alone."""
+    rarity: bool
+    counts: str
 
     def go(self, model: Model, out: Path | None, as_json: bool) -> None:
         import headwater as hw

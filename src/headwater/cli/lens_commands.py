@@ -12,23 +12,22 @@ from headwater.cli.lens import Limit, Sublayers, lens_app, say, say_json
 from headwater.cli.options import (
     AsJson,
     Components,
+    CorpusFile,
     Device,
     Dtype,
     Layers,
     ModelName,
+    Out,
     Progress,
+    PromptBatch,
     Seed,
 )
-
-File = Annotated[
-    Path, typer.Option("--file", "-f", help="A corpus, one prompt a line (.txt), or .jsonl.")
-]
 
 
 @lens_app.command()
 def fit(
     model: ModelName,
-    file: File,
+    file: CorpusFile,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the translator.")],
     method: Annotated[
         str,
@@ -41,7 +40,7 @@ def fit(
         int | None, typer.Option(min=2, help="Cut each prompt to this many tokens.")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Of kl and bias; default 250.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Most prompts in one forward.")] = 8,
+    batch_size: PromptBatch = 8,
     device: Device = None,
     dtype: Dtype = None,
     seed: Seed = 0,
@@ -91,13 +90,13 @@ def fit(
 def evaluate(
     translator: Annotated[Path, typer.Argument(help="Folder of `headwater lens fit`.")],
     model: ModelName,
-    file: File,
+    file: CorpusFile,
     controls_from: Annotated[
         Path | None, typer.Option(help="What controls are fitted to; default half of --file.")
     ] = None,
     limit: Limit = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the result.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Most prompts in one forward.")] = 8,
+    out: Out = None,
+    batch_size: PromptBatch = 8,
     device: Device = None,
     dtype: Dtype = None,
     seed: Seed = 0,
@@ -138,7 +137,7 @@ def logit(
         bool, typer.Option("--audit", help="Compare with exact direct and total effects.")
     ] = False,
     sample: Annotated[int, typer.Option(min=1, help="Components whose totals are checked.")] = 32,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the result.")] = None,
+    out: Out = None,
     device: Device = None,
     dtype: Dtype = None,
     seed: Seed = 0,

@@ -41,6 +41,10 @@ Run = Annotated[Path, typer.Argument(help="Folder written by `headwater attribut
 MovedModel = Annotated[
     str | None, typer.Option("--model", "-m", help="Where the model is, if it has moved.")
 ]
+PromptBatch = Annotated[int, typer.Option(min=1, help="Most prompts in one forward.")]
+CorpusFile = Annotated[
+    Path, typer.Option("--file", "-f", help="A corpus, one prompt a line (.txt), or .jsonl.")
+]
 Seed = Annotated[int, typer.Option(help="Seeds whatever draws random numbers.")]
 Progress = Annotated[
     bool | None, typer.Option("--progress/--no-progress", help="Default: a bar on a terminal.")
