@@ -228,6 +228,14 @@ def test_tokens_without_a_count_are_counted_as_none_and_said():
     assert found.of()[-1].lowest == 0
 
 
+def test_bins_of_tokens_without_a_count_are_told_as_counts_and_the_tokenizers_as_ids():
+    tally = tallied(base=0.0, kept=NOTHING)
+    assert rarity(tally, {0: 100, 1: 50}).of()[-1].span == "0 to 0"
+    found = rarity(tally, "tokenizer").of()[-1]
+    assert found.span == f"ids {-found.highest:.0f} to {-found.lowest:.0f}"
+    assert 0 < -found.highest < -found.lowest < VOCAB
+
+
 @pytest.mark.parametrize(
     ("counts", "message"),
     [

@@ -76,7 +76,7 @@ def rarity_data(rarity: Rarity) -> RarityData:
         first = inside[0]
         bins.append(
             {
-                "label": _label(number, numbers, first.lowest, first.highest),
+                "label": _label(number, numbers, first.span),
                 "types": first.types,
                 "own": [one.own_median for one in inside],
                 "control": [one.control_median for one in inside],
@@ -94,7 +94,7 @@ def rarity_data(rarity: Rarity) -> RarityData:
     }
 
 
-def _label(number: int, numbers: Sequence[int], low: float, high: float) -> str:
+def _label(number: int, numbers: Sequence[int], span: str) -> str:
     size = _SIZES.get(len(numbers), f"1/{len(numbers)}")
     name = {numbers[0]: f"commonest {size}", numbers[-1]: f"rarest {size}"}
-    return f"{name.get(number, f'{size} {number}')} ({low:g} to {high:g})"
+    return f"{name.get(number, f'{size} {number}')} ({span})"

@@ -27,8 +27,24 @@ class Frequency:
     values: Float[np.ndarray, " type"]
     source: str
     note: str = ""
-    added: float = ADDED
-    """What counts were raised by; nothing, where they are none."""
+    by_id: bool = False
+    """Whether the values are ids with a minus sign, rather than counts."""
+
+    @property
+    def added(self) -> float:
+        """What counts were raised by; nothing, where they are none."""
+        return 0.0 if self.by_id else ADDED
+
+    def told(self, lowest: float, highest: float) -> str:
+        """Return the frequencies of a bin in words.
+
+        Args:
+            lowest: The smallest value in it, without what was added.
+            highest: The largest.
+        """
+        if self.by_id:
+            return f"ids {-highest:.0f} to {-lowest:.0f}"
+        return f"{lowest:.4g} to {highest:.4g}"
 
 
 def frequency(types: Types, counts: Counts, vocabulary: Mapping[int, str] | None) -> Frequency:
@@ -65,7 +81,7 @@ def _named(types: Types, counts: str) -> Frequency:
             "the order of token ids",
             "A low id is an early merge of the tokenizer, which stands for a common token only "
             "roughly.",
-            added=0.0,
+            by_id=True,
         )
     raise UnknownOptionError(
         f"counts={counts!r} is unknown.{did_you_mean(counts, ('corpus', 'tokenizer'))}\n"

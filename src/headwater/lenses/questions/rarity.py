@@ -82,7 +82,7 @@ class _Part:
     ) -> None:
         self.types, self.names, self.seed = types, names, seed
         self.group: Group = group
-        self.frequency, self.added = found.values, found.added
+        self.found, self.frequency = found, found.values
         self.count = self._own("count")
         self.control_count = types.of("control_count").numpy()
         self.known = (self.count > 0) & (self.control_count > 0)
@@ -103,14 +103,17 @@ class _Part:
             return self.means[key][inside, row]
 
         own, control = of("log_rank"), of("control_log_rank")
+        common = self.frequency[inside] - self.found.added
+        lowest, highest = float(common.min()), float(common.max())
         return Bin(
             group=self.group,
             number=number,
             row=self.names[row],
             types=len(inside),
             positions=int(self.count[inside].sum()),
-            lowest=float(self.frequency[inside].min() - self.added),
-            highest=float(self.frequency[inside].max() - self.added),
+            lowest=lowest,
+            highest=highest,
+            span=self.found.told(lowest, highest),
             own=resampling.geometric(own),
             control=resampling.geometric(control),
             own_median=float(np.exp(np.median(own))),

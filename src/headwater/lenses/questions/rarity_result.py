@@ -31,6 +31,8 @@ class Bin:
     lowest: float
     """Frequencies of the types, from this."""
     highest: float
+    span: str
+    """The same in words."""
     own: Figure
     """Geometric mean over types of the rank where the token was read."""
     control: Figure

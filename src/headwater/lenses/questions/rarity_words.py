@@ -40,9 +40,7 @@ def table(rarity: Rarity) -> list[str]:
 
 
 def _name(one: Bin) -> str:
-    if one.highest <= 0:  # the tokenizer's order: a rarer token has a larger id
-        return f"{one.types:,}, ids {-one.highest:.0f}..{-one.lowest:.0f}"
-    return f"{one.types:,} of {one.lowest:.4g}..{one.highest:.4g}"
+    return f"{one.types:,} of {one.span}"
 
 
 def _along(rarity: Rarity) -> list[str]:
