@@ -6,7 +6,7 @@ prediction, and `first`, the residual that enters layer 0. All divergences are i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headwater.errors import UnknownOptionError, did_you_mean
 from headwater.lenses.measure import FINAL, INPUT, NEXT, NO_TOKEN, Measured
 
 Scale = Literal["linear", "log", "diverging"]
@@ -208,3 +209,19 @@ def columns(measured: Measured) -> dict[str, Float[Tensor, "position row"]]:
     """Return every statistic that was computed, by key."""
     found = {one.key: one.of(measured) for one in STATISTICS}
     return {key: value for key, value in found.items() if value is not None}
+
+
+def not_computed(key: str, computed: Iterable[str]) -> UnknownOptionError:
+    """Return the error that there is no such statistic, or that it was left out.
+
+    Args:
+        key: What was asked for.
+        computed: The keys of those that there are.
+    """
+    if key in BY_KEY:
+        option = "mixtures=True" if BY_KEY[key].group == "distance" else "best=2"
+        return UnknownOptionError(f"{key} was not computed.\nRead with {option} for it.")
+    computed = list(computed)
+    return UnknownOptionError(
+        f"no statistic {key!r}.{did_you_mean(key, computed)}\nStatistics: {', '.join(computed)}."
+    )

@@ -18,7 +18,7 @@ from torch import Tensor
 from headwater.errors import UnknownOptionError, did_you_mean
 from headwater.lenses.arrays import Arrays
 from headwater.lenses.rows import Row, index_of
-from headwater.lenses.statistics import BY_KEY, TARGETS
+from headwater.lenses.statistics import TARGETS, not_computed
 
 Direction = Literal["ref||layer", "layer||ref"]
 Ties = Literal["mid", "strict", "ties"]
@@ -89,15 +89,7 @@ class LensValues:
         found = self._spelled(key)
         if found is not None:
             return found
-        if key in BY_KEY:
-            option = "mixtures=True" if BY_KEY[key].group == "distance" else "best=2"
-            raise UnknownOptionError(
-                f"{key} was not computed.\nWrite hw.lens(..., {option}) for it."
-            )
-        raise UnknownOptionError(
-            f"no statistic {key!r}.{did_you_mean(key, self.arrays.values)}\n"
-            f"Statistics: {', '.join(self.arrays.values)}."
-        )
+        raise not_computed(key, self.arrays.values)
 
     def kl(
         self, against: str | int = "final", direction: Direction = "ref||layer"

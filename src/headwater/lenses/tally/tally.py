@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headwater.errors import UnknownOptionError, did_you_mean
+from headwater.errors import UnknownOptionError
 from headwater.lenses.intervals import CONFIDENCE, stretched
 from headwater.lenses.measure import INPUT, Measured, Plan
 from headwater.lenses.rows import Row
-from headwater.lenses.statistics import BY_KEY, TARGETS, columns
+from headwater.lenses.statistics import BY_KEY, TARGETS, columns, not_computed
 from headwater.lenses.tally import closeness
 from headwater.lenses.tally.limits import limits
 from headwater.lenses.tally.moments import Moments
@@ -156,13 +156,7 @@ class Tally:
         """
         if key in self.keys:
             return self.keys.index(key)
-        if key in BY_KEY:
-            option = "mixtures=True" if BY_KEY[key].group == "distance" else "best=2"
-            raise UnknownOptionError(f"{key} was not computed.\nWrite {option} for it.")
-        raise UnknownOptionError(
-            f"no statistic {key!r}.{did_you_mean(key, self.keys)}\n"
-            f"Statistics: {', '.join(self.keys)}."
-        )
+        raise not_computed(key, self.keys)
 
     @property
     def _found(self) -> _Sums:
