@@ -267,12 +267,6 @@ def test_a_page_holds_its_curves_and_one_without_has_no_such_section():
 needs_chromium = pytest.mark.skipif(chromium.executable() is None, reason="no chromium on PATH")
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium.Browser() as running:
-        yield running
-
-
 def shown(tab: chromium.Page) -> list[str]:
     return tab.run(
         "[...document.querySelectorAll('[data-curve]')].filter(e => e.checkVisibility())"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,32 +15,20 @@ from headwater.page.gradcheck import write_gradcheck
 from headwater.page.payload import finite
 from test_page_browser import CONTRAST, HOSTILE
 
-Show = Callable[..., chromium.Page]
 SPAN = [cases.STEPS[-1], cases.STEPS[0]]
 ALONG = "document.getElementById('along').innerText"
 
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[chromium.Browser]:
-    with chromium.Browser() as running:
-        yield running
+Show = Callable[..., chromium.Page]
 
 
 @pytest.fixture
-def show(browser: chromium.Browser, tmp_path: Path) -> Iterator[Show]:
+def show(opened: Show) -> Show:
     """Write a page and open it; afterwards nothing may have gone wrong or gone out."""
-    opened: list[chromium.Page] = []
 
     def open_page(data: dict[str, Any] | None = None, **how: Any) -> chromium.Page:
-        path = write_gradcheck(data or cases.page(), tmp_path / "page.html")
-        opened.append(browser.open(path, **how))
-        return opened[-1]
+        return opened(write_gradcheck, data or cases.page(), **how)
 
-    yield open_page
-    for tab in opened:
-        assert tab.errors == []
-        assert tab.requests == [(tmp_path / "page.html").as_uri()]
-        tab.close()
+    return open_page
 
 
 def long_page(rows: int) -> dict[str, Any]:

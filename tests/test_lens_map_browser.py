@@ -10,9 +10,9 @@ import pytest
 import lens_page_cases as cases
 from headwater.page.document import asset
 from lens_browser import PIXELS, color, mouse, panel, walk
-from test_lens_page_browser import browser, show
+from test_lens_page_browser import show
 
-__all__ = ["browser", "show"]  # fixtures of this file too
+__all__ = ["show"]  # a fixture of this file too
 
 
 def test_hover_shows_the_cell_under_the_pointer(show):
