@@ -290,3 +290,30 @@ def test_a_reader_that_closes_the_pipe_makes_no_failure(words):
     command = f"{HEADWATER} {words} 2> /dev/null | head -1 > /dev/null; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "0"
+
+
+def test_ctrl_c_says_so_and_what_is_saved(tmp_path, monkeypatch, capsys, caplog):
+    from headwater.cli import main
+    from headwater.lenses import dataset
+
+    corpus, read = tmp_path / "corpus.txt", []
+    corpus.write_text(f"{PROMPT}\n" * 20)
+    real = dataset.measure
+
+    def measure(*given, **options):
+        read.append(None)
+        if len(read) == 18:  # a window is 16 batches
+            raise KeyboardInterrupt
+        return real(*given, **options)
+
+    monkeypatch.setattr(dataset, "measure", measure)
+    monkeypatch.setattr(
+        sys, "argv",
+        ["headwater", "lens", "--model", "tiny", "--file", str(corpus), "--batch-size", "1",
+         "--out", str(tmp_path / "run")],
+    )  # fmt: skip
+    with caplog.at_level("INFO", "headwater"), pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert f"16 prompts are saved in {tmp_path / 'run'}: run again, it goes on" in caplog.text

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -68,6 +69,16 @@ def tokenizer_hash(tokenizer: Any) -> str:
     else:
         text = json.dumps(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differing(there: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
+    """Return which hashes of a model are not those that a result recorded.
+
+    Args:
+        there: What the result says of its model; hashes it lacks are not compared.
+        now: The model's own hashes.
+    """
+    return [key for key, value in now.items() if key in there and there[key] != value]
 
 
 def _bytes(values: Tensor) -> bytes:

@@ -17,6 +17,7 @@ from torch import Tensor
 from headwater.components import Selection
 from headwater.errors import ModelGoneError, ResultError
 from headwater.estimators import ESTIMATORS, Estimator
+from headwater.fingerprints import differing
 from headwater.gates import Cost, GatedFunction, GatedTask
 from headwater.models import Model
 from headwater.references import reference_from_dict
@@ -100,12 +101,11 @@ def refuse_other_model(scores: Attribution, model: Model) -> None:
     Raises:
         ResultError: Naming what differs.
     """
-    there, now = scores.provenance.model, model.fingerprint()
-    differing = [key for key, value in now.items() if key in there and there[key] != value]
-    if differing:
+    there = scores.provenance.model
+    if found := differing(there, model.fingerprint()):
         raise ResultError(
             f"the scores came from {there['name']!r}; {model.name!r} differs from it in "
-            f"{', '.join(differing)}.\nLoad the model the scores came from, or attribute again."
+            f"{', '.join(found)}.\nLoad the model the scores came from, or attribute again."
         )
 
 

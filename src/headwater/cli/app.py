@@ -292,17 +292,11 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as ended:
         if isinstance(ended, SystemExit) and ended.code != INTERRUPTED:
             raise
-        typer.echo(f"interrupted{_goes_on(sys.argv)}", err=True)  # Typer says nothing of it
+        typer.echo("interrupted", err=True)  # Typer says nothing of it
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-
-
-def _goes_on(typed: list[str]) -> str:
-    """Return that a run goes on when it is typed again, of those that do."""
-    streams = "lens" in typed and {"--file", "-f"} & set(typed) and {"--out", "-o"} & set(typed)
-    return ": typed again, it goes on from the last saved chunk" if streams else ""
 
 
 def _quiet() -> None:

@@ -16,7 +16,7 @@ from headwater.lenses.summary import LensSummary, restored, sums_data, vocabular
 from headwater.lenses.tally import Bounds, Tally, folder
 from headwater.lenses.translators import Translator, as_translator, refuse_other_reading
 from headwater.models import Model
-from headwater.progress import Advance, progress_bar
+from headwater.progress import Advance, log, progress_bar
 from headwater.prompts.batches import Row, pack
 from headwater.prompts.streams import (
     DATASET,
@@ -168,10 +168,18 @@ class _Run:
     def go(self, batch_size: int, advance: Advance) -> None:
         """Read what is left of the corpus."""
         advance(self.reading.count)
-        for window in self.reading.windows(self.model, WINDOW * batch_size):
-            self._read(window, batch_size, advance)
+        saved = self.tally.prompts
+        try:
+            for window in self.reading.windows(self.model, WINDOW * batch_size):
+                self._read(window, batch_size, advance)
+                if self.out is not None:
+                    folder.write(self.out, self._data(), self.tally.state())
+                    saved = self.tally.prompts
+        except KeyboardInterrupt:
             if self.out is not None:
-                folder.write(self.out, self._data(), self.tally.state())
+                told = "%s prompts are saved in %s: run again, it goes on"
+                log.info(told, f"{saved:,}", self.out)
+            raise
 
     def _read(self, window: Sequence[Row], batch_size: int, advance: Advance) -> None:
         parts = list(pieces(window, self.length, self.special))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from headwater.errors import ModelGoneError, ResultError
+from headwater.fingerprints import differing
 from headwater.frames import frame
 from headwater.lenses import storing, words
 from headwater.lenses.arrays import Arrays, arrays_of
@@ -233,7 +234,7 @@ class Lens(LensValues):
                 f"this lens came from {said['name']!r}, which it does not hold (it was read from a "
                 "folder, or the model is gone).\nPass it: model=model."
             )
-        if any(said.get(key, one) != one for key, one in found.fingerprint().items()):
+        if differing(said, found.fingerprint()):
             raise ResultError(
                 f"this lens was read from {said['name']!r} in {said['dtype']}, and the model is "
                 "another one now: its weights, configuration or tokenizer differ.\n"
