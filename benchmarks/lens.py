@@ -30,6 +30,7 @@ PEERS = {
 }  # fmt: skip
 OURS = {
     "lens": "headwater, every statistic but JS and TV",
+    "base_rates": "headwater, the base rates of rarity too, without JS and TV",
     "mixtures": "headwater, JS and TV too",
     "naive": "all log-probabilities at once: 4 KL, entropy, 2 ranks, top 10",
 }

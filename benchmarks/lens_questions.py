@@ -9,7 +9,7 @@ import torch
 import headwater as hw
 from headwater.zoo.grammar import window
 
-WINDOWS = 400
+WINDOWS, FEW = 400, 40
 
 
 def texts() -> list[str]:
@@ -29,6 +29,8 @@ def main() -> None:
         lines += ["", f"## {name}, {WINDOWS} windows of its grammar, {spent:.0f} s of one core"]
         for one in (found, found.jumps(), found.close(), found.rarity()):
             lines += ["", "```", repr(one), "```"]
+    few = hw.lens_dataset(hw.load("tiny"), prompts[:FEW], progress=False).rarity()
+    lines += ["", f"## tiny, {FEW} windows", "", "```", repr(few), "```"]
     text = "\n".join([*lines, ""])
     (Path(__file__).parent / "lens_questions.md").write_text(text)
     print(text)

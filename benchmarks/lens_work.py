@@ -24,6 +24,13 @@ def lens() -> hw.Lens:
     return hw.lens(MODEL, IDS, mixtures=False, batch_size=lens_subject.BATCH, progress=False)
 
 
+def base_rates() -> hw.Lens:
+    """The same, and the ranks of 8 tokens of other positions at each."""
+    return hw.lens(
+        MODEL, IDS, mixtures=False, controls=8, batch_size=lens_subject.BATCH, progress=False
+    )
+
+
 def mixtures() -> hw.Lens:
     """Every statistic."""
     return hw.lens(MODEL, IDS, batch_size=lens_subject.BATCH, progress=False)
@@ -57,7 +64,7 @@ def naive() -> list[torch.Tensor]:
     return found
 
 
-WORKS = {"bare": bare, "lens": lens, "mixtures": mixtures, "naive": naive}
+WORKS = {"bare": bare, "lens": lens, "base_rates": base_rates, "mixtures": mixtures, "naive": naive}
 if len(sys.argv) > 2:
     assert hw.lens  # imported before memory is looked at
     with torch.no_grad():  # lazy buffers

@@ -30,6 +30,14 @@ def row(name: str, found: Any, lens: str, rows: tuple[str, ...], seconds: str) -
     return f"| {name} | {' | '.join(cells)} | {seconds} |"
 
 
+def jacobian_seconds(name: str, length: int, prompts: int = 4) -> str:
+    """Seconds a prompt of so many tokens, for the mean Jacobian of a model."""
+    model, corpus = hw.load(name), texts(prompts, 3)
+    start = time.process_time()
+    hw.fit_lens(model, corpus, "jacobian", length=length, progress=False)
+    return f"{(time.process_time() - start) / prompts:.2f}"
+
+
 def main() -> None:
     torch.set_num_threads(1)
     model, corpus, held_out = hw.load("tiny"), texts(FITTED, 1), texts(JUDGED, 2)
@@ -60,6 +68,12 @@ def main() -> None:
             "|---" * (len(rows) + 2) + "|",
             *lines,
             *controls,
+            "",
+            "Mean Jacobian, CPU seconds a prompt: "
+            + "; ".join(
+                f"`{name}`, {length} tokens: {jacobian_seconds(name, length)}"
+                for name, length in (("tiny", 48), ("tiny-mamba", 12), ("tiny-mamba", 48))
+            ),
             "",
         ]
     )
