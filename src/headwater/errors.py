@@ -37,6 +37,8 @@
     │   ├── NestedComponentsError            one component lies inside another
     │   ├── MissingCapabilityError           the gated function cannot do what an estimator needs
     │   └── UnfitReferenceError              an off value that cannot be used here
+    ├── DictionaryError (ValueError)         a dictionary that cannot be used; names file and tensor
+    │   └── UnsupportedDictionaryError       a kind of dictionary that is no sum of features
     ├── ResultError (ValueError)             saved or live results
     │   ├── RunFolderError                   the folder holds another specification, or no run
     │   └── ModelGoneError                   the result outlived its model; pass model=
@@ -199,6 +201,14 @@ class MissingCapabilityError(GateError):
 
 class UnfitReferenceError(GateError):
     """An off value that cannot be used at a site or for a task."""
+
+
+class DictionaryError(HeadwaterError, ValueError):
+    """A dictionary that cannot be read or used here; names the file, the tensor and its shape."""
+
+
+class UnsupportedDictionaryError(DictionaryError):
+    """A kind of dictionary that headwater cannot use, by name; the message says why."""
 
 
 class ResultError(HeadwaterError, ValueError):
