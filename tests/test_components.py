@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import headwater as hw
+from headwater.coding import Coded
 from headwater.components import KINDS, SELECTORS, Group, Selection, parse_component
+from headwater.components.kinds import CODED
+from headwater.dictionaries import Dictionary
 from headwater.errors import (
     GateError,
     UnavailableSiteError,
@@ -18,6 +22,8 @@ from headwater.sites import Site
 from shape_checks import unchecked
 from tiny_tasks import model
 
+NO_FEATURES = Dictionary(*(torch.zeros(s) for s in ((3, 0), (0,), (0, 3), (3,))))
+"""Features have names of their own wherever a dictionary can be."""
 GROUPS = st.fixed_dictionaries(
     {
         "kind": st.sampled_from(list(KINDS)),
@@ -30,18 +36,20 @@ GROUPS = st.fixed_dictionaries(
 )
 
 
-@given(GROUPS, st.integers(0, 10**6))
-def test_reading_a_printed_name_gives_the_component_back(fields, offset):
+@given(GROUPS, st.integers(0, 10**6), st.sampled_from(list(CODED)))
+def test_reading_a_printed_name_gives_the_component_back(fields, offset, written):
     rule = KINDS[fields["kind"]]
-    layer = None if rule.site == "embed" else fields.pop("layer")
+    name = rule.site or written
+    site = Site(None if name == "embed" else fields["layer"], name)
     count = 1 if rule.unit == "whole" else fields["count"]
     fields = {name: value for name, value in fields.items() if name != "layer"}
-    group = Group(**{**fields, "site": Site(layer, rule.site), "count": count})
+    coded = None if rule.site else Coded(site, site, NO_FEATURES)
+    group = Group(**{**fields, "site": site, "count": count, "coded": coded})
     component = group.component(offset % group.size)
     assert parse_component(component.name) == component
 
 
-@given(st.from_regex(r"(a|m|r|mixer)?[0-9]{0,2}\.?(h|kv|n)?[0-9]{0,2}(<[qkv]>)?", fullmatch=True))
+@given(st.from_regex(r"(a|m|r|mixer)?[0-9]{0,2}\.?(h|kv|n|f)?[0-9]{0,2}(<[qkv]>)?", fullmatch=True))
 def test_every_name_that_can_be_read_is_the_one_that_would_be_printed(name):
     try:
         component = parse_component(name)
@@ -49,7 +57,10 @@ def test_every_name_that_can_be_read_is_the_one_that_would_be_printed(name):
         return
     rule = KINDS[component.kind]
     written = rule.written.format(
-        layer=component.layer, index=component.index, h="kv" if ".kv" in name else "h"
+        layer=component.layer,
+        index=component.index,
+        h="kv" if ".kv" in name else "h",
+        at=name.rpartition(".")[0],
     )
     assert written == name
 
@@ -103,7 +114,7 @@ def test_neurons_are_as_many_as_the_down_projection_reads():
 
 
 def test_every_selector_is_offered_under_its_plural_name():
-    assert set(SELECTORS) == {rule.plural for rule in KINDS.values()} | {"nodes"}
+    assert set(SELECTORS) | {"features"} == {rule.plural for rule in KINDS.values()} | {"nodes"}
 
 
 @pytest.mark.parametrize("layer", [2, -1])

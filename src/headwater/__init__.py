@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from headwater.components import attentions as attentions
     from headwater.components import channels as channels
     from headwater.components import conv as conv
+    from headwater.components import features as features
     from headwater.components import heads as heads
     from headwater.components import keys as keys
     from headwater.components import mixers as mixers
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     from headwater.estimators import TrainedCircuit as TrainedCircuit
     from headwater.estimators import TrainedMask as TrainedMask
     from headwater.estimators import Trapezoid as Trapezoid
+    from headwater.feature_circuits.circuit import feature_circuit as feature_circuit
+    from headwater.feature_circuits.result import FeatureCircuit as FeatureCircuit
     from headwater.gates import GatedFunction as GatedFunction
     from headwater.gradchecks.model import gradcheck as gradcheck
     from headwater.gradchecks.report import GradientReport as GradientReport
@@ -96,8 +99,8 @@ _HOME = {
     "audits.survey": "survey",
     "audits.survey_result": "Survey",
     "audits.verify": "verify",
-    "components": "attentions channels conv heads keys mixers mlps neurons nodes queries residual "
-    "ssm ssm_heads tokens values",
+    "components": "attentions channels conv features heads keys mixers mlps neurons nodes queries "
+    "residual ssm ssm_heads tokens values",
     "directs.attribute": "attribute_logit",
     "directs.result": "LogitAttribution",
     "errors": "HeadwaterError",
@@ -107,6 +110,8 @@ _HOME = {
     "gradchecks.model": "gradcheck",
     "gradchecks.report": "GradientReport",
     "gradchecks.tensors": "check_gradient",
+    "feature_circuits.circuit": "feature_circuit",
+    "feature_circuits.result": "FeatureCircuit",
     "lenses": "Lens LensSummary Translator fit_lens lens lens_dataset",
     "metrics": "cross_entropy kl logit_diff logprob metric prob prob_diff",
     "models": "Model load wrap",

@@ -30,7 +30,7 @@ INSIDE_ATTENTION = {"query": "q", "key": "k", "value": "v", "pattern": "pattern"
 """The sides that only the attention interface shows, and their names in `AttentionTaps`."""
 
 
-def keeper(kept: dict[Any, Tensor], key: Any) -> Tap:
+def keeper(kept: dict[Any, Tensor], key: Any) -> Callable[[Tensor], None]:
     """Return a tap that keeps a copy of what it sees."""
 
     def tap(value: Tensor) -> None:

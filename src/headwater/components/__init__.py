@@ -8,8 +8,9 @@ and one tensor operation.
 Names follow the field (EAP-IG, MIB) so that scores can be exchanged: `input`, `a3`, `a3.h5`,
 `a3.h5<q>`, `a3.kv1<k>`, `m3`; ours beyond: `m3.n128` (neuron), `r3` (residual after layer 3),
 `mixer3` (Mamba mixer), `mixer3.c17` (its channel), `mixer3.h2` (its head, Mamba-2), `mixer3<ssm>`
-and `mixer3<conv>` (what its scan and its convolution read), and the suffix `@7` for a position
-(`@-1`: the last).
+and `mixer3<conv>` (what its scan and its convolution read), `m3.f77` and `m3.error` (a feature of
+a dictionary, and what its features leave out), and the suffix `@7` for a position (`@-1`: the
+last).
 """
 
 from headwater.components.kinds import INSIDE, KINDS, Component, Kind
@@ -21,6 +22,7 @@ from headwater.components.selectors import (
     attentions,
     channels,
     conv,
+    features,
     heads,
     keys,
     mixers,
@@ -50,6 +52,7 @@ __all__ = [
     "attentions",
     "channels",
     "conv",
+    "features",
     "heads",
     "keys",
     "mixers",

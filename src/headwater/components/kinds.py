@@ -20,8 +20,10 @@ Kind = Literal[
     "ssm_head",
     "ssm",
     "conv",
+    "feature",
+    "error",
 ]
-Unit = Literal["whole", "head", "kv_head", "feature", "channel", "ssm_head"]
+Unit = Literal["whole", "head", "kv_head", "neuron", "channel", "ssm_head", "feature"]
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,12 @@ class KindRule:
     """Where a kind of component lives, along which axis it is cut, and how it is written."""
 
     site: str
-    """The site's name inside a layer, or the whole path for `embed`."""
+    """The site's name inside a layer, or the whole path for `embed`; of dictionaries none."""
     unit: Unit
     """The axis that the components of this kind share: `whole` means one component a site."""
     written: str
-    """The name, with `{layer}`, `{index}` and `{h}` (`h`, or `kv` when kv heads are fewer)."""
+    """The name, with `{layer}`, `{index}`, `{h}` (`h`, or `kv` when kv heads are fewer) and, of
+    dictionaries, `{at}` as in `CODED`."""
     plural: str
     """The function and command-line word that selects this kind."""
 
@@ -46,14 +49,29 @@ KINDS: dict[Kind, KindRule] = {
     "value": KindRule("attn.v", "kv_head", "a{layer}.{h}{index}<v>", "values"),
     "attention": KindRule("attn.out", "whole", "a{layer}", "attentions"),
     "mlp": KindRule("mlp.out", "whole", "m{layer}", "mlps"),
-    "neuron": KindRule("mlp.post", "feature", "m{layer}.n{index}", "neurons"),
+    "neuron": KindRule("mlp.post", "neuron", "m{layer}.n{index}", "neurons"),
     "residual": KindRule("resid_post", "whole", "r{layer}", "residual"),
     "mixer": KindRule("mixer.out", "whole", "mixer{layer}", "mixers"),
     "channel": KindRule("mixer.post", "channel", "mixer{layer}.c{index}", "channels"),
     "ssm_head": KindRule("mixer.y", "ssm_head", "mixer{layer}.h{index}", "ssm_heads"),
     "ssm": KindRule("mixer.ssm", "whole", "mixer{layer}<ssm>", "ssm"),
     "conv": KindRule("mixer.conv", "whole", "mixer{layer}<conv>", "conv"),
+    "feature": KindRule("", "feature", "{at}.f{index}", "features"),
+    "error": KindRule("", "whole", "{at}.error", "features"),
 }
+
+CODED: dict[str, str] = {
+    "embed": "input",
+    "attn.z": "a{layer}.z",
+    "attn.out": "a{layer}",
+    "resid_mid": "r{layer}.mid",
+    "mlp.post": "m{layer}.post",
+    "mlp.out": "m{layer}",
+    "mixer.post": "mixer{layer}.post",
+    "mixer.out": "mixer{layer}",
+    "resid_post": "r{layer}",
+}
+"""Sites that dictionaries may write, and what their features' names begin with: `m3.f77`."""
 
 INSIDE: dict[Kind, tuple[Kind, ...]] = {
     "attention": ("head", "query", "key", "value"),
@@ -62,7 +80,9 @@ INSIDE: dict[Kind, tuple[Kind, ...]] = {
     "mixer": ("channel", "ssm_head", "ssm", "conv"),
     "ssm": ("conv",),
 }
-"""Which kinds lie inside which: closing the outer one makes the inner one's gate meaningless."""
+"""Which kinds lie inside which: closing the outer one makes the inner one's gate meaningless. The
+features of a dictionary lie inside the component that is the whole of their site, or has a part of
+it (heads, neurons, channels)."""
 
 
 @dataclass(frozen=True)

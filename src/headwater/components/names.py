@@ -18,6 +18,12 @@ _NAME = re.compile(
     rf"(?:\.c(?P<channel>{_NUMBER})|\.h(?P<ssm_head>{_NUMBER})|<(?P<inner>ssm|conv)>)?)"
     rf"(?:@(?P<position>-?{_NUMBER}))?"
 )
+_CODED = re.compile(
+    rf"(?:input|a(?P<a>{_NUMBER})(?:\.z)?|r(?P<r>{_NUMBER})(?:\.mid)?|m(?P<m>{_NUMBER})(?:\.post)?"
+    rf"|mixer(?P<x>{_NUMBER})(?:\.post)?)"
+    rf"\.(?:f(?P<feature>{_NUMBER})|error)(?:@(?P<position>-?{_NUMBER}))?"
+)
+"""Of dictionaries: what `CODED` prints, with a feature's number or `error`."""
 
 
 def parse_component(name: str) -> Component:
@@ -30,12 +36,23 @@ def parse_component(name: str) -> Component:
     Raises:
         UnknownComponentError: If the name is not of the grammar.
     """
+    if coded := _CODED.fullmatch(name):
+        part = coded.groupdict()
+        layer = part["a"] or part["r"] or part["m"] or part["x"]
+        return Component(
+            name=name,
+            kind="error" if part["feature"] is None else "feature",
+            layer=None if layer is None else int(layer),
+            index=None if part["feature"] is None else int(part["feature"]),
+            position=None if part["position"] is None else int(part["position"]),
+        )
     match = _NAME.fullmatch(name)
     if match is None:
         raise UnknownComponentError(
             f"{name!r} is not a component's name.\n"
             "Names are input, a3, a3.h5, a3.h5<q>, a3.kv1<k>, m3, m3.n128, r3, mixer3, "
-            "mixer3.c17, mixer3.h2, mixer3<ssm>, mixer3<conv>, each with @7 for a position."
+            "mixer3.c17, mixer3.h2, mixer3<ssm>, mixer3<conv>, m3.f77, a3.f77, r3.f77, input.f77, "
+            "m3.error, each with @7 for a position."
         )
     part = match.groupdict()
     position = None if part["position"] is None else int(part["position"])

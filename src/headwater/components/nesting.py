@@ -65,6 +65,8 @@ def _meet(
     parts = part.reshape(len(part), -1, inner.count)
     if KINDS[outer.kind].unit == "whole":
         parts = parts.any(-1, keepdim=True)
+    elif inner.coded is not None and outer.coded is None:
+        parts, wholes = parts.any(-1, keepdim=True), wholes.any(-1, keepdim=True)
     elif outer.kind != inner.kind and inner.kind in ("key", "value"):
         wholes = wholes.unflatten(-1, (inner.count, repeats)).any(-1)
     here, there = outer.positions, inner.positions
@@ -88,7 +90,8 @@ def inside(
         among: The components of `outer` that are asked about.
     """
     whole, part = _indices(outer)[among, None], _indices(inner)[None]
-    if KINDS[outer.kind].unit == "whole":
+    # a head has a part of every feature of its site
+    if KINDS[outer.kind].unit == "whole" or (inner.coded is not None and outer.coded is None):
         unit = np.ones((len(whole), inner.size), dtype=bool)
     elif outer.kind != inner.kind and inner.kind in ("key", "value"):
         unit = part == whole // repeats

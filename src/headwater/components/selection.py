@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from headwater.architectures.adapter import Adapter
-from headwater.components.kinds import KINDS, Kind, Unit
+from headwater.coding import Coded
+from headwater.components.kinds import CODED, KINDS, Kind, Unit
 from headwater.components.table import ComponentTable, Group
+from headwater.dictionaries.collection import Dictionaries
 from headwater.errors import GateError, UnavailableSiteError
 from headwater.sites import Site
 
@@ -22,6 +24,8 @@ class Choice:
     kind: Kind
     layers: tuple[int, ...] | None = None
     positions: Literal["all", "each"] | tuple[int, ...] = "all"
+    dictionaries: Dictionaries | None = None
+    """Whose features are chosen, each site's error behind them; for `kind="feature"` only."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +62,22 @@ class Selection:
                 positions = choice.positions
                 if positions == "each":
                     positions = tuple(range(length or 0))
-                group = Group(
-                    kind=choice.kind,
-                    site=site,
-                    count=_count(KINDS[choice.kind].unit, adapter),
-                    positions=None if positions == "all" else positions,
-                    start=start,
-                    short="kv" if grouped else "h",
-                )
-                groups.append(group)
-                start += group.size
+                coded = _coded(choice, site)
+                kinds: tuple[Kind, ...] = (choice.kind,) if coded is None else ("feature", "error")
+                for kind in kinds:
+                    if not (count := _count(KINDS[kind].unit, adapter, coded)):
+                        continue  # a site that is one node as a whole: its error
+                    group = Group(
+                        kind=kind,
+                        site=site,
+                        count=count,
+                        positions=None if positions == "all" else positions,
+                        start=start,
+                        short="kv" if grouped else "h",
+                        coded=coded,
+                    )
+                    groups.append(group)
+                    start += group.size
         return ComponentTable(groups, repeats=(adapter.n_heads or 1) // (adapter.n_kv_heads or 1))
 
     def to_list(self) -> list[dict[str, object]]:
@@ -79,6 +89,11 @@ class Selection:
                 "positions": choice.positions
                 if isinstance(choice.positions, str)
                 else list(choice.positions),
+                **(
+                    {}
+                    if choice.dictionaries is None
+                    else {"dictionaries": choice.dictionaries.to_list()}
+                ),
             }
             for choice in self.choices
         ]
@@ -92,6 +107,9 @@ class Selection:
                     kind=entry["kind"],
                     layers=None if entry["layers"] is None else tuple(entry["layers"]),
                     positions=as_positions(entry["positions"]),
+                    dictionaries=Dictionaries.from_list(entry["dictionaries"])
+                    if "dictionaries" in entry
+                    else None,
                 )
                 for entry in data
             )
@@ -114,6 +132,13 @@ def _refuse_missing(choice: Choice, site: Site, adapter: Adapter) -> None:
 
 def _sites(choice: Choice, adapter: Adapter) -> list[Site]:
     rule = KINDS[choice.kind]
+    if choice.kind in ("feature", "error") and choice.dictionaries is None:
+        raise GateError(
+            "features are those of dictionaries, and none are given here.\n"
+            "Write hw.features(hw.dictionaries(model, 'FOLDER'))."
+        )
+    if choice.dictionaries is not None:
+        return _coded_sites(choice, choice.dictionaries, adapter)
     if rule.site == "embed":
         if choice.layers is not None:
             raise GateError(
@@ -136,12 +161,38 @@ def _sites(choice: Choice, adapter: Adapter) -> list[Site]:
     return [Site(layer, rule.site) for layer in layers]
 
 
-def _count(unit: Unit, adapter: Adapter) -> int:
+def _coded_sites(choice: Choice, dictionaries: Dictionaries, adapter: Adapter) -> list[Site]:
+    dictionaries.check(adapter)
+    for site in dictionaries:
+        if site.name not in CODED:
+            raise UnavailableSiteError(
+                f"a dictionary at '{site}' has no place in a circuit.\n"
+                f"Features are gated at {', '.join(CODED)}."
+            )
+    if choice.layers is None:
+        return list(dictionaries)
+    missing = set(choice.layers) - {site.layer for site in dictionaries}
+    if missing:
+        raise GateError(
+            f"no dictionary at layer {min(missing)}: there are some at "
+            f"{', '.join(str(site) for site in dictionaries)}."
+        )
+    return [site for site in dictionaries if site.layer in choice.layers]
+
+
+def _coded(choice: Choice, site: Site) -> Coded | None:
+    if choice.dictionaries is None:
+        return None
+    return Coded(site, choice.dictionaries.reads(site), choice.dictionaries[site])
+
+
+def _count(unit: Unit, adapter: Adapter, coded: Coded | None) -> int:
     sizes = {
         "whole": 1,
         "head": adapter.n_heads,
         "kv_head": adapter.n_kv_heads,
-        "feature": adapter.d_mlp,
+        "neuron": adapter.d_mlp,
+        "feature": None if coded is None else coded.dictionary.features,
         "channel": adapter.d_inner,
         "ssm_head": adapter.n_ssm_heads,
     }

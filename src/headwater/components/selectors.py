@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from headwater.components.kinds import Kind
 from headwater.components.selection import Choice, Positions, Selection, as_positions
+from headwater.dictionaries.collection import Dictionaries
 from headwater.errors import UnknownOptionError, did_you_mean
 
 
@@ -124,6 +126,37 @@ def conv(*, layers: Iterable[int] | int | None = None, positions: Positions = "a
     One position of it reaches as many positions of `ssm` as the convolution is wide.
     """
     return _select("conv", layers, positions)
+
+
+def features(
+    dictionaries: Dictionaries,
+    *,
+    layers: Iterable[int] | int | None = None,
+    positions: Positions = "all",
+) -> Selection:
+    """Select the features of dictionaries, and of each site what they leave out.
+
+    `m3.f77` is feature 77 of what the MLP of layer 3 writes, `m3.error` the rest of it; so `a3.f77`
+    (attention), `r3.f77` (the residual after layer 3), `input.f77` (the input of layer 0). A gate
+    moves a feature between its activation in the run and the reference, and the site with it by
+    that times the feature's decoder row: nothing else at the site changes.
+
+    Args:
+        dictionaries: From `hw.dictionaries(model, ...)`.
+        layers: Which layers; None means every site that has a dictionary.
+        positions: `"all"` gates a feature at every position together, `"each"` one position at a
+            time, a list only at these positions (one component each).
+
+    Raises:
+        UnknownOptionError: If `dictionaries` is something else.
+    """
+    if not isinstance(dictionaries, Dictionaries):
+        raise UnknownOptionError(
+            f"hw.features takes dictionaries, got {type(dictionaries).__name__}.\n"
+            "Write hw.features(hw.dictionaries(model, 'FOLDER'))."
+        )
+    (choice,) = _select("feature", layers, positions).choices
+    return Selection((replace(choice, dictionaries=dictionaries),))
 
 
 def nodes(*, layers: Iterable[int] | int | None = None, positions: Positions = "all") -> Selection:

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from headwater.components.kinds import INSIDE, KINDS, Component, Kind
+from headwater.coding import Coded, Place
+from headwater.components.kinds import CODED, INSIDE, KINDS, Component, Kind
 from headwater.errors import (
     GateError,
     UnknownComponentError,
@@ -35,6 +36,13 @@ class Group:
     """Column of this group's first component in the gate tensor."""
     short: str
     """`kv` when key-value heads are fewer than heads, else `h`."""
+    coded: Coded | None = None
+    """The site in the coordinates of a dictionary, for features and errors."""
+
+    @property
+    def place(self) -> Place:
+        """What its off values are kept for."""
+        return self.coded or self.site
 
     @property
     def size(self) -> int:
@@ -48,11 +56,7 @@ class Group:
 
     def names(self) -> list[str]:
         """Return the names of the group's components."""
-        rule, layer = KINDS[self.kind], self.site.layer
-        units = [
-            rule.written.format(layer=layer, index=index, h=self.short)
-            for index in range(self.count)
-        ]
+        units = [self._unit(index) for index in range(self.count)]
         if self.positions is None:
             return units
         return [f"{unit}@{position}" for position in self.positions for unit in units]
@@ -62,15 +66,20 @@ class Group:
         slot, index = divmod(offset, self.count)
         rule = KINDS[self.kind]
         position = None if self.positions is None else self.positions[slot]
-        layer = self.site.layer
-        name = rule.written.format(layer=layer, index=index, h=self.short)
+        name = self._unit(index)
         return Component(
             name=name if position is None else f"{name}@{position}",
             kind=self.kind,
-            layer=layer,
+            layer=self.site.layer,
             index=None if rule.unit == "whole" else index,
             position=position,
         )
+
+    def _unit(self, index: int) -> str:
+        """Return the name of a component without its position."""
+        layer = self.site.layer
+        at = "" if self.coded is None else CODED[self.site.name].format(layer=layer)
+        return KINDS[self.kind].written.format(layer=layer, index=index, h=self.short, at=at)
 
 
 class ComponentTable(Sequence[Component]):
@@ -149,7 +158,13 @@ class ComponentTable(Sequence[Component]):
         True for the input of layer 0 or for one residual, at all positions together or at each.
         Only then do effects of a linear metric sum to the whole change.
         """
-        if len(self.groups) != 1 or self.groups[0].kind not in ("token", "residual"):
+        kinds = [group.kind for group in self.groups]
+        if len({group.place for group in self.groups}) != 1:
+            return False
+        whole = kinds in (["token"], ["residual"])
+        if not whole and (
+            kinds != ["feature", "error"] or self.groups[0].site.name not in ("embed", "resid_post")
+        ):
             return False
         positions = self.groups[0].positions
         return positions is None or (length is not None and positions == tuple(range(length)))
@@ -160,6 +175,8 @@ class ComponentTable(Sequence[Component]):
             for inner in self.groups:
                 if outer is inner or outer.site.layer != inner.site.layer:
                     continue
-                same = outer.kind == inner.kind and outer.start < inner.start
-                if same or inner.kind in INSIDE.get(outer.kind, ()):
+                here = outer.site == inner.site
+                same = here and outer.kind == inner.kind and outer.start < inner.start
+                coded = here and outer.coded is None and inner.coded is not None
+                if same or coded or inner.kind in INSIDE.get(outer.kind, ()):
                     yield outer, inner

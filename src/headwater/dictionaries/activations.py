@@ -7,9 +7,9 @@ chooses held fixed: which features are the largest, which gates are open.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,6 +22,8 @@ class Activation(ABC):
 
     name: ClassVar[str]
     """As SAELens calls a dictionary that has it."""
+    couples: ClassVar[bool] = False
+    """Whether one feature's activation depends on the pre-activations of others."""
 
     @abstractmethod
     def __call__(self, pre: Float[Tensor, "*at feature"]) -> Float[Tensor, "*at feature"]:
@@ -37,9 +39,13 @@ class Activation(ABC):
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
-    def to(self, **where: Any) -> Self:
+    def to(self, **where: Any) -> Activation:
         """Return it with its tensors in another number type or on another device."""
         return replace(self, **{name: value.to(**where) for name, value in self.tensors.items()})
+
+    def only(self, columns: Sequence[int] | Tensor) -> Activation:
+        """Return it for some features; not for one that couples them."""
+        return replace(self, **{name: value[columns] for name, value in self.tensors.items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +93,7 @@ class TopK(Activation):
     signed: bool = False
     """Choose by absolute value, and keep the sign."""
     name: ClassVar[str] = "topk"
+    couples: ClassVar[bool] = True
 
     def __call__(self, pre: Float[Tensor, "*at feature"]) -> Float[Tensor, "*at feature"]:
         """Return the k largest, the first of equal ones."""

@@ -51,6 +51,8 @@ class Origin:
     """The model it was trained on, as the file names it."""
     sha256: str = ""
     """Of the weights' file."""
+    scale: float | None = None
+    """What inputs were multiplied by in training, where whoever read the file had to say so."""
     notes: tuple[str, ...] = ()
     """What was assumed or folded while reading, in sentences."""
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -148,9 +150,22 @@ class Dictionary:
         """Return the pre-activations: affine in what the input is scaled to."""
         return self._scaled(x.to(self.encoder.dtype)) @ self.encoder + self.encoder_bias
 
-    def encode(self, x: Float[Tensor, "*at d_in"]) -> Float[Tensor, "*at feature"]:
-        """Return the features of `x`, in units of what they are decoded to."""
-        return self.activated(self.pre(x), x)
+    def encode(
+        self, x: Float[Tensor, "*at d_in"], columns: Tensor | None = None
+    ) -> Float[Tensor, "*at feature"]:
+        """Return the features of `x`, in units of what they are decoded to.
+
+        Args:
+            x: What is encoded.
+            columns: Only these features; by default all.
+        """
+        if columns is None or self.activation.couples:
+            found = self.activated(self.pre(x), x)
+            return found if columns is None else found[..., columns]
+        x = x.to(self.encoder.dtype)
+        pre = self._scaled(x) @ self.encoder[:, columns] + self.encoder_bias[columns]
+        found = self.activation.only(columns)(pre)
+        return found if self.scaling == "none" else found * self._scale(x)
 
     def activated(
         self, pre: Float[Tensor, "*at feature"], x: Float[Tensor, "*at d_in"]
@@ -191,12 +206,27 @@ class Dictionary:
             found = found + x.mean(-1, keepdim=True)
         return found if self.skip is None else found + x @ self.skip
 
+    def pre_along(
+        self, x: Float[Tensor, "*at d_in"], change: Float[Tensor, "*at d_in"]
+    ) -> Float[Tensor, "*at feature"]:
+        """Return how fast the pre-activations change when `x` moves along `change`."""
+        change = change.to(self.encoder.dtype)
+        if self.scaling == "none":
+            return change @ self.encoder
+        scale, slope, divisor, moved = self._scale_at(x)
+        if self.scaling == "layer_norm":
+            change = change - change.mean(-1, keepdim=True)
+        faster = (slope * change).sum(-1, keepdim=True)
+        return (change / divisor - moved * faster / divisor**2) @ self.encoder
+
     def pulled(
         self,
         x: Float[Tensor, "*at d_in"],
         columns: Sequence[int] | Tensor,
         weights: Float[Tensor, "*at row"],
         slopes: Float[Tensor, "*at row"],
+        *,
+        whole: bool = True,
     ) -> Float[Tensor, "row *at d_in"]:
         """Return `weights[..., j] * df_j/dx` for some features, one row each.
 
@@ -205,27 +235,33 @@ class Dictionary:
             columns: Which features: as many as there are rows.
             weights: What multiplies each derivative.
             slopes: `df/dpre` of these features, from `slope` or a secant.
+            whole: With the derivative of the factor that an input scale puts on activations;
+                false for secants, which hold the whole change.
         """
-        along = (weights * slopes).movedim(-1, 0)[..., None]
         direction = self.encoder[:, columns].T
         direction = direction.reshape(len(direction), *[1] * (x.ndim - 1), self.d_in)
-        through = along * direction
+        through = (weights * slopes).movedim(-1, 0)[..., None] * direction
         if self.scaling == "none":
             return through
-        active = self.encode(x)[..., columns]
-        return self._through_scale(x, through, (weights * active).movedim(-1, 0)[..., None])
+        active = None
+        if whole:
+            active = (weights * self.encode(x)[..., columns]).movedim(-1, 0)[..., None]
+        return self._through_scale(x, through, active)
 
     def pulled_sum(
         self,
         x: Float[Tensor, "*at d_in"],
         weights: Float[Tensor, "*at feature"],
         slopes: Float[Tensor, "*at feature"],
+        *,
+        whole: bool = True,
     ) -> Float[Tensor, "*at d_in"]:
-        """Return the sum over all features of `weights[..., j] * df_j/dx`."""
+        """Return the sum over all features of `weights[..., j] * df_j/dx`; see `pulled`."""
         through = (weights * slopes) @ self.encoder.T
         if self.scaling == "none":
             return through
-        return self._through_scale(x, through, (weights * self.encode(x)).sum(-1, keepdim=True))
+        active = (weights * self.encode(x)).sum(-1, keepdim=True) if whole else None
+        return self._through_scale(x, through, active)
 
     def _scaled(self, x: Tensor) -> Tensor:
         if self.scaling == "none":
@@ -239,22 +275,27 @@ class Dictionary:
             return x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
         return x.std(-1, keepdim=True)
 
-    def _through_scale(self, x: Tensor, through: Tensor, active: Tensor) -> Tensor:
+    def _scale_at(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the scale, its gradient, what is divided by, and what is divided."""
+        x = x.to(self.encoder.dtype)
+        scale, width = self._scale(x), x.shape[-1]
+        if self.scaling == "constant_norm":
+            return scale, x / (width * scale), scale, x
+        moved = x - x.mean(-1, keepdim=True)
+        return scale, moved / ((width - 1) * scale), scale + LAYER_NORM_EPS, moved
+
+    def _through_scale(self, x: Tensor, through: Tensor, active: Tensor | None) -> Tensor:
         """Pull a cotangent of the scaled input back to the input, and add what the factor gives.
 
         Args:
             x: The input.
             through: Cotangent of `_scaled(x)`.
-            active: Sum of cotangent times feature, of which each is proportional to the scale.
+            active: Sum of cotangent times feature, of which each is proportional to the scale;
+                None to leave that out.
         """
-        x = x.to(through.dtype)
-        scale, width = self._scale(x), x.shape[-1]
-        if self.scaling == "constant_norm":
-            slope = x / (width * scale)  # of the scale
-            divisor, moved, away = scale, x, through
-        else:
-            moved = x - x.mean(-1, keepdim=True)
-            slope = moved / ((width - 1) * scale)
-            divisor, away = scale + LAYER_NORM_EPS, through - through.mean(-1, keepdim=True)
+        scale, slope, divisor, moved = self._scale_at(x)
         inner = (through * moved).sum(-1, keepdim=True)
-        return away / divisor - slope * inner / divisor**2 + active / scale * slope
+        if self.scaling == "layer_norm":
+            through = through - through.mean(-1, keepdim=True)
+        found = through / divisor - slope * inner / divisor**2
+        return found if active is None else found + active / scale * slope

@@ -29,14 +29,18 @@ class Family:
 def families_of(table: ComponentTable, depth: int) -> tuple[Family, ...]:
     """Return all components of one kind and layer together, in the order of the table.
 
+    The features of a dictionary and its error are one family: closing them all puts the reference
+    in place of the whole site.
+
     Args:
         table: The components of a model.
         depth: Its number of layers.
     """
     groups: dict[str, list[Group]] = defaultdict(list)
     for group in table.groups:
-        layer = "" if group.site.layer is None else f" of layer {group.site.layer}"
-        groups[f"{KINDS[group.kind].plural}{layer}"].append(group)
+        where = "" if group.site.layer is None else f" of layer {group.site.layer}"
+        where = where if group.coded is None else f" of {group.site}"
+        groups[f"{KINDS[group.kind].plural}{where}"].append(group)
     return tuple(
         Family(
             name=name,

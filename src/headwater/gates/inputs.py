@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headwater.coding import Coded, Place, joined, keepers
 from headwater.components import Group
 from headwater.gates.placement import spread_weight
 from headwater.references import capture
 from headwater.sites import Site
-from headwater.taps import Tap, in_turn, keeper
+from headwater.taps import Tap
 
 if TYPE_CHECKING:
     from headwater.gates.model import ModelGates
@@ -48,7 +49,7 @@ class InputPath:
     def __init__(self, function: ModelGates) -> None:
         self.function = function
         rows, model = function.rows, function.model
-        resting = function.at_rest({EMBED, *(group.site for group in function.table.groups)})
+        resting = function.at_rest({EMBED, *(group.place for group in function.table.groups)})
         self.clean = resting.kept
         self.corrupted = dict(function.off.values)
         if EMBED not in self.corrupted:
@@ -62,17 +63,17 @@ class InputPath:
         """`f(1) - f(0)` on each example."""
 
     def slopes(
-        self, shares: Sequence[float], increments: Mapping[Site, Tensor] | None = None
+        self, shares: Sequence[float], increments: Mapping[Place, Tensor] | None = None
     ) -> list[InputSlope]:
         """Return slopes at points of the path; 0 is the corrupted input, 1 the clean one.
 
         Args:
             shares: Where on the path.
-            increments: What multiplies the gradient at each site; by default clean minus
+            increments: What multiplies the gradient at each place; by default clean minus
                 reference.
         """
         if increments is None:
-            increments = {site: self.clean[site] - self.corrupted[site] for site in self.clean}
+            increments = {place: self.clean[place] - self.corrupted[place] for place in self.clean}
         chunk = max(1, self.function.tokens // self.function.ids.numel())
         parts = [shares[i : i + chunk] for i in range(0, len(shares), chunk)]
         return [slope for part in parts for slope in self._slopes(part, increments)]
@@ -87,46 +88,52 @@ class InputPath:
         before = self.values(cells[0][0])
         for _, point, end in cells:
             after = self.values(end)
-            moved = {site: after[site] - before[site] for site in after}
+            moved = {place: after[place] - before[place] for place in after}
             slopes += self._slopes([point], moved)
             before = after
         return slopes
 
-    def values(self, share: float) -> dict[Site, Tensor]:
-        """Return the value at every gated site, and the input, at a point of the path."""
-        kept: dict[Site, Tensor] = {}
-        taps: dict[Site, Tap] = {site: keeper(kept, site) for site in self.clean}
-        taps[EMBED] = self._moved_input(torch.tensor([share], dtype=torch.float64), kept=kept)
+    def values(self, share: float) -> dict[Place, Tensor]:
+        """Return the value at every gated place, and the input, at a point of the path."""
+        kept: dict[Place, Tensor] = {}
+        moved = self._moved_input(torch.tensor([share], dtype=torch.float64))
+        taps = joined([{EMBED: moved}, keepers(kept, self.clean)])
         with torch.no_grad():
             self._forward(taps, 1)
         return kept
 
     def _slopes(
-        self, shares: Sequence[float], increments: Mapping[Site, Tensor]
+        self, shares: Sequence[float], increments: Mapping[Place, Tensor]
     ) -> list[InputSlope]:
         function, points = self.function, len(shares)
         rows = function.rows.repeat(points) if points > 1 else function.rows
         m = function.gates(points).requires_grad_()
         own = m.new_ones(points, function.batch).requires_grad_()
-        at_site: dict[Site, list[Group]] = defaultdict(list)
+        at_place: dict[Place, dict[Group, Tensor]] = defaultdict(dict)
         for group in function.table.groups:
-            at_site[group.site].append(group)
-        gates = {
-            site: {group: m[..., group.columns] for group in members}
-            for site, members in at_site.items()
-        }
-        taps: dict[Site, Tap] = {
-            site: self._noted(members, increments[site], rows) for site, members in gates.items()
-        }
-        tokens = taps.get(EMBED)
+            at_place[group.place][group] = m[..., group.columns]
         share = torch.tensor(list(shares), dtype=torch.float64)
-        taps[EMBED] = self._moved_input(share, own=own, then=tokens)
+        taps = joined(
+            [
+                {EMBED: self._moved_input(share, own=own)},
+                *(
+                    {
+                        place if isinstance(place, Site) else place.site: self._noted(
+                            place, gates, increments[place], rows
+                        )
+                    }
+                    for place, gates in at_place.items()
+                ),
+            ]
+        )
         with torch.enable_grad():
             value = self._forward(taps, points)
             gradient, along = torch.autograd.grad(value.sum(), (m, own))
         return [InputSlope(gradient[i], along[i].detach()) for i in range(points)]
 
-    def _noted(self, gates: Mapping[Group, Tensor], increment: Tensor, rows: Batch) -> Tap:
+    def _noted(
+        self, place: Place, gates: Mapping[Group, Tensor], increment: Tensor, rows: Batch
+    ) -> Tap:
         """Return a tap that adds `(m - 1) increment`: nothing at m = 1, but with the slope."""
 
         def tap(value: Tensor) -> Tensor:
@@ -135,8 +142,12 @@ class InputPath:
                 points, *[1] * (increment.ndim - 1)
             )
             for group, m in gates.items():
-                weight = spread_weight(group, m.to(value), value, rows, 1.0)
-                value = value + (weight - 1) * step
+                own = step if isinstance(place, Site) else place.split(step)[group.kind == "error"]
+                weight = spread_weight(group, m.to(value), own, rows, 1.0)
+                change = (weight - 1) * own
+                if group.kind == "feature" and isinstance(place, Coded):
+                    change = change @ place.dictionary.decoder.to(change)
+                value = value + change.reshape(value.shape)
             return value
 
         return tap
@@ -146,8 +157,6 @@ class InputPath:
         share: Float[Tensor, " point"],
         *,
         own: Float[Tensor, "point batch"] | None = None,
-        kept: dict[Site, Tensor] | None = None,
-        then: Tap | None = None,
     ) -> Tap:
         """Return a tap at the layer-0 input that replaces it by a point of the path."""
 
@@ -157,12 +166,10 @@ class InputPath:
             corrupted = self.corrupted[EMBED].to(value).repeat(points, *shape)
             at = share.to(value).repeat_interleave(self.function.batch).reshape(-1, *shape)
             moved = torch.lerp(corrupted, clean, at)
-            if kept is not None:
-                kept[EMBED] = moved.detach().clone()
             if own is not None:
                 scale = own.to(value).flatten().reshape(-1, *shape) - 1
                 moved = moved + scale * (clean - corrupted)
-            return moved if then is None else in_turn(then)(moved)
+            return moved
 
         return tap
 

@@ -16,8 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headwater.coding import Coded, Place, joined, keepers, looking
 from headwater.components import ComponentTable, Group, refuse_nested
 from headwater.errors import UnfitReferenceError
+from headwater.gates.coded import CodedGates
 from headwater.gates.families import Family, families_of
 from headwater.gates.function import (
     INPUT_PATH,
@@ -37,7 +39,7 @@ from headwater.models import Model
 from headwater.prompts import Batch
 from headwater.references import OffValues, capture
 from headwater.sites import Site
-from headwater.taps import Tap, in_turn, keeper
+from headwater.taps import Tap, keeper
 
 
 @dataclass
@@ -47,8 +49,8 @@ class BaseRun:
     value: Float[Tensor, " batch"]
     residuals: dict[int, Float[Tensor, "batch pos d_model"]]
     """The residual entering each layer that holds components; suffix runs start from these."""
-    kept: Mapping[Site, Tensor]
-    """Values at the sites that were asked for."""
+    kept: Mapping[Place, Tensor]
+    """Values at the places that were asked for."""
 
     def start(self, layer: int) -> tuple[int, Tensor] | None:
         """Return where a run begins that moves nothing before `layer`; None: at the prompt."""
@@ -295,20 +297,19 @@ class ModelGates(GatedFunction):
     ) -> Float[Tensor, "setting batch"]:
         rows = self.rows.repeat(settings) if settings > 1 else self.rows
         ids = self.ids.repeat(settings, 1)
-        at_site: dict[Site, list[Group]] = defaultdict(list)
+        at_place: dict[Place, list[Group]] = defaultdict(list)
         for group in gates:
-            at_site[group.site].append(group)
+            at_place[group.place].append(group)
         # the cheap questions first: the last one waits for the device
         measured = settings == 1 and start is None and bool(gates)
         measured = measured and all(bool((m.detach() == self.base).all()) for m in gates.values())
-        gating: dict[Site, Tap] = {
-            site: self._gate(site, {group: gates[group] for group in members}, rows, measured)
-            for site, members in at_site.items()
-        }
+        gating = joined(
+            self._gates_at(place, {group: gates[group] for group in members}, rows)
+            for place, members in at_place.items()
+        )
         if measured:
-            gating |= self._with_residuals_measured(gating)
-        for site, tap in (taps or {}).items():
-            gating[site] = in_turn(gating[site], tap) if site in gating else tap
+            gating = joined([*self._measuring(), gating])
+        gating = joined([gating, taps or {}])
         share = 1.0
         if start is not None:
             layer, residual = start
@@ -329,7 +330,16 @@ class ModelGates(GatedFunction):
             self._value = value[0].detach()
         return value
 
-    def _gate(self, site: Site, gates: Mapping[Group, Tensor], rows: Batch, measured: bool) -> Tap:
+    def _gates_at(
+        self, place: Place, gates: Mapping[Group, Tensor], rows: Batch
+    ) -> dict[Site, Tap]:
+        """Return the taps that gate every component of one place."""
+        if isinstance(place, Coded):
+            held = self._held[place]
+            return CodedGates(place, gates, held, rows, self.batch, self.base).taps()
+        return {place: self._gate(place, gates, rows)}
+
+    def _gate(self, site: Site, gates: Mapping[Group, Tensor], rows: Batch) -> Tap:
         """Return the tap that gates every component at one site."""
 
         def tap(value: Tensor) -> Tensor:
@@ -337,8 +347,6 @@ class ModelGates(GatedFunction):
             settings = len(value) // self.batch
             if settings > 1 and held.ndim and len(held) == self.batch:
                 held = held.repeat(settings, *[1] * (held.ndim - 1))
-            if measured:
-                self.sizes.measure(site, value.detach(), held)
             for group, m in gates.items():
                 weight = spread_weight(group, m.to(value), value, rows, self.base)
                 if self.end == "clean":
@@ -349,27 +357,21 @@ class ModelGates(GatedFunction):
 
         return tap
 
-    def at_rest(self, keep: Iterable[Site] = ()) -> BaseRun:
+    def at_rest(self, keep: Iterable[Place] = ()) -> BaseRun:
         """Return the run with all gates at rest; run once, and again only for values not kept.
 
         Args:
-            keep: Sites whose values are wanted too.
+            keep: Places whose values are wanted too.
         """
         wanted = set(keep)
         if self._base is not None and wanted <= set(self._base.kept):
             return self._base
         residuals: dict[int, Tensor] = {}
-        kept: dict[Site, Tensor] = {}
-        taps: dict[Site, Tap] = {
-            site: partial(self.sizes.measure, site, held=held) for site, held in self._held.items()
+        kept: dict[Place, Tensor] = {}
+        entering = {
+            Site(layer, "resid_pre"): keeper(residuals, layer) for layer in self.table.layers
         }
-        taps |= self._with_residuals_measured(taps)
-        for layer in self.table.layers:
-            site = Site(layer, "resid_pre")
-            taps[site] = in_turn(taps[site], keeper(residuals, layer))
-        for site in wanted:
-            kept_here = keeper(kept, site)
-            taps[site] = in_turn(taps[site], kept_here) if site in taps else kept_here
+        taps = joined([*self._measuring(), entering, keepers(kept, wanted)])
         with torch.no_grad():
             logits = self.model.forward(
                 self.ids,
@@ -382,18 +384,16 @@ class ModelGates(GatedFunction):
             self._base = BaseRun(self.metric(logits, self.rows), residuals, kept)
         return self._base
 
-    def _with_residuals_measured(self, taps: Mapping[Site, Tap]) -> dict[Site, Tap]:
-        measured: dict[Site, Tap] = {}
+    def _measuring(self) -> Iterator[Mapping[Site, Tap]]:
+        """Yield the taps that measure sizes in a run at rest."""
         for layer in self.table.layers:
-            site = Site(layer, "resid_pre")
-            there = taps.get(site)
-            tap = self.sizes.residual_tap(layer)
-            measured[site] = tap if there is None else in_turn(tap, there)
-        return measured
+            yield {Site(layer, "resid_pre"): self.sizes.residual_tap(layer)}
+        for place, held in self._held.items():
+            yield looking(place, partial(self.sizes.measure, place, held=held))
 
-    def held(self, site: Site) -> Tensor:
-        """Return the off value at a site, broadcastable to [batch, pos, ...]."""
-        return self._held[site]
+    def held(self, place: Place) -> Tensor:
+        """Return the off value at a place, broadcastable to [batch, pos, ...]."""
+        return self._held[place]
 
     def run(
         self, m: Float[Tensor, "setting batch component"], taps: Mapping[Site, Tap]
@@ -438,17 +438,17 @@ class ModelGates(GatedFunction):
             gates = self._gates_of(moves, self._placed_by_columns(moves))
             return self._run(gates, 2, start=self._start(layer))
 
-        own, _ = capture(self.model, self.ids, self.rows, {g.site for _, g in places})
+        own, _ = capture(self.model, self.ids, self.rows, {g.place for _, g in places})
         ulp = 1 + torch.finfo(self.model.dtype).eps
         held = self._held
         try:
             for column, group in places:
-                layer, site = group.site.layer or 0, group.site
-                self._held = {**held, site: own[site]}
+                layer, place = group.site.layer or 0, group.place
+                self._held = {**held, place: own[place]}
                 sources.append((closed(column, layer)[1] - base.value).abs())
                 self._held = held
                 exact = closed(column, layer)[0]
-                self._held = {**held, site: held[site] * ulp}
+                self._held = {**held, place: held[place] * ulp}
                 sources.append((closed(column, layer)[0] - exact).abs())
         finally:
             self._held = held

@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headwater.architectures.adapter import Adapter
+from headwater.coding import Coded, Place
 from headwater.components import ComponentTable
 from headwater.gates.placement import places_of
 from headwater.prompts import Batch
-from headwater.sites import Site
 from headwater.taps import Tap
 
 
@@ -35,16 +35,22 @@ class Sizes:
         """Whether a run at rest has been measured."""
         return bool(self._change)
 
-    def measure(self, site: Site, value: Tensor, held: Tensor) -> None:
-        """Take the norms of `value - held` for every group at a site."""
+    def measure(self, place: Place, value: Tensor, held: Tensor) -> None:
+        """Take the norms of `value - held` for every group at a place."""
         # what an attention or MLP puts out is multiplied before it reaches the residual in some
-        scale = self.adapter.write_scale if site.name in self.adapter.writes else 1.0
+        scale = self.adapter.write_scale if place.name in self.adapter.writes else 1.0
         real = self.rows.mask.to(value.device)
+        value = value.detach()
         square = (scale * (value - held.to(value.device, value.dtype)).float()).square()
         for group in self.table.groups:
-            if group.site != site:
+            if group.place != place:
                 continue
             change = square
+            if isinstance(place, Coded):
+                features, change = place.split(square)
+                if group.kind == "feature":
+                    # what a feature writes is its decoder row
+                    change = features * place.dictionary.decoder.float().square().sum(1)
             if group.count == 1:
                 change = change.flatten(2).sum(2, keepdim=True)
             elif change.ndim == 4:

@@ -68,8 +68,8 @@ class GatedTask:
         if not len(self.table):
             raise GateError("the selection holds no component. Write for example hw.heads().")
         self._refuse_constant(adapter.vocab)
-        sites = list(dict.fromkeys(group.site for group in self.table.groups))
-        self.off = reference.prepare(model, task, self.batches, sites)
+        places = list(dict.fromkeys(group.place for group in self.table.groups))
+        self.off = reference.prepare(model, task, self.batches, places)
         self.reference = reference.keeping(self.off)
         self.cost.pairs += len(task.pairs)
         self.cost.ran(self.off.prepared)

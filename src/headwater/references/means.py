@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from headwater.coding import Place
 from headwater.errors import UnfitReferenceError, UnknownOptionError, did_you_mean
 from headwater.models import Model
 from headwater.prompts import Batch, Task, prompt_batches
@@ -24,7 +25,6 @@ from headwater.references.reference import (
     no_corrupted,
     prompt_mask,
 )
-from headwater.sites import Site
 
 Over = (
     Literal["corrupted", "clean"]
@@ -38,9 +38,9 @@ Over = (
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Means over prompts that were streamed once, and what identifies those prompts."""
+    """Means over prompts that were streamed once, by place, and what identifies those prompts."""
 
-    means: Mapping[Site, Tensor]
+    means: Mapping[str, Tensor]
     prompts: int
     sha256: str
     """Of the prompts, in their order."""
@@ -88,7 +88,7 @@ class Mean(Reference):
                 object.__setattr__(self, "over", Once(self.over))
 
     def prepare(
-        self, model: Model, task: Task, batches: Sequence[Batch], sites: Sequence[Site]
+        self, model: Model, task: Task, batches: Sequence[Batch], places: Sequence[Place]
     ) -> Off:
         """Return the means; costs one forward over the prompts averaged, if not measured before.
 
@@ -99,18 +99,19 @@ class Mean(Reference):
             MissingFieldError: If the task has no corrupted prompts to average.
             PromptError: If a prompt cannot be used.
         """
-        self._refuse_rotated(sites)
-        if self.measured is not None and set(sites) <= set(self.measured.means):
-            return _Means({site: self.measured.means[site] for site in sites}, self.positional)
+        self._refuse_rotated(places)
+        known = {} if self.measured is None else self.measured.means
+        if self.measured is not None and all(str(place) in known for place in places):
+            return _Means({place: known[str(place)] for place in places}, self.positional)
         moments = _Moments(positional=self.positional)
         size = max(len(batch) for batch in batches)
         if self._is_listed:
             for batch, counted in self._listed(model, task, batches):
-                moments.take(model, batch, sites, counted)
+                moments.take(model, batch, places, counted)
             return _Means(moments.means(), self.positional, moments.prompts)
         reading = Reading(self.over, self.limit)  # pyright: ignore[reportArgumentType]
         for batch in reading.batches(model, size):
-            moments.take(model, batch, sites, batch.mask)
+            moments.take(model, batch, places, batch.mask)
         self._refuse_others(reading)
         return _Means(moments.means(), self.positional, moments.prompts, reading.sha256)
 
@@ -154,7 +155,8 @@ class Mean(Reference):
         if not isinstance(off, _Means) or off.sha256 is None:
             return self
         before = {} if self.measured is None else self.measured.means
-        measured = Measured({**before, **off.means}, off.prepared, off.sha256)
+        found = {str(place): mean for place, mean in off.means.items()}
+        measured = Measured({**before, **found}, off.prepared, off.sha256)
         return replace(self, measured=measured)
 
     def anew(self) -> Mean:
@@ -162,9 +164,8 @@ class Mean(Reference):
         return self if self.measured is None else replace(self, measured=None)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the means of a stream by site."""
-        means = {} if self.measured is None else self.measured.means
-        return {str(site): mean for site, mean in means.items()}
+        """Return the means of a stream by place."""
+        return {} if self.measured is None else dict(self.measured.means)
 
     def to_dict(self) -> dict[str, object]:
         """Return the name and what is averaged over; of a stream where it came from and a hash."""
@@ -197,8 +198,7 @@ class Mean(Reference):
             return cls(**options)
         measured = None
         if "sha256" in over:
-            means = {Site.parse(path): mean for path, mean in tensors.items()}
-            measured = Measured(means, over["prompts"], over["sha256"])
+            measured = Measured(tensors, over["prompts"], over["sha256"])
         source = Path(over["file"]) if "file" in over else Lost(over["stream"])
         return cls(over=source, limit=options.get("limit"), measured=measured)
 
@@ -223,8 +223,8 @@ class Mean(Reference):
             f"{did_you_mean(word, ('corrupted', 'clean'))}\n{advice}"
         )
 
-    def _refuse_rotated(self, sites: Sequence[Site]) -> None:
-        rotated = [site for site in sites if site.name in ("attn.q", "attn.k")]
+    def _refuse_rotated(self, places: Sequence[Place]) -> None:
+        rotated = [place for place in places if place.name in ("attn.q", "attn.k")]
         if rotated and not self.positional:
             raise UnfitReferenceError(
                 f"'{rotated[0]}' carries its position (by rotary embedding in most families): a "
@@ -261,23 +261,27 @@ class _Moments:
     """Sums and counts over real tokens, in float64."""
 
     positional: bool
-    sums: dict[Site, Tensor] = field(default_factory=dict)
-    counts: dict[Site, Tensor] = field(default_factory=dict)
-    dtypes: dict[Site, torch.dtype] = field(default_factory=dict)
+    sums: dict[Place, Tensor] = field(default_factory=dict)
+    counts: dict[Place, Tensor] = field(default_factory=dict)
+    dtypes: dict[Place, torch.dtype] = field(default_factory=dict)
     prompts: int = 0
 
     def take(
-        self, model: Model, batch: Batch, sites: Sequence[Site], counted: Bool[Tensor, "batch pos"]
+        self,
+        model: Model,
+        batch: Batch,
+        places: Sequence[Place],
+        counted: Bool[Tensor, "batch pos"],
     ) -> None:
         """Run a batch and add its values at the tokens that count."""
-        values, _ = capture(model, batch.clean, batch, sites)
+        values, _ = capture(model, batch.clean, batch, places)
         self.prompts += len(batch)
-        for site, value in values.items():
-            self._add(site, value, counted, batch.position_ids)
+        for place, value in values.items():
+            self._add(place, value, counted, batch.position_ids)
 
     def _add(
         self,
-        site: Site,
+        place: Place,
         value: Float[Tensor, "batch pos ..."],
         counted: Bool[Tensor, "batch pos"],
         position_ids: Tensor,
@@ -290,20 +294,20 @@ class _Moments:
         counts = torch.zeros(size, dtype=torch.float64, device=value.device)
         sums.index_add_(0, slots[mask], real)
         counts.index_add_(0, slots[mask], torch.ones_like(slots[mask], dtype=torch.float64))
-        if site in self.sums:
+        if place in self.sums:
             sums, counts = (
-                _padded_sum(self.sums[site], sums),
-                _padded_sum(self.counts[site], counts),
+                _padded_sum(self.sums[place], sums),
+                _padded_sum(self.counts[place], counts),
             )
-        self.sums[site], self.counts[site], self.dtypes[site] = sums, counts, value.dtype
+        self.sums[place], self.counts[place], self.dtypes[place] = sums, counts, value.dtype
 
-    def means(self) -> dict[Site, Tensor]:
-        """Return the mean at each site, in the dtype of its values; by position if positional."""
+    def means(self) -> dict[Place, Tensor]:
+        """Return the mean at each place, in the dtype of its values; by position if positional."""
         return {
-            site: (sums / self.counts[site].reshape(-1, *[1] * (sums.ndim - 1))).to(
-                self.dtypes[site]
+            place: (sums / self.counts[place].reshape(-1, *[1] * (sums.ndim - 1))).to(
+                self.dtypes[place]
             )
-            for site, sums in self.sums.items()
+            for place, sums in self.sums.items()
         }
 
 
@@ -316,7 +320,7 @@ def _padded_sum(a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Means(Off):
-    means: Mapping[Site, Tensor]
+    means: Mapping[Place, Tensor]
     positional: bool
     prepared: int = 0
     sha256: str | None = None
@@ -325,7 +329,7 @@ class _Means(Off):
     def __call__(self, batch: Batch, draw: int = 0) -> OffValues:
         if not self.positional:
             return OffValues(
-                {site: _before(site, mean[None], batch) for site, mean in self.means.items()}
+                {place: _before(place, mean[None], batch) for place, mean in self.means.items()}
             )
         longest = int(batch.mask.sum(1).max())
         seen = min(len(mean) for mean in self.means.values())
@@ -337,14 +341,14 @@ class _Means(Off):
                 "Give longer prompts in over=, or use hw.Mean()."
             )
         at_position = {
-            site: mean[batch.position_ids.to(mean.device)] for site, mean in self.means.items()
+            place: mean[batch.position_ids.to(mean.device)] for place, mean in self.means.items()
         }
-        return OffValues({site: _before(site, at, batch) for site, at in at_position.items()})
+        return OffValues({place: _before(place, at, batch) for place, at in at_position.items()})
 
 
-def _before(site: Site, mean: Tensor, batch: Batch) -> Tensor:
+def _before(place: Place, mean: Tensor, batch: Batch) -> Tensor:
     """Put nothing before a prompt where the model carries it into the prompt (Mamba)."""
-    if site.name not in ("mixer.conv", "mixer.ssm") or bool(batch.mask.all()):
+    if place.name not in ("mixer.conv", "mixer.ssm") or bool(batch.mask.all()):
         return mean
     return mean * batch.mask.to(mean.device)[..., None]
 

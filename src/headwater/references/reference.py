@@ -12,14 +12,13 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from headwater.architectures.adapter import Adapter
+from headwater.coding import Place, keepers
 from headwater.errors import MissingFieldError
 from headwater.models import Model
 from headwater.prompts import Batch, Task
-from headwater.sites import Site
-from headwater.taps import keeper
 
-Values = Mapping[Site, Tensor]
-"""Value at each site, broadcastable to the canonical shape a tap sees."""
+Values = Mapping[Place, Tensor]
+"""Value at each place, broadcastable to the canonical shape a tap sees, or to a coded site's."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +46,20 @@ class Off(ABC):
 
 @torch.no_grad()
 def capture(
-    model: Model, ids: Tensor, batch: Batch, sites: Iterable[Site]
-) -> tuple[dict[Site, Tensor], Tensor]:
-    """Run prompts once and keep the values at `sites`.
+    model: Model, ids: Tensor, batch: Batch, places: Iterable[Place]
+) -> tuple[dict[Place, Tensor], Tensor]:
+    """Run prompts once and keep the values at `places`.
 
     Returns:
-        The values, in each site's canonical shape, and the logits the metric reads.
+        The values, in each site's canonical shape (of coded sites features and error), and the
+        logits the metric reads.
     """
-    kept: dict[Site, Tensor] = {}
+    kept: dict[Place, Tensor] = {}
     logits = model.forward(
         ids,
         mask=batch.mask,
         position_ids=batch.position_ids,
-        taps={site: keeper(kept, site) for site in sites},
+        taps=keepers(kept, places),
         read=batch.read,
     )
     return kept, logits
@@ -78,7 +78,7 @@ class Reference(ABC):
 
     @abstractmethod
     def prepare(
-        self, model: Model, task: Task, batches: Sequence[Batch], sites: Sequence[Site]
+        self, model: Model, task: Task, batches: Sequence[Batch], places: Sequence[Place]
     ) -> Off:
         """Return the off values as a function of a batch."""
 
@@ -129,18 +129,18 @@ class Zero(Reference):
         )
 
     def prepare(
-        self, model: Model, task: Task, batches: Sequence[Batch], sites: Sequence[Site]
+        self, model: Model, task: Task, batches: Sequence[Batch], places: Sequence[Place]
     ) -> Off:
         """Return zeros."""
-        return _Zeros(tuple(sites))
+        return _Zeros(tuple(places))
 
 
 @dataclass(frozen=True)
 class _Zeros(Off):
-    sites: tuple[Site, ...]
+    places: tuple[Place, ...]
 
     def __call__(self, batch: Batch, draw: int = 0) -> OffValues:
-        return OffValues({site: torch.zeros(()) for site in self.sites})
+        return OffValues({place: torch.zeros(()) for place in self.places})
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class Corrupted(Reference):
     aligned: ClassVar[bool] = True
 
     def prepare(
-        self, model: Model, task: Task, batches: Sequence[Batch], sites: Sequence[Site]
+        self, model: Model, task: Task, batches: Sequence[Batch], places: Sequence[Place]
     ) -> Off:
         """Return the corrupted prompts' values.
 
@@ -161,17 +161,17 @@ class Corrupted(Reference):
         """
         if any(batch.corrupted is None for batch in batches):
             raise no_corrupted("hw.Corrupted()", task)
-        return _CorruptedRun(model, tuple(sites))
+        return _CorruptedRun(model, tuple(places))
 
 
 @dataclass(frozen=True)
 class _CorruptedRun(Off):
     model: Model
-    sites: tuple[Site, ...]
+    places: tuple[Place, ...]
 
     def __call__(self, batch: Batch, draw: int = 0) -> OffValues:
         assert batch.corrupted is not None
-        values, logits = capture(self.model, batch.corrupted, batch, self.sites)
+        values, logits = capture(self.model, batch.corrupted, batch, self.places)
         return OffValues(values, logits, forwards=len(batch))
 
 

@@ -9,11 +9,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from headwater.coding import Place
 from headwater.errors import UnfitReferenceError
 from headwater.models import Model
 from headwater.prompts import Batch, Task
 from headwater.references.reference import Off, OffValues, Reference, capture, prompt_mask
-from headwater.sites import Site
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Resample(Reference):
             )
 
     def prepare(
-        self, model: Model, task: Task, batches: Sequence[Batch], sites: Sequence[Site]
+        self, model: Model, task: Task, batches: Sequence[Batch], places: Sequence[Place]
     ) -> Off:
         """Return the donors' values.
 
@@ -72,7 +72,7 @@ class Resample(Reference):
             for place, pair in enumerate(shuffled):
                 others = (shuffled[(place + 1 + draw) % len(group)] for draw in range(self.draws))
                 donors[pair] = tuple(prompts[other] for other in others)
-        return _Donors(model, tuple(sites), donors, self.draws)
+        return _Donors(model, tuple(places), donors, self.draws)
 
     def _refuse_too_few(self, length: int, group: Sequence[int]) -> None:
         others = len(group) - 1
@@ -98,7 +98,7 @@ class Resample(Reference):
 @dataclass(frozen=True)
 class _Donors(Off):
     model: Model
-    sites: tuple[Site, ...]
+    places: tuple[Place, ...]
     donors: Mapping[int, tuple[Tensor, ...]]
     draws: int = 1
 
@@ -106,5 +106,5 @@ class _Donors(Off):
         ids, own = batch.clean.clone(), prompt_mask(batch)
         for row, pair in enumerate(batch.pairs):
             ids[row][own[row]] = self.donors[pair][draw].to(ids.device)
-        values, _ = capture(self.model, ids, batch, self.sites)
+        values, _ = capture(self.model, ids, batch, self.places)
         return OffValues(values, forwards=len(batch))

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from headwater.architectures.adapter import Adapter
+from headwater.coding import Coded, Place
 from headwater.errors import UnfitReferenceError, UnknownOptionError, did_you_mean
 from headwater.models import Model
 from headwater.precision import context_for, true_float64
@@ -77,7 +78,7 @@ class Tangent(Reference):
             )
 
     def prepare(
-        self, model: Model, task: Task, batches: Sequence[Batch], sites: Sequence[Site]
+        self, model: Model, task: Task, batches: Sequence[Batch], places: Sequence[Place]
     ) -> Off:
         """Return the off values; costs one forward over the prompts averaged, if it is at means.
 
@@ -86,16 +87,17 @@ class Tangent(Reference):
                 found. From the off values: if it has no tangent at the point.
         """
         adapter = model.anatomy()
-        layers = _layers(adapter, sites)
+        sites = _sites(adapter, places)
+        layers = sorted({site.layer for site in sites if site.layer is not None})
         mlps = {layer: _MLP.of(adapter, layer) for layer in layers}
         mean = Mean(over="clean") if self.at == "mean" else self.at
         center: Off | float
         if isinstance(mean, Mean):
             entering = [mlp.entering for mlp in mlps.values()]
             center = mean.prepare(model, task, batches, entering)
-            return _Linear(model, mlps, tuple(sites), center, center.prepared)
+            return _Linear(model, mlps, sites, center, center.prepared)
         center = 0.0 if isinstance(mean, str) else float(mean)
-        return _Linear(model, mlps, tuple(sites), center)
+        return _Linear(model, mlps, sites, center)
 
     # --- what is kept ----------------------------------------------------------------------
 
@@ -138,10 +140,10 @@ class Tangent(Reference):
         return cls(kinds[at].read_back(mean, tensors))
 
 
-def _layers(adapter: Adapter, sites: Sequence[Site]) -> list[int]:
-    """Return the layers of MLPs and neurons; refuse everything else."""
-    for site in sites:
-        if site.name not in ("mlp.out", "mlp.post"):
+def _sites(adapter: Adapter, places: Sequence[Place]) -> tuple[Site, ...]:
+    """Return the sites of MLPs and neurons; refuse everything else."""
+    for site in places:
+        if isinstance(site, Coded) or site.name not in ("mlp.out", "mlp.post"):
             raise UnfitReferenceError(
                 f"hw.Tangent() replaces the activation function of an MLP, and there is none at "
                 f"'{site}'.\nScore hw.mlps() or hw.neurons() with it."
@@ -151,7 +153,7 @@ def _layers(adapter: Adapter, sites: Sequence[Site]) -> list[int]:
                 f"hw.Tangent() needs the MLP's neurons, and {adapter.family.name} shows none: "
                 f"{adapter.missing['mlp.post']}.\nUse hw.Zero(), hw.Mean() or hw.Corrupted()."
             )
-    return sorted({site.layer for site in sites if site.layer is not None})
+    return tuple(place for place in places if isinstance(place, Site))
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ class _Linear(Off):
         wanted = [site for mlp in self.mlps.values() for site in mlp.sites]
         seen, _ = capture(self.model, batch.clean, batch, dict.fromkeys((*wanted, *self.sites)))
         centers = self.center(batch).values if isinstance(self.center, Off) else {}
-        values: dict[Site, Tensor] = {}
+        values: dict[Place, Tensor] = {}
         # what follows calls single modules, which outside a run enter no float64 of their own
         with torch.no_grad(), self.model.lock, context_for(self.model.module):
             for mlp in self.mlps.values():
@@ -228,7 +230,9 @@ class _MLP:
         ends = (self.entering, self.post)
         return ends if self.up is None else (*ends, self.up)
 
-    def activation(self, seen: Mapping[Site, Tensor], real: Bool[Tensor, "batch pos"]) -> nn.Module:
+    def activation(
+        self, seen: Mapping[Place, Tensor], real: Bool[Tensor, "batch pos"]
+    ) -> nn.Module:
         """Return the part that turned what enters into the neurons, as the run's numbers show."""
         allowed = _allowed(seen[self.post])
         errors: list[tuple[float, str]] = []
@@ -252,7 +256,7 @@ class _MLP:
         )
 
     def linear(
-        self, seen: Mapping[Site, Tensor], activation: nn.Module, at: Float[Tensor, "..."]
+        self, seen: Mapping[Place, Tensor], activation: nn.Module, at: Float[Tensor, "..."]
     ) -> Float[Tensor, "batch pos d_mlp"]:
         """Return the neurons with the activation's tangent at `at`; rounded once, at the end."""
         value, slope = _tangent(activation, at, self.entering)
@@ -268,7 +272,7 @@ class _MLP:
         return neurons
 
     def refuse_other_write(
-        self, seen: Mapping[Site, Tensor], real: Bool[Tensor, "batch pos"]
+        self, seen: Mapping[Place, Tensor], real: Bool[Tensor, "batch pos"]
     ) -> None:
         """Refuse an MLP that writes something else than what its neurons lead to."""
         error = _off_by(self.written(seen[self.post]), seen[self.out], real)

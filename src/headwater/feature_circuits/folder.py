@@ -1,0 +1,32 @@
+"""A circuit's folder: `circuit.json`, `circuit.safetensors`, and a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from headwater.folders import Folder, without_versions
+
+FOLDER = Folder(
+    report="circuit.json",
+    tensors="circuit.safetensors",
+    what="circuit",
+    made_by="hw.feature_circuit(..., out='FOLDER')",
+    identity=lambda data: without_versions(data["provenance"]),
+    page="page.html",
+    others=("contexts.json", "annotations.jsonl", "graph.json"),
+)
+
+
+def claim(path: Path, provenance: Mapping[str, Any]) -> None:
+    """Refuse a folder that cannot take the circuit of these options, before it is computed.
+
+    Args:
+        path: The folder; made if it does not exist.
+        provenance: What `described` returned.
+
+    Raises:
+        RunFolderError: If it cannot be written, or holds other files or another circuit.
+    """
+    FOLDER.claim(path, without_versions(provenance))

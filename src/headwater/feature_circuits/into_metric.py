@@ -1,0 +1,49 @@
+"""Edges into the metric: what reaches it directly from each node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headwater.feature_circuits.edges import Edges, Parent
+from headwater.feature_circuits.kept import Kept
+from headwater.feature_circuits.runs import Runs
+from headwater.gates.direct import DirectPaths
+from headwater.sites import Site
+
+LOGITS = Site(None, "logits")
+
+
+def into_metric(
+    runs: Runs, kept: Mapping[Site, Kept], edges: Edges
+) -> dict[Site, Float[Tensor, " kept"]]:
+    """Return each kept node's edge into the metric, on the mean over pairs.
+
+    Where the residual after the last layer is a node site, everything passes through it: its nodes'
+    edges are their effects, and no other node has one. Elsewhere the metric's slope in the clean
+    run is taken with every node site held.
+    """
+    last = Site(runs.model.anatomy().n_layers - 1, "resid_post")
+    if last in runs.nodes.sites:
+        return {last: edges.own[last]} if len(kept[last]) else {}
+    found: dict[Site, Tensor] = {}
+    for one in runs:
+        paths = DirectPaths(runs.model, one.batch, runs.nodes.sites, one.run.values)
+        direct = paths.into_metric(runs.task.metric)
+        ones = torch.ones_like(direct.targets[LOGITS])[None]
+        for node in runs.nodes:
+            site = node.site
+            if site not in direct.leaves or not len(kept[site]):
+                continue
+            pulled = direct.pulled({LOGITS: ones}).get(site)
+            if pulled is None:
+                continue
+            flat = pulled.flatten(3) if pulled.ndim == 5 else pulled
+            parent = Parent(one.state(node), kept[site])
+            weights, _ = parent.projected(flat)
+            row = parent.columns(weights[0].double().cpu(), slice(None), None)
+            found[site] = found.get(site, 0) + row * one.weight / runs.pairs
+    return found

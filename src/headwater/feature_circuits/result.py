@@ -1,0 +1,213 @@
+"""The result: a circuit of features, what it leaves out, and how well its numbers add up."""
+
+from __future__ import annotations
+
+import html
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headwater.dictionaries.collection import Dictionaries
+from headwater.errors import ModelGoneError, UnknownComponentError, did_you_mean
+from headwater.feature_circuits.collect import Graph
+from headwater.feature_circuits.folder import FOLDER
+from headwater.feature_circuits.nodes import Edge, Node, SiteSummary
+from headwater.feature_circuits.words import LOGITS, printed
+from headwater.frames import frame
+from headwater.gates import Cost
+from headwater.models import Model
+from headwater.prompts import Task
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass
+class Live:
+    """What a result needs to compute more: the model, weakly unless it was made for it."""
+
+    model: weakref.ref[Model]
+    task: Task
+    dictionaries: Dictionaries
+    owner: Model | None = None
+
+
+@dataclass
+class FeatureCircuit:
+    """Nodes (features, errors, whole sites) and the direct edges between them.
+
+    Attributes:
+        graph: Nodes and edges as tensors.
+        clean: The metric of the clean prompts, mean over pairs.
+        tokens: The tokens of the first pairs' clean prompts.
+        cost: What was run.
+        provenance: Model, task, dictionaries, options and versions.
+    """
+
+    graph: Graph
+    clean: float
+    tokens: tuple[tuple[str, ...], ...]
+    cost: Cost
+    provenance: dict[str, Any]
+    live: Live | None = field(default=None, repr=False)
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Every node, in the order in which a forward pass computes them."""
+        return self.graph.nodes
+
+    @property
+    def sites(self) -> tuple[SiteSummary, ...]:
+        """One summary a site: completeness, slopes."""
+        return self.graph.sites
+
+    @cached_property
+    def edges(self) -> tuple[Edge, ...]:
+        """Every edge, the largest first."""
+        names = [*(node.name for node in self.nodes), LOGITS]
+        return tuple(
+            Edge(names[source], names[target], weight)
+            for source, target, weight in zip(
+                self.graph.sources.tolist(),
+                self.graph.targets.tolist(),
+                self.graph.weights.tolist(),
+                strict=True,
+            )
+        )
+
+    @property
+    def orphans(self) -> tuple[Node, ...]:
+        """Nodes with an effect into which nothing flows: no slope leads to them."""
+        return tuple(node for node in self.nodes if node.orphan)
+
+    def node(self, name: str) -> Node:
+        """Return a node by its name.
+
+        Raises:
+            UnknownComponentError: If the circuit has none of that name.
+        """
+        found = self._by_name.get(name)
+        if found is None:
+            raise UnknownComponentError(
+                f"no node {name!r} among the {len(self.nodes)} of this circuit."
+                f"{did_you_mean(name, list(self._by_name))}\nAll nodes: `circuit.nodes`."
+            )
+        return found
+
+    @cached_property
+    def _by_name(self) -> dict[str, Node]:
+        return {node.name: node for node in self.nodes}
+
+    def top(self, count: int = 10) -> list[Node]:
+        """Return the nodes with the largest effects in size, largest first."""
+        return sorted(self.nodes, key=lambda node: -abs(node.effect))[:count]
+
+    def into(self, name: str) -> list[Edge]:
+        """Return the edges into a node (or `logits`), the largest first."""
+        if name != LOGITS:
+            self.node(name)
+        return [edge for edge in self.edges if edge.target == name]
+
+    def out_of(self, name: str) -> list[Edge]:
+        """Return the edges out of a node, the largest first."""
+        self.node(name)
+        return [edge for edge in self.edges if edge.source == name]
+
+    def with_live(self) -> Live:
+        """Return what more can be computed from.
+
+        Raises:
+            ModelGoneError: If the model is gone, or the circuit was read from a folder.
+        """
+        if self.live is None or self.live.model() is None:
+            raise ModelGoneError(
+                f"this circuit came from {self.provenance['model'].get('name')!r}, which it does "
+                "not hold (it was read from a folder, or the model is gone).\n"
+                "Pass it: circuit.audit(model=model, dictionaries=dictionaries)."
+            )
+        return self.live
+
+    def __repr__(self) -> str:
+        return printed(self)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Return one row a node as a pandas table.
+
+        Raises:
+            MissingExtraError: If pandas is not installed.
+        """
+        return frame((node.to_dict() for node in self.nodes), "circuit.nodes")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the circuit as plain data, but for the edges beyond the tensors' file."""
+        return {
+            "clean": self.clean,
+            "nodes": [node.to_dict() for node in self.nodes],
+            "sites": [site.to_dict() for site in self.sites],
+            "edges": len(self.graph.weights),
+            "dropped": self.graph.dropped,
+            "dropped_size": self.graph.dropped_size,
+            "tokens": [list(one) for one in self.tokens],
+            "cost": {
+                "forwards": self.cost.forwards,
+                "backwards": self.cost.backwards,
+                "seconds": self.cost.seconds,
+                "pairs": self.cost.pairs,
+            },
+            "provenance": self.provenance,
+        }
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write `circuit.json` and `circuit.safetensors`.
+
+        Args:
+            path: A folder; made if it does not exist.
+            overwrite: Replace another circuit instead of refusing.
+
+        Raises:
+            RunFolderError: If it cannot be written, or holds other files or another circuit.
+        """
+        tensors = {
+            "sources": self.graph.sources,
+            "targets": self.graph.targets,
+            "weights": self.graph.weights,
+        }
+        return FOLDER.write(Path(path), self.to_dict(), tensors, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path) -> FeatureCircuit:
+        """Read what `save` wrote; the model is not needed.
+
+        Raises:
+            RunFolderError: If the folder holds no circuit that this release can read.
+        """
+        there = Path(path)
+        data, tensors = FOLDER.read(there)
+        with FOLDER.reading(there):
+            sites = [{k: v for k, v in one.items() if k != "gap"} for one in data["sites"]]
+            return cls(
+                Graph(
+                    nodes=tuple(Node(**one) for one in data["nodes"]),
+                    sources=tensors["sources"],
+                    targets=tensors["targets"],
+                    weights=tensors["weights"],
+                    dropped=data["dropped"],
+                    dropped_size=data["dropped_size"],
+                    sites=tuple(SiteSummary(**one) for one in sites),
+                ),
+                clean=data["clean"],
+                tokens=tuple(tuple(one) for one in data["tokens"]),
+                cost=Cost(**data["cost"]),
+                provenance=data["provenance"],
+            )
+
+
+def summaries(sites: Sequence[SiteSummary]) -> dict[str, SiteSummary]:
+    """Return site summaries by what their nodes' names begin with."""
+    return {site.label: site for site in sites}

@@ -1,0 +1,126 @@
+"""A circuit in words and tables, for the terminal and the notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from headwater.feature_circuits.nodes import Node
+    from headwater.feature_circuits.result import FeatureCircuit
+
+LOGITS = "logits"
+"""The metric, as the target of edges."""
+SHOWN = 10
+"""Nodes and edges of a printed circuit."""
+GAP = 0.1
+"""A site's effects are off where their sum misses the exact change by this share of it ..."""
+SMALL = 0.02
+"""... and by this share of the metric."""
+
+
+def printed(circuit: FeatureCircuit) -> str:
+    """Return one screen."""
+    lines = [title(circuit), counts(circuit), "", *_node_table(circuit), "", *_edge_table(circuit)]
+    return "\n".join([*lines, "", *sentences(circuit), f"cost: {circuit.cost}"])
+
+
+def title(circuit: FeatureCircuit) -> str:
+    """Return what the circuit is of, on one line."""
+    made = circuit.provenance
+    pairs = len(made["task"]["pairs"])
+    return (
+        f"Feature circuit of {made['task']['name']} on {made['model']['name']}: "
+        f"{made['estimator']['name']}, reference {made['reference']['name']}, "
+        f"{pairs} pair{'s' * (pairs > 1)}"
+    )
+
+
+def counts(circuit: FeatureCircuit) -> str:
+    """Return how many nodes and edges there are, and of how many."""
+    total = sum(site.features + (site.features > 0) for site in circuit.sites)
+    total += sum(site.features == 0 for site in circuit.sites)
+    kinds = [node.kind for node in circuit.nodes]
+    parts = [f"{kinds.count('feature')} features", f"{kinds.count('error')} errors"]
+    if "site" in kinds:
+        parts.append(f"{kinds.count('site')} whole sites")
+    edges = len(circuit.graph.weights)
+    return (
+        f"{circuit.provenance['task']['metric']['name']} {circuit.clean:+.3f}; "
+        f"{len(circuit.nodes):,} nodes ({', '.join(parts)}) of {total:,}; {edges:,} edges, "
+        f"{circuit.graph.dropped:,} below the threshold (sum of sizes "
+        f"{circuit.graph.dropped_size:.3g})"
+    )
+
+
+def _node_table(circuit: FeatureCircuit) -> Iterator[str]:
+    shown = circuit.top(SHOWN)
+    width = max([12, *(len(node.name) for node in shown)])
+    yield f"{'node':<{width}}{'effect':>9}{'se':>8}{'edges in':>10}{'below':>9}{'unexpl.':>9}"
+    for node in shown:
+        flow = (node.incoming, node.below, node.unexplained)
+        cells = "".join(
+            f"{'' if one is None else format(one, '+.3f'):>{size}}"
+            for one, size in zip(flow, (10, 9, 9), strict=True)
+        )
+        se = "" if node.se is None else f"{node.se:.3f}"
+        yield f"{node.name:<{width}}{node.effect:>+9.3f}{se:>8}{cells}{_flag(node)}"
+    if len(circuit.nodes) > len(shown):
+        yield f"... {len(circuit.nodes) - len(shown):,} more in circuit.nodes"
+
+
+def _flag(node: Node) -> str:
+    return "  orphan" if node.orphan else ""
+
+
+def _edge_table(circuit: FeatureCircuit) -> Iterator[str]:
+    inner = [edge for edge in circuit.edges if edge.target != LOGITS]
+    width = max([12, *(len(edge.source) for edge in inner[:SHOWN])])
+    yield f"{'from':<{width}}    {'to':<{width}}{'weight':>9}"
+    for edge in inner[:SHOWN]:
+        yield f"{edge.source:<{width}} -> {edge.target:<{width}}{edge.weight:>+9.3f}"
+    if len(circuit.edges) > len(inner[:SHOWN]):
+        into = len(circuit.edges) - len(inner)
+        yield (
+            f"... {len(circuit.edges) - len(inner[:SHOWN]):,} more in circuit.edges, {into:,} of "
+            "them into logits"
+        )
+
+
+def sentences(circuit: FeatureCircuit) -> list[str]:
+    """Return what to know before believing the numbers."""
+    found = []
+    worst = [
+        site
+        for site in circuit.sites
+        if abs(site.gap) > max(GAP * abs(site.exact), SMALL * abs(circuit.clean))
+    ]
+    if worst:
+        listed = ", ".join(
+            f"{site.label} {site.effects:+.2f} for {site.exact:+.2f}"
+            for site in sorted(worst, key=lambda site: -abs(site.gap))[:4]
+        )
+        found.append(
+            f"effects do not add up to the exact change of the whole site at {len(worst)} of "
+            f"{len(circuit.sites)} sites: {listed}. Take more steps, or estimator=hw.Exact()."
+        )
+    else:
+        found.append(
+            f"effects add up to the exact change of the whole site within {GAP:.0%} at all "
+            f"{len(circuit.sites)} sites."
+        )
+    if circuit.orphans:
+        names = ", ".join(node.name for node in circuit.orphans[:5])
+        found.append(
+            f"{len(circuit.orphans)} nodes are orphans: they have an effect, but no slope leads to "
+            f'them ({names}). slope="secant" finds what moves them.'
+        )
+    replaced = sum(site.replaced for site in circuit.sites)
+    if replaced:
+        active = sum(site.active for site in circuit.sites)
+        found.append(
+            f"{replaced:,} of {active:,} activations change with hardly any change of what they "
+            f"are read from (secant above {circuit.provenance['steepest']:g}): their cause is in "
+            "the unexplained column."
+        )
+    return found
