@@ -12,10 +12,17 @@ if TYPE_CHECKING:
     from headwater.prompts.pairs import Pair as Pair
     from headwater.prompts.task import Task as Task
     from headwater.prompts.task import prompt_batches as prompt_batches
+    from headwater.prompts.usable import Usable as Usable
 
-_HOME = {"Batch": "batches", "Pair": "pairs", "Task": "task", "prompt_batches": "task"}
+_HOME = {
+    "Batch": "batches",
+    "Pair": "pairs",
+    "Task": "task",
+    "Usable": "usable",
+    "prompt_batches": "task",
+}
 
-__all__ = ["Batch", "Pair", "Task", "prompt_batches"]
+__all__ = ["Batch", "Pair", "Task", "Usable", "prompt_batches"]
 
 
 def __getattr__(name: str) -> object:

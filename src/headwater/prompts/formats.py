@@ -4,14 +4,22 @@ headwater          clean, corrupted, answer, wrong, label
 feature-circuits   clean_prefix, patch_prefix, clean_answer, patch_answer, case
 EAP-IG token ids   clean, corrupted, corrupted_hard, correct_idx, incorrect_idx
 EAP-IG years       clean, corrupted, label: the answers are the two-digit years above the label
+clusters           context, answer: what a model reads and the next token, no corrupted prompt
 """
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from headwater.errors import AnswerError, PromptError
-from headwater.prompts.pairs import PAIR_FIELDS, Pair, checked_fields, refuse_unknown_fields
+from headwater.prompts.pairs import (
+    PAIR_FIELDS,
+    Pair,
+    checked_fields,
+    described,
+    refuse_unknown_fields,
+)
 
 Fields = Mapping[str, Any]
 
@@ -87,6 +95,48 @@ def _years(row: Fields) -> Fields:
     }
 
 
+def _cluster_entry(row: Fields) -> Fields:
+    if row.get("answer") is None:
+        raise AnswerError(
+            "the field 'answer' is missing or empty. Give the token that follows the context."
+        )
+    return {
+        "clean": _joined(row.get("context")),
+        "answer": row["answer"],
+        "label": row.get("label"),
+    }
+
+
+def _joined(context: Any) -> str:
+    """Return the prompt of a context: one text, or the texts of its tokens."""
+    texts = [context] if isinstance(context, str) else context
+    if not isinstance(texts, list | tuple):
+        raise PromptError(f"context is {described(context)}, neither a text nor a list of texts.")
+    stray = next((at for at, one in enumerate(texts) if not isinstance(one, str)), None)
+    if stray is not None:
+        raise PromptError(
+            f"context[{stray}] is {described(texts[stray])}, not a text. "
+            "Give the text of each token; they are joined."
+        )
+    text = "".join(texts)
+    if not text.strip():
+        raise PromptError(f"context is blank ({described(context)}). Give what the model reads.")
+    _refuse_vocabulary(text)
+    return text
+
+
+def _refuse_vocabulary(text: str) -> None:
+    """Raise if tokens were written as a vocabulary spells them; joined, they are no text."""
+    symbol = next((one for one in "Ġ▁" if one in text), None)
+    # Real text may hold these characters too, but it has a blank before some word.
+    if symbol is not None and not re.search(r" \S", text):
+        at = max(0, text.index(symbol) - 10)
+        raise PromptError(
+            f"context has {symbol!r} where blanks should be: {text[at : at + 30]!r}. A vocabulary "
+            "spells its tokens so. Write the text of each: tokenizer.decode([token_id])."
+        )
+
+
 HEADWATER = Format("headwater", PAIR_FIELDS, dict, ("corrupted",))
 FEATURE_CIRCUITS = Format(
     "feature-circuits",
@@ -103,6 +153,12 @@ TOKEN_IDS = Format(
 YEARS = Format(
     "EAP-IG years", ("clean", "corrupted", "label"), _years, ("corrupted",), metric="prob-diff"
 )
+CLUSTERS = Format(
+    "clusters", ("context", "answer", "document_idx", "label"), _cluster_entry, corrupted=()
+)
+"""`document_idx` says which document the context was cut from; no computation reads it."""
+
+FORMATS = (HEADWATER, FEATURE_CIRCUITS, TOKEN_IDS, YEARS, CLUSTERS)
 
 
 def recognize(names: Collection[str], *, table: bool = False) -> Format:
@@ -120,6 +176,8 @@ def recognize(names: Collection[str], *, table: bool = False) -> Format:
         found = FEATURE_CIRCUITS
     elif named & {"correct_idx", "incorrect_idx"}:
         found = TOKEN_IDS
+    elif "context" in named:
+        found = CLUSTERS
     elif table and named == set(YEARS.fields):
         found = YEARS
     else:

@@ -1,4 +1,4 @@
-"""Files of pairs: JSON lines, a JSON list, or CSV, told apart by their content.
+"""Files of pairs: JSON lines, a JSON list, CSV or clusters, told apart by their content.
 
 Files are read line by line. Every error names the file and the line.
 """
@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from headwater.errors import HeadwaterError, PairFileError, did_you_mean
+from headwater.prompts.clusters import cluster_rows, opens_clusters
 from headwater.prompts.formats import Format, recognize, to_pair
 from headwater.prompts.pairs import Pair
 
 Line = tuple[int, str]
 _EXAMPLE = '{"clean": "...", "corrupted": "...", "answer": "...", "wrong": "..."}'
 
-Rows = Iterator[tuple[int, dict[str, Any]]]
+Rows = Iterator[tuple[str, dict[str, Any]]]
+"""Where each row stands in its file, `line 4`, and its fields."""
 
 
 def read_pairs(path: Path, *, corrupted: str | None = None) -> tuple[list[Pair], str | None]:
@@ -43,16 +45,18 @@ def read_pairs(path: Path, *, corrupted: str | None = None) -> tuple[list[Pair],
     lines = chain([first], lines)
     opening = first[1].lstrip()[0]
     read = {"[": _list_objects, "{": _line_objects}.get(opening, _table)
+    if opens_clusters(first[1]):
+        read = _clusters
 
     format: Format | None = None
     pairs: list[Pair] = []
-    for number, row in read(path, lines):
+    for place, row in read(path, lines):
         try:
             format = format or recognize(row, table=read is _table)
-            origin = f"{path.name}, line {number}"
+            origin = f"{path.name}, {place}"
             pairs.append(to_pair(row, format, corrupted=corrupted, origin=origin))
         except HeadwaterError as error:
-            raise PairFileError(f"{path}, line {number}: {error}") from None
+            raise PairFileError(f"{path}, {place}: {error}") from None
     if format is None:
         raise PairFileError(f"{path} has no pairs. A file of pairs has at least one.")
     return pairs, format.metric
@@ -88,7 +92,7 @@ def _line_objects(path: Path, lines: Iterator[Line]) -> Rows:
                 f"{path}, line {number}: not JSON ({error.msg}, column {error.colno}). "
                 "Write one whole object on each line, or one JSON list."
             ) from None
-        yield number, _as_object(path, number, row)
+        yield f"line {number}", _as_object(path, number, row)
 
 
 def _list_objects(path: Path, lines: Iterator[Line]) -> Rows:
@@ -106,12 +110,18 @@ def _list_objects(path: Path, lines: Iterator[Line]) -> Rows:
     for row in rows:
         start = _BETWEEN_ITEMS.match(text, at).end()  # pyright: ignore[reportOptionalMemberAccess]
         number += text.count("\n", at, start)
-        yield number, _as_object(path, number, row)
+        yield f"line {number}", _as_object(path, number, row)
         at = decoder.raw_decode(text, start)[1]
         number += text.count("\n", start, at)
 
 
 _BETWEEN_ITEMS = re.compile(r"[ \t\r\n,]*")
+
+
+def _clusters(path: Path, lines: Iterator[Line]) -> Rows:
+    number, opening = next(lines)
+    text = opening + "".join(text for _, text in lines)
+    return cluster_rows(path, text, number)
 
 
 def _as_object(path: Path, number: int, row: object) -> dict[str, Any]:
@@ -143,7 +153,8 @@ def _table(path: Path, lines: Iterator[Line]) -> Rows:
                     "Put a prompt that has a comma in double quotes."
                 )
             # An empty cell is a field left out.
-            yield number, {name: cell or None for name, cell in zip(columns, cells, strict=True)}
+            row = {name: cell or None for name, cell in zip(columns, cells, strict=True)}
+            yield f"line {number}", row
     except csv.Error as error:
         raise PairFileError(f"{path}, line {number}: not CSV ({error}).") from None
 

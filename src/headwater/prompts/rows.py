@@ -31,13 +31,7 @@ def encode_rows(
     Raises:
         HeadwaterError: For the first pair that cannot be used, by number and file line.
     """
-    rows_encoder = _RowEncoder(
-        encoder,
-        metric,
-        sides=tuple(side for side in SIDES if _is_used(side, pairs, metric)),
-        twins=align and all(pair.corrupted is not None for pair in pairs),
-    )
-    rows_encoder.prime(pairs)
+    rows_encoder = RowEncoder.of(pairs, metric, encoder, align=align)
     rows = []
     for number, pair in enumerate(pairs):
         try:
@@ -60,7 +54,7 @@ def _is_used(side: str, pairs: Sequence[Pair], metric: Metric) -> bool:
 
 
 @dataclass(frozen=True)
-class _RowEncoder:
+class RowEncoder:
     """Encodes pairs one by one, all in the same way."""
 
     encoder: Encoder
@@ -69,6 +63,20 @@ class _RowEncoder:
     """Which answers are encoded: those needed, and those wanted that every pair has."""
     twins: bool
     """Whether corrupted prompts are encoded."""
+
+    @classmethod
+    def of(
+        cls, pairs: Sequence[Pair], metric: Metric, encoder: Encoder, *, align: bool = True
+    ) -> "RowEncoder":
+        """Return the encoder of a task's pairs, which decide together what is encoded."""
+        rows_encoder = cls(
+            encoder,
+            metric,
+            sides=tuple(side for side in SIDES if _is_used(side, pairs, metric)),
+            twins=align and all(pair.corrupted is not None for pair in pairs),
+        )
+        rows_encoder.prime(pairs)
+        return rows_encoder
 
     def prime(self, pairs: Sequence[Pair]) -> None:
         """Encode all texts at once, which is several times faster than one by one."""
@@ -91,12 +99,34 @@ class _RowEncoder:
 
     def row(self, number: int, pair: Pair) -> Row:
         """Encode one pair."""
+        clean, corrupted = self.prompts(pair)
+        answer, wrong = self.answers(pair)
+        self.refuse_unreadable(answer, wrong)
+        if answer and len(answer[0]) > 1:
+            # The last token is only predicted, never read by the model.
+            ending = answer[0][:-1]
+            twin = None if corrupted is None else corrupted + ending
+            return Row(number, clean + ending, twin, target=answer[0], ending=len(ending))
+        # Two texts may share a token; it counts once.
+        right, others = (tuple(dict.fromkeys(ids[0] for ids in one)) for one in (answer, wrong))
+        return Row(number, clean, corrupted, right, others)
+
+    def prompts(self, pair: Pair) -> tuple[Ids, Ids | None]:
+        """Return the ids of a pair's clean prompt and, where it is used, of its twin."""
         clean = self.encoder.prompt(pair.clean)
-        corrupted = None
-        if self.twins and pair.corrupted is not None:
-            corrupted = self.encoder.prompt(pair.corrupted)
-            refuse_unaligned(self.encoder.tokenizer, clean, corrupted)
+        if not self.twins or pair.corrupted is None:
+            return clean, None
+        corrupted = self.encoder.prompt(pair.corrupted)
+        refuse_unaligned(self.encoder.tokenizer, clean, corrupted)
+        return clean, corrupted
+
+    def answers(self, pair: Pair) -> tuple[list[Ids], list[Ids]]:
+        """Return the ids of each right and each wrong answer that is used."""
         answer, wrong = (self._answers(pair, side) for side in SIDES)
+        return answer, wrong
+
+    def refuse_unreadable(self, answer: Sequence[Ids], wrong: Sequence[Ids]) -> None:
+        """Raise if the metric cannot read the answers, or they cancel."""
         for ids in (*answer, *wrong):
             if len(ids) > 1 and not (self.metric.several_tokens and len(answer) == 1):
                 raise AnswerError(self._several_tokens(ids, len(answer)))
@@ -106,14 +136,6 @@ class _RowEncoder:
                 f"{show_tokens(self.encoder.tokenizer, shared)} is the token of an answer and of "
                 "a wrong one, so the two cancel. Give it on one side only."
             )
-        if answer and len(answer[0]) > 1:
-            # The last token is only predicted, never read by the model.
-            ending = answer[0][:-1]
-            twin = None if corrupted is None else corrupted + ending
-            return Row(number, clean + ending, twin, target=answer[0], ending=len(ending))
-        # Two texts may share a token; it counts once.
-        right, others = (tuple(dict.fromkeys(ids[0] for ids in one)) for one in (answer, wrong))
-        return Row(number, clean, corrupted, right, others)
 
     def warn_of_joined_words(self, pairs: Sequence[Pair]) -> None:
         """Warn once if answers go on the prompt's last word but could be words of their own."""

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,8 @@ from headwater.prompts.encoding import Encoder, Tokenizer
 from headwater.prompts.formats import as_pair
 from headwater.prompts.pairs import Pair
 from headwater.prompts.readers import read_pairs
-from headwater.prompts.rows import encode_rows
+from headwater.prompts.rows import encode_rows, where
+from headwater.prompts.usable import Usable, find_usable
 
 
 class Task:
@@ -80,10 +82,11 @@ class Task:
         corrupted: str | None = None,
         name: str | None = None,
     ) -> "Task":
-        """Read a file of pairs: JSON lines, a JSON list or CSV, told apart by content.
+        """Read a file of pairs: JSON lines, a JSON list, CSV or clusters, told apart by content.
 
         The fields are headwater's own (`clean`, `corrupted`, `answer`, `wrong`, `label`), those of
-        feature-circuits, or those of EAP-IG and MIB.
+        feature-circuits, or those of EAP-IG and MIB. A file of clusters, `{id: {"context": [...],
+        "answer": "..."}}`, has no corrupted prompts; its ids become labels.
 
         Args:
             path: The file.
@@ -152,6 +155,52 @@ class Task:
             raise PromptError(f"asked for a sample of {count} of the {len(self)} pairs.")
         drawn = sorted(random.Random(seed).sample(range(len(self)), count))
         return self._with_pairs([self.pairs[index] for index in drawn])
+
+    def usable(
+        self, tokenizer: Tokenizer | None, *, align: bool = True, one_token: bool = False
+    ) -> Usable:
+        """Tell the pairs that `batches` takes from the others, and why it does not take those.
+
+        Nothing is left out silently: the result counts and quotes every reason, and its `task`
+        carries the count in `source`.
+
+        Args:
+            tokenizer: The model's.
+            align: As for `batches`; if false, the two prompts of a pair may differ in length.
+            one_token: Whether every answer must be one token, as feature-circuits asks, even if
+                the metric reads several.
+
+        Returns:
+            `usable.task`, the pairs that can be used, and `usable.left_out`, the others.
+
+        Raises:
+            PromptError: If there is no tokenizer.
+        """
+        return find_usable(self, Encoder(tokenizer), align=align, one_token=one_token)
+
+    def by_length(self, tokenizer: Tokenizer | None) -> dict[int, "Task"]:
+        """Split the task so that position 5 is the same place in every prompt.
+
+        Args:
+            tokenizer: The model's.
+
+        Returns:
+            A task for each number of tokens of a clean prompt, the shortest first.
+
+        Raises:
+            UnknownWordError: If the tokenizer has no token for a word.
+        """
+        encoder = Encoder(tokenizer)
+        prompts = [pair.clean for pair in self.pairs]
+        encoder.prime(prompts)
+        encoder.prime(prompts, special=True)
+        groups: dict[int, list[Pair]] = defaultdict(list)
+        for number, pair in enumerate(self.pairs):
+            try:
+                groups[len(encoder.prompt(pair.clean))].append(pair)
+            except HeadwaterError as error:
+                raise type(error)(f"{where(number, pair)}: {error}") from None
+        return {length: self._with_pairs(groups[length]) for length in sorted(groups)}
 
     def prompts_hash(self) -> str:
         """Return a SHA-256 of prompts and answers; equal for equal pairs, whatever their file."""
