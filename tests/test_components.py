@@ -75,7 +75,8 @@ def test_what_is_no_name_is_refused_with_the_grammar(name):
     assert str(refused.value) == (
         f"{name!r} is not a component's name.\n"
         "Names are input, a3, a3.h5, a3.h5<q>, a3.kv1<k>, m3, m3.n128, r3, mixer3, mixer3.c17, "
-        "mixer3.h2, mixer3<ssm>, mixer3<conv>, each with @7 for a position."
+        "mixer3.h2, mixer3<ssm>, mixer3<conv>, m3.f77, a3.f77, r3.f77, input.f77, m3.error, each "
+        "with @7 for a position."
     )
 
 

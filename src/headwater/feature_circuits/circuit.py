@@ -16,14 +16,15 @@ from headwater.dictionaries.collection import Dictionaries
 from headwater.errors import UnknownOptionError, did_you_mean
 from headwater.estimators import Estimator, Gradient, IntegratedGradients
 from headwater.feature_circuits import folder
+from headwater.feature_circuits.again import Live
 from headwater.feature_circuits.choice import Mask, NodeRule
 from headwater.feature_circuits.collect import collected
-from headwater.feature_circuits.edges import Slope, connect
+from headwater.feature_circuits.edges import Method, Slope, connect
 from headwater.feature_circuits.effects import Aggregation, measure
 from headwater.feature_circuits.estimates import from_attribution
 from headwater.feature_circuits.into_metric import into_metric
 from headwater.feature_circuits.provenance import Asked, described
-from headwater.feature_circuits.result import FeatureCircuit, Live
+from headwater.feature_circuits.result import FeatureCircuit
 from headwater.feature_circuits.runs import Runs
 from headwater.feature_circuits.sites import node_sites
 from headwater.metrics import Metric
@@ -38,6 +39,7 @@ _CHOICES = {
     "slope": ("secant", "gradient"),
     "mask": ("aggregate", "original"),
     "edge_slope": ("nodes", "clean"),
+    "edges": ("direct", "subtracted"),
 }
 STEEPEST = 10.0
 
@@ -57,6 +59,7 @@ def feature_circuit(
     slope: Slope = "secant",
     mask: Mask = "aggregate",
     edge_slope: str = "nodes",
+    edges: Method = "direct",
     sites: Sequence[Site | str] | None = None,
     steepest: float = STEEPEST,
     batch_size: int = 32,
@@ -100,6 +103,9 @@ def feature_circuit(
         edge_slope: Of the metric, at the edge's upper end. `"nodes"`: as the node effects take it,
             so edges *into* a node add up to its effect. `"clean"`: of the clean run, so edges *out
             of* a node add up to its first-order effect.
+        edges: How edges between residuals leave out what passes attention and MLP. `"direct"`:
+            these hold their values. `"subtracted"`: what passes them is computed and taken away,
+            as in the paper's equation 6; the same numbers at many times the cost, for checking.
         sites: Where nodes are; by default `embed` and every site that has a dictionary. A site
             without one is a single node.
         steepest: Secants above this in size are not used (TopK features that others push out):
@@ -130,7 +136,9 @@ def feature_circuit(
         >>> len(circuit.nodes)
         20
     """
-    _refuse_words(aggregation=aggregation, slope=slope, mask=mask, edge_slope=edge_slope)
+    _refuse_words(
+        aggregation=aggregation, slope=slope, mask=mask, edge_slope=edge_slope, edges=edges
+    )
     if not edge_threshold >= 0:
         raise UnknownOptionError(f"edge_threshold={edge_threshold} is no size. Type 0.01.")
     if node_threshold is None and nodes is None:
@@ -150,6 +158,7 @@ def feature_circuit(
         aggregation=aggregation,
         slope=slope,
         edge_slope=edge_slope,
+        edges=edges,
         steepest=steepest,
         batch_size=batch_size,
         seed=seed,
@@ -203,7 +212,7 @@ def _found(
         kept = asked.rule.chosen(nodes, effects, asked.aggregation)
         edges = connect(
             runs, kept, asked.aggregation, asked.slope, asked.steepest,
-            clean=asked.edge_slope == "clean",
+            clean=asked.edge_slope == "clean", subtract=asked.edges == "subtracted",
         )  # fmt: skip
         graph = collected(
             runs, kept, effects, edges, into_metric(runs, kept, edges), asked.edge_threshold
@@ -216,7 +225,7 @@ def _found(
         tokens=runs.tokens(),
         cost=runs.cost,
         provenance=described(model, task, dictionaries, asked),
-        live=Live(weakref.ref(model), task, dictionaries, owner),
+        live=Live(weakref.ref(model), task, dictionaries, runs.reference, owner),
     )
 
 

@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import html
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from headwater.dictionaries.collection import Dictionaries
-from headwater.errors import ModelGoneError, UnknownComponentError, did_you_mean
+from headwater.errors import UnknownComponentError, did_you_mean
+from headwater.feature_circuits.again import Live
 from headwater.feature_circuits.collect import Graph
 from headwater.feature_circuits.folder import FOLDER
 from headwater.feature_circuits.nodes import Edge, Node, SiteSummary
 from headwater.feature_circuits.words import LOGITS, printed
 from headwater.frames import frame
 from headwater.gates import Cost
-from headwater.models import Model
-from headwater.prompts import Task
 
 if TYPE_CHECKING:
     import pandas
 
-
-@dataclass
-class Live:
-    """What a result needs to compute more: the model, weakly unless it was made for it."""
-
-    model: weakref.ref[Model]
-    task: Task
-    dictionaries: Dictionaries
-    owner: Model | None = None
+    from headwater.audits.report import Audit
+    from headwater.dictionaries.collection import Dictionaries
+    from headwater.feature_circuits.evaluate import Faithfulness
+    from headwater.models import Model
+    from headwater.references import Reference
 
 
 @dataclass
@@ -53,6 +46,10 @@ class FeatureCircuit:
     cost: Cost
     provenance: dict[str, Any]
     live: Live | None = field(default=None, repr=False)
+    audits: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The last audit of `edges` and of `nodes`, as plain data."""
+    evaluation: dict[str, Any] | None = None
+    """The last evaluation, as plain data."""
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -116,19 +113,96 @@ class FeatureCircuit:
         self.node(name)
         return [edge for edge in self.edges if edge.source == name]
 
-    def with_live(self) -> Live:
-        """Return what more can be computed from.
+    def audit(
+        self,
+        sample: int = 64,
+        *,
+        of: Literal["edges", "nodes"] = "edges",
+        top: int = 10,
+        confidence: float = 0.95,
+        seed: int = 0,
+        model: Model | None = None,
+        dictionaries: Dictionaries | None = None,
+        batch_size: int | None = None,
+    ) -> Audit:
+        """Hold edges or nodes against exact interventions, on a sample of those in the circuit.
+
+        An edge: put the source at its reference with every other site held, see what value the
+        target takes, and run with the target alone at that value. A node: put it at its reference.
+
+        Args:
+            sample: How many to check; at least as many as there are checks all.
+            of: `"edges"` or `"nodes"`.
+            top: How many of the strongest count as "the top" for signs and recall.
+            confidence: Of the intervals.
+            seed: Of the sample.
+            model: Needed when the circuit no longer has its model.
+            dictionaries: Likewise, where no file holds them.
+            batch_size: Most pairs in one forward; by default as in the circuit.
 
         Raises:
-            ModelGoneError: If the model is gone, or the circuit was read from a folder.
+            ModelGoneError: If the model is gone and none was given.
+            ResultError: If the model is another, or there is nothing to check.
         """
-        if self.live is None or self.live.model() is None:
-            raise ModelGoneError(
-                f"this circuit came from {self.provenance['model'].get('name')!r}, which it does "
-                "not hold (it was read from a folder, or the model is gone).\n"
-                "Pass it: circuit.audit(model=model, dictionaries=dictionaries)."
-            )
-        return self.live
+        from headwater.feature_circuits.audit import audit_circuit  # it reads circuits
+
+        checked = audit_circuit(
+            self,
+            of,
+            sample=sample,
+            seed=seed,
+            top=top,
+            confidence=confidence,
+            model=model,
+            dictionaries=dictionaries,
+            batch_size=batch_size,
+        )
+        self.audits[of] = checked.to_dict()
+        return checked
+
+    def evaluate(
+        self,
+        *,
+        reference: Reference | None = None,
+        errors: Literal["circuit", "keep", "remove"] = "circuit",
+        sizes: Sequence[int] | None = None,
+        layers: Sequence[int] | None = None,
+        model: Model | None = None,
+        dictionaries: Dictionaries | None = None,
+        batch_size: int | None = None,
+    ) -> Faithfulness:
+        """Measure how much of the behavior the circuit's nodes carry, and how much the others do.
+
+        Args:
+            reference: What closed nodes are set to; by default what the circuit was found with.
+                `hw.Mean()` is what feature-circuits takes.
+            errors: What becomes of error nodes: `"circuit"` closes those that the circuit does not
+                hold, `"keep"` leaves all of them, `"remove"` closes all.
+            sizes: How many of the strongest nodes to keep; by default some sizes up to all.
+            layers: Close nodes of these layers only, for example without early ones; None: all.
+            model: Needed when the circuit no longer has its model.
+            dictionaries: Likewise, where no file holds them.
+            batch_size: Most pairs in one forward; by default as in the circuit.
+
+        Raises:
+            ModelGoneError: If the model is gone and none was given.
+            ResultError: If the model is another.
+            UnknownOptionError: If an option has a value it cannot have.
+        """
+        from headwater.feature_circuits.evaluate import evaluate_circuit  # it reads circuits
+
+        found = evaluate_circuit(
+            self,
+            reference=reference,
+            errors=errors,
+            sizes=sizes,
+            layers=layers,
+            model=model,
+            dictionaries=dictionaries,
+            batch_size=batch_size,
+        )
+        self.evaluation = found.to_dict()
+        return found
 
     def __repr__(self) -> str:
         return printed(self)
@@ -161,6 +235,8 @@ class FeatureCircuit:
                 "pairs": self.cost.pairs,
             },
             "provenance": self.provenance,
+            "audits": self.audits,
+            "evaluation": self.evaluation,
         }
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -205,9 +281,6 @@ class FeatureCircuit:
                 tokens=tuple(tuple(one) for one in data["tokens"]),
                 cost=Cost(**data["cost"]),
                 provenance=data["provenance"],
+                audits=data["audits"],
+                evaluation=data["evaluation"],
             )
-
-
-def summaries(sites: Sequence[SiteSummary]) -> dict[str, SiteSummary]:
-    """Return site summaries by what their nodes' names begin with."""
-    return {site.label: site for site in sites}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headwater.feature_circuits.nodes import Node
@@ -123,4 +123,21 @@ def sentences(circuit: FeatureCircuit) -> list[str]:
             f"are read from (secant above {circuit.provenance['steepest']:g}): their cause is in "
             "the unexplained column."
         )
+    for of, checked in circuit.audits.items():
+        agreement = checked["sentence"].replace(" components ", f" {of} ")
+        found.append(f"{agreement} {checked['verdict']}")
+    if circuit.evaluation is not None:
+        found.append(_evaluated(circuit.evaluation))
     return found
+
+
+def _evaluated(evaluation: dict[str, Any]) -> str:
+    whole = evaluation["sizes"][-1]
+    shares = [
+        "undefined" if one is None else f"{one:.2f}"
+        for one in (whole["faithfulness"], whole["completeness"])
+    ]
+    return (
+        f"faithfulness {shares[0]}, completeness {shares[1]} with {evaluation['reference']} in "
+        f"place of all other nodes (errors: {evaluation['errors']})."
+    )

@@ -89,24 +89,70 @@ class DirectPaths:
         leaves, taps, start = self._leaves(among, targets[-1].layer)
         taps |= {site: _keep(seen, site) for site in targets[:-1]}
         taps[targets[-1]] = arrive
-        with suppress(_ArrivedError):
+        with suppress(_ArrivedError), torch.enable_grad():
             self._forward(taps, start)
         return Paths({site: seen[site] for site in targets}, leaves)
+
+    @torch.no_grad()
+    def reached(
+        self, targets: Sequence[Site], among: Sequence[Site], changed: Mapping[Site, Tensor]
+    ) -> dict[Site, Tensor]:
+        """Return target values with some node sites changed and every other one held.
+
+        Args:
+            targets: Where they are read, as for `into`.
+            among: The node sites before them.
+            changed: New values, whole batches one behind the other.
+        """
+        settings = len(next(iter(changed.values()))) // len(self.batch)
+        seen: dict[Site, Tensor] = {}
+
+        def arrive(value: Tensor) -> None:
+            seen[targets[-1]] = value
+            raise _ArrivedError
+
+        held = {
+            site: changed[site] if site in changed else _repeated(self.values[site], settings)
+            for site in among
+        }
+        leaves, taps, start = self._leaves(among, targets[-1].layer, held)
+        taps |= {site: _keep(seen, site) for site in targets[:-1]}
+        taps[targets[-1]] = arrive
+        with suppress(_ArrivedError):
+            self._forward(taps, start, settings)
+        return {site: seen[site] for site in targets} if leaves else {}
+
+    @torch.no_grad()
+    def metric_with(self, metric: Metric, changed: Mapping[Site, Tensor]) -> Float[Tensor, " row"]:
+        """Return the metric with some node sites changed and every other one held."""
+        settings = len(next(iter(changed.values()))) // len(self.batch)
+        held = {
+            site: changed[site] if site in changed else _repeated(self.values[site], settings)
+            for site in self.sites
+        }
+        _, taps, start = self._leaves(self.sites, None, held)
+        logits = self._forward(taps, start, settings)
+        return metric(logits, self.batch.repeat(settings) if settings > 1 else self.batch)
 
     def into_metric(self, metric: Metric) -> Paths:
         """Run to the end, and return how the metric depends on the node sites."""
         leaves, taps, start = self._leaves(self.sites, None)
-        logits = self._forward(taps, start)
         with torch.enable_grad():
-            value = metric(logits, self.batch)
+            value = metric(self._forward(taps, start), self.batch)
         return Paths({Site(None, "logits"): value}, leaves)
 
     def _leaves(
-        self, among: Sequence[Site], layer: int | None
+        self,
+        among: Sequence[Site],
+        layer: int | None,
+        values: Mapping[Site, Tensor] | None = None,
     ) -> tuple[dict[Site, Tensor], dict[Site, Tap], tuple[int, Tensor] | None]:
         """Return the leaves that the target may see, the taps that put them there, the start."""
         place = _last_residual(among, layer)
-        leaves = {site: self.values[site].detach().requires_grad_() for site in among[place:]}
+        if values is None:
+            leaves = {site: self.values[site].detach().requires_grad_() for site in among[place:]}
+        else:
+            leaves = {site: values[site] for site in among[place:]}
         first = among[place] if place < len(among) and among[place].name in _RESIDUALS else None
         start = None
         if first is not None:
@@ -116,17 +162,18 @@ class DirectPaths:
         }
         return leaves, taps, start
 
-    def _forward(self, taps: Mapping[Site, Tap], start: tuple[int, Tensor] | None) -> Tensor:
-        batch = self.batch
-        with torch.enable_grad():
-            return self.model.forward(
-                batch.clean,
-                mask=batch.mask,
-                position_ids=batch.position_ids,
-                taps=taps,
-                start=start,
-                read=batch.read,
-            )
+    def _forward(
+        self, taps: Mapping[Site, Tap], start: tuple[int, Tensor] | None, settings: int = 1
+    ) -> Tensor:
+        batch = self.batch.repeat(settings) if settings > 1 else self.batch
+        return self.model.forward(
+            batch.clean,
+            mask=batch.mask,
+            position_ids=batch.position_ids,
+            taps=taps,
+            start=start,
+            read=batch.read,
+        )
 
 
 class _ArrivedError(Exception):
@@ -154,6 +201,10 @@ def _keep(seen: dict[Site, Tensor], site: Site) -> Tap:
         seen[site] = value
 
     return tap
+
+
+def _repeated(value: Tensor, settings: int) -> Tensor:
+    return value.repeat(settings, *[1] * (value.ndim - 1))
 
 
 def _give(leaf: Tensor) -> Tap:

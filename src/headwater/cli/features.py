@@ -1,0 +1,158 @@
+"""`headwater features`: a circuit of dictionary features, from one command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from headwater.cli.options import (
+    AsJson,
+    BatchSize,
+    Device,
+    Draws,
+    Dtype,
+    MetricName,
+    ModelName,
+    Out,
+    Over,
+    Pairs,
+    Progress,
+    ReferenceName,
+    Seed,
+    TaskName,
+)
+
+if TYPE_CHECKING:
+    from headwater.feature_circuits.result import FeatureCircuit
+
+
+def features(
+    model: ModelName,
+    task: TaskName,
+    dictionaries: Annotated[
+        str,
+        typer.Option(
+            "--dictionaries",
+            "-d",
+            help="embedded (for tiny), or a folder of dictionaries in any known format.",
+        ),
+    ] = "embedded",
+    node_threshold: Annotated[
+        float | None,
+        typer.Option(help="Keep nodes whose effect exceeds this in size; default 0.1."),
+    ] = None,
+    edge_threshold: Annotated[
+        float, typer.Option(help="Keep edges whose weight exceeds this in size.")
+    ] = 0.01,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, help="Keep this many nodes instead, the strongest.")
+    ] = None,
+    estimator: Annotated[
+        str,
+        typer.Option(
+            "--estimator", "-e", help="Of node effects: ig, gradient, exact, ...; ig:steps=20."
+        ),
+    ] = "ig:steps=10",
+    reference: ReferenceName = "corrupted",
+    over: Over = None,
+    draws: Draws = 1,
+    metric: MetricName = None,
+    aggregation: Annotated[
+        str, typer.Option(help="sum: a node is a feature. none: a feature at one position.")
+    ] = "sum",
+    slope: Annotated[
+        str, typer.Option(help="Of the encoder: secant (adds up), or gradient.")
+    ] = "secant",
+    edges: Annotated[
+        str, typer.Option(help="direct, or subtracted: equation 6 of the paper, as a check.")
+    ] = "direct",
+    mask: Annotated[
+        str, typer.Option(help="aggregate: thresholds on means. original: on single pairs.")
+    ] = "aggregate",
+    edge_slope: Annotated[
+        str, typer.Option(help="Of the metric, at edges: nodes (adds up into a node), or clean.")
+    ] = "nodes",
+    sites: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated node sites; default embed and the dictionaries'."),
+    ] = None,
+    pairs: Pairs = None,
+    usable_only: Annotated[
+        bool,
+        typer.Option(
+            "--usable-only",
+            help="Leave out pairs that cannot be used (answers of several tokens, prompts of "
+            "unequal length), and say how many.",
+        ),
+    ] = False,
+    audit: Annotated[
+        int | None, typer.Option(min=1, help="Check this many edges exactly, and as many nodes.")
+    ] = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Measure faithfulness and completeness.")
+    ] = False,
+    out: Out = None,
+    batch_size: BatchSize = 32,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Seed = 0,
+    progress: Progress = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find a circuit of dictionary features: which carry a behavior, and what flows between."""
+    import headwater as hw
+    from headwater.cli import choices
+
+    # what was typed is judged before a model is loaded
+    method = choices.estimator(estimator)
+    off = choices.reference(reference, over, seed, draws)
+    prompts = choices.task(task, metric, None if usable_only else pairs)
+    loaded = hw.load(model, device=device, dtype=dtype)
+    if usable_only:
+        usable = prompts.usable(loaded.tokenizer, align=off.aligned, one_token=True)
+        if usable.left_out:
+            typer.echo(str(usable), err=True)
+        prompts = usable.task if pairs is None else usable.task[:pairs]
+    circuit = hw.feature_circuit(
+        loaded,
+        prompts,
+        hw.dictionaries(loaded, dictionaries),
+        node_threshold=node_threshold,
+        edge_threshold=edge_threshold,
+        nodes=nodes,
+        estimator=method,
+        reference=off,
+        aggregation=aggregation,  # pyright: ignore[reportArgumentType]
+        slope=slope,  # pyright: ignore[reportArgumentType]
+        edges=edges,  # pyright: ignore[reportArgumentType]
+        mask=mask,  # pyright: ignore[reportArgumentType]
+        edge_slope=edge_slope,
+        sites=None if sites is None else [one.strip() for one in sites.split(",")],
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+        out=out,
+    )
+    if audit is not None:
+        circuit.audit(audit, model=loaded, seed=seed)
+        circuit.audit(audit, of="nodes", model=loaded, seed=seed)
+    if evaluate:
+        circuit.evaluate(model=loaded)
+    _show(circuit, out, as_json)
+
+
+def _show(circuit: FeatureCircuit, out: Path | None, as_json: bool) -> None:
+    page = None
+    if out is not None:
+        circuit.save(out)
+        page = circuit.page(out / "page.html")
+    if as_json:
+        listed = [edge.to_dict() for edge in circuit.edges]
+        typer.echo(json.dumps({**circuit.to_dict(), "edges": listed}))
+        return
+    typer.echo(repr(circuit))
+    if out is not None:
+        typer.echo(f"\nsaved in {out}; the page: {page}")
