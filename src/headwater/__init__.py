@@ -39,6 +39,11 @@ if TYPE_CHECKING:
     from headwater.components import ssm_heads as ssm_heads
     from headwater.components import tokens as tokens
     from headwater.components import values as values
+    from headwater.dictionaries.collection import Dictionaries as Dictionaries
+    from headwater.dictionaries.dictionary import Dictionary as Dictionary
+    from headwater.dictionaries.read import read_dictionary as read_dictionary
+    from headwater.dictionaries.write import write_dictionary as write_dictionary
+    from headwater.dictionary_loading import load_dictionaries as load_dictionaries
     from headwater.directs.attribute import attribute_logit as attribute_logit
     from headwater.directs.result import LogitAttribution as LogitAttribution
     from headwater.errors import HeadwaterError as HeadwaterError
@@ -101,6 +106,11 @@ _HOME = {
     "audits.verify": "verify",
     "components": "attentions channels conv features heads keys mixers mlps neurons nodes queries "
     "residual ssm ssm_heads tokens values",
+    "dictionaries.collection": "Dictionaries",
+    "dictionaries.dictionary": "Dictionary",
+    "dictionaries.read": "read_dictionary",
+    "dictionaries.write": "write_dictionary",
+    "dictionary_loading": "load_dictionaries",
     "directs.attribute": "attribute_logit",
     "directs.result": "LogitAttribution",
     "errors": "HeadwaterError",

@@ -119,7 +119,7 @@ def features(
     circuit = hw.feature_circuit(
         loaded,
         prompts,
-        hw.dictionaries(loaded, dictionaries),
+        hw.load_dictionaries(loaded, dictionaries),
         node_threshold=node_threshold,
         edge_threshold=edge_threshold,
         nodes=nodes,

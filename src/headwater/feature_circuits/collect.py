@@ -135,4 +135,6 @@ def _summary(kept: Kept, effects: Mapping[Site, SiteEffects], edges: Edges) -> S
         steepest=slopes.steepest,
         replaced=slopes.replaced,
         active=slopes.active,
+        explained=None if found.fit is None else found.fit.explained,
+        active_features=None if found.fit is None else found.fit.active,
     )

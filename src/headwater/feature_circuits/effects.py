@@ -7,16 +7,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headwater.errors import UnalignedPromptsError
 from headwater.feature_circuits.runs import BatchRun, Runs
-from headwater.feature_circuits.sites import NodeSite
+from headwater.feature_circuits.state import SiteState
 from headwater.sites import Site
 
 Aggregation = Literal["sum", "none"]
 """Over positions: a node is a feature wherever it is active, or a feature at one position."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A dictionary on the activations of a task."""
+
+    explained: float | None
+    """Explained variance: 1 minus the squared error over the squared distance from the mean; None
+    where every token has the same value."""
+    active: float
+    """Active features at a token, on average."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,9 @@ class SiteEffects:
     """The largest in size on any single pair and position."""
     exact: float
     """What the metric loses, on the mean over pairs, when the whole site is at its reference."""
+    fit: Fit | None
+    """How well the dictionary reconstructs the site on the task's clean prompts; None without one.
+    """
 
     @property
     def gap(self) -> float:
@@ -49,9 +63,13 @@ def measure(runs: Runs, aggregation: Aggregation) -> Mapping[Site, SiteEffects]:
     sums: dict[Site, Moments] = {node.site: Moments() for node in runs.nodes}
     exact: dict[Site, float] = dict.fromkeys(sums, 0.0)
     largest: dict[Site, Tensor] = {}
+    fits: dict[Site, _Fits] = {node.site: _Fits() for node in runs.nodes if node.features}
     for one in runs:
         for node in runs.nodes:
-            found = of_positions(one, node)
+            state = one.state(node)
+            if node.features:
+                fits[node.site].add(state, one.batch.mask)
+            found = of_positions(one, state)
             size = found.abs().amax((0, 1) if aggregation == "sum" else 0).cpu()
             size = size[None] if aggregation == "sum" else size
             seen = largest.get(node.site)
@@ -61,14 +79,19 @@ def measure(runs: Runs, aggregation: Aggregation) -> Mapping[Site, SiteEffects]:
             sums[node.site].add(one.batch.pairs, found * one.weight)
             exact[node.site] += float(one.exact[node.site].double().sum()) * one.weight
     return {
-        site: SiteEffects(*moments.result(), largest[site], exact[site] / runs.pairs)
+        site: SiteEffects(
+            *moments.result(),
+            largest[site],
+            exact[site] / runs.pairs,
+            fits[site].result() if site in fits else None,
+        )
         for site, moments in sums.items()
     }
 
 
-def of_positions(one: BatchRun, node: NodeSite) -> Float[Tensor, "batch pos node"]:
+def of_positions(one: BatchRun, state: SiteState) -> Float[Tensor, "batch pos node"]:
     """Return the effects of a site's nodes on each pair and position of a batch; 0 at padding."""
-    effects = one.state(node).effects()
+    effects = state.effects()
     real = one.batch.mask.to(effects.device)[..., None]
     return torch.where(real, effects, torch.zeros_like(effects))
 
@@ -88,6 +111,34 @@ def refuse_unequal(runs: Runs) -> None:
             'Write aggregation="sum", or take the prompts of one length: '
             f"task.by_length(model.tokenizer)[{lengths[0]}]."
         )
+
+
+class _Fits:
+    """Sums for a dictionary's explained variance over real tokens."""
+
+    def __init__(self) -> None:
+        self._tokens, self._active = 0, 0
+        self._error = self._squares = 0.0
+        self._sum: Tensor | None = None
+
+    def add(self, state: SiteState, mask: Bool[Tensor, "batch pos"]) -> None:
+        """Take in one batch."""
+        real = mask.to(state.written.device)
+        read, written = state.read[real], state.written[real].double()
+        self._tokens += len(written)
+        self._active += int((state.features[real] != 0).sum())
+        missed = state.node.dictionary.reconstruct(read).double() - written
+        self._error += float(missed.square().sum())
+        self._squares += float(written.square().sum())
+        total = written.sum(0)
+        self._sum = total if self._sum is None else self._sum + total
+
+    def result(self) -> Fit:
+        """Return the figures of all batches."""
+        assert self._sum is not None
+        spread = self._squares - float(self._sum.square().sum()) / self._tokens
+        explained = 1 - self._error / spread if spread > 0 else None
+        return Fit(explained, self._active / self._tokens)
 
 
 class Moments:

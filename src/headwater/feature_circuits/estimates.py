@@ -63,5 +63,6 @@ def from_attribution(
             se=torch.cat(se, 1) if len(scores.parts.values) > 1 else None,
             largest=whole.abs(),
             exact=measured[node.site].exact,
+            fit=measured[node.site].fit,
         )
     return found

@@ -30,3 +30,8 @@ def claim(path: Path, provenance: Mapping[str, Any]) -> None:
         RunFolderError: If it cannot be written, or holds other files or another circuit.
     """
     FOLDER.claim(path, without_versions(provenance))
+
+
+def holds_circuit(path: Path) -> bool:
+    """Whether a folder holds a circuit."""
+    return FOLDER.holds(path)

@@ -74,6 +74,10 @@ class SiteSummary:
     """Activations whose secant was too steep, so that the clean run's slope took its place."""
     active: int
     """Activations that differ from their reference."""
+    explained: float | None
+    """Explained variance of the dictionary on the task's clean prompts; None without one."""
+    active_features: float | None
+    """Active features at a token, on average."""
 
     @property
     def gap(self) -> float:

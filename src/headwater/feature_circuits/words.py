@@ -15,6 +15,8 @@ SHOWN = 10
 """Nodes and edges of a printed circuit."""
 GAP = 0.1
 """A site's effects are off where their sum misses the exact change by this share of it ..."""
+POOR = 0.2
+"""Explained variance below which a dictionary hardly fits its site."""
 SMALL = 0.02
 """... and by this share of the metric."""
 
@@ -108,6 +110,13 @@ def sentences(circuit: FeatureCircuit) -> list[str]:
         found.append(
             f"effects add up to the exact change of the whole site within {GAP:.0%} at all "
             f"{len(circuit.sites)} sites."
+        )
+    poor = [site for site in circuit.sites if site.explained is not None and site.explained < POOR]
+    if poor:
+        listed = ", ".join(f"{site.label} {site.explained:.0%}" for site in poor[:5])
+        found.append(
+            f"{len(poor)} dictionaries explain little of the variance at their site ({listed}): "
+            "another model, layer, centering or scale? Their errors carry what they leave out."
         )
     if circuit.orphans:
         names = ", ".join(node.name for node in circuit.orphans[:5])

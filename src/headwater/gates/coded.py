@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headwater.coding import Coded
+from headwater.coding import Coded, flat
 from headwater.components import Group
 from headwater.gates.placement import spread_weight
 from headwater.prompts import Batch
@@ -39,7 +40,7 @@ class CodedGates:
         self,
         place: Coded,
         gates: Mapping[Group, Float[Tensor, "setting batch component"]],
-        held: Float[Tensor, "... coded"],
+        held: Float[Tensor, "..."],
         rows: Batch,
         batch: int,
         base: float,
@@ -63,42 +64,67 @@ class CodedGates:
         return self._gated(read, value)
 
     def _gated(self, read: Tensor, value: Tensor) -> Tensor:
-        dictionary = self.place.dictionary
-        held = self.held.to(value.device, dictionary.decoder.dtype)
-        if held.ndim and len(held) == self.batch and len(value) > self.batch:
-            held = held.repeat(len(value) // self.batch, *[1] * (held.ndim - 1))
-        held_features, held_error = self.place.split(held)
-        whole: Tensor | None = None
-        change = None
+        read, written = flat(read), flat(value)
+        held_features, held_error = self.place.split(self.held.to(value.device, self._dtype))
+        features: Tensor | None = None
+        changes = []
         for group, m in self.gates.items():
-            flat = read.flatten(2) if read.ndim == 4 else read
-            like = flat.new_empty(flat.shape, dtype=dictionary.decoder.dtype)
-            away = spread_weight(group, m.to(like), like, self.rows, self.base) - self.base
-            if group.kind == "error":
-                whole = dictionary.encode(flat) if whole is None else whole
-                written = value.flatten(2) if value.ndim == 4 else value
-                found = self._towards(dictionary.error(whole, written), held_error) * away
+            away = self._away(group, m, read)
+            columns = None if m.requires_grad else _moved(away)
+            if columns is not None and not len(columns):
+                continue
+            if columns is not None and group.kind == "feature" and self._are_few(columns):
+                changes.append(self._of_few(columns, read, held_features, away))
+                continue
+            features = self.place.dictionary.encode(read) if features is None else features
+            if group.kind == "feature":
+                away = self._towards(features, held_features) * away
+                changes.append(away @ self.place.dictionary.decoder)
             else:
-                columns = None if m.requires_grad else self._moved(away)
-                if columns is None:
-                    whole = dictionary.encode(flat) if whole is None else whole
-                    found = (self._towards(whole, held_features) * away) @ dictionary.decoder
-                elif not len(columns):
-                    continue
-                else:
-                    kept = held_features[..., columns] if held_features.ndim else held_features
-                    moved = self._towards(dictionary.encode(flat, columns), kept)
-                    found = (moved * away[..., columns]) @ dictionary.decoder[columns]
-            change = found if change is None else change + found
-        if change is None:
+                error = self.place.dictionary.error(features, written)
+                changes.append(self._towards(error, held_error) * away)
+        if not changes:
             return value
-        return value + change.view(value.shape).to(value.dtype)
+        moved = written.to(self._dtype)
+        for change in changes:
+            moved = moved + change
+        # rounded once, to what the model computes in
+        return moved.reshape(value.shape).to(value.dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.place.dictionary.decoder.dtype
+
+    def _away(self, group: Group, m: Tensor, read: Tensor) -> Float[Tensor, "row pos_or_1 unit"]:
+        """Return how far gates are from rest, spread over the positions."""
+        like = read.new_empty((*read.shape[:2], 0), dtype=self._dtype)
+        return spread_weight(group, m.to(like), like, self.rows, self.base) - self.base
+
+    def _are_few(self, columns: Int[Tensor, " column"]) -> bool:
+        return len(columns) * SPARSE <= self.place.dictionary.features
+
+    def _of_few(
+        self,
+        columns: Int[Tensor, " column"],
+        read: Float[Tensor, "row pos d_in"],
+        held: Float[Tensor, "..."],
+        away: Float[Tensor, "row pos_or_1 feature"],
+    ) -> Float[Tensor, "row pos d_out"]:
+        """Return what some features change; nothing else of them is encoded or decoded."""
+        dictionary = self.place.dictionary
+        kept = held[..., columns] if held.ndim else held
+        moved = self._towards(dictionary.encode(read, columns), kept) * away[..., columns]
+        return moved @ dictionary.decoder[columns]
 
     def _towards(self, own: Tensor, held: Tensor) -> Tensor:
         """Return what a gate moved by 1 adds: towards the run's own value at the clean end."""
-        return own - held if self.base == 1 else held - own
+        rows = len(own)
+        if held.ndim and len(held) == self.batch and rows > self.batch:
+            own = own.unflatten(0, (-1, self.batch))  # one setting behind the other, none copied
+        difference = own - held if self.base == 1 else held - own
+        return difference.reshape(rows, *difference.shape[-2:])
 
-    def _moved(self, away: Float[Tensor, "row ... feature"]) -> Int[Tensor, " column"] | None:
-        """Return which features are away from rest, or None if they are many."""
-        moved = (away != 0).flatten(0, -2).any(0).nonzero().flatten()
-        return None if len(moved) * SPARSE > away.shape[-1] else moved
+
+def _moved(away: Float[Tensor, "row ... unit"]) -> Int[Tensor, " column"]:
+    """Return which components are away from rest somewhere."""
+    return (away != 0).flatten(0, -2).any(0).nonzero().flatten()

@@ -35,7 +35,7 @@ class Paths:
     """The node sites that lie before the targets, in the order of the run."""
 
     def pulled(
-        self, cotangents: Mapping[Site, Float[Tensor, "row batch pos ..."]]
+        self, cotangents: Mapping[Site, Float[Tensor, "row batch ..."]]
     ) -> dict[Site, Float[Tensor, "row batch pos ..."]]:
         """Return the cotangents at the leaves, one row each, without leaves that nothing reaches.
 

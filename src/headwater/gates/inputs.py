@@ -135,19 +135,18 @@ class InputPath:
         self, place: Place, gates: Mapping[Group, Tensor], increment: Tensor, rows: Batch
     ) -> Tap:
         """Return a tap that adds `(m - 1) increment`: nothing at m = 1, but with the slope."""
+        decoder = place.dictionary.decoder if isinstance(place, Coded) else None
 
         def tap(value: Tensor) -> Tensor:
             points = len(value) // self.function.batch
-            step = increment.to(value.device, value.dtype).repeat(
-                points, *[1] * (increment.ndim - 1)
-            )
+            dtype = value.dtype if decoder is None else decoder.dtype
+            step = increment.to(value.device, dtype).repeat(points, *[1] * (increment.ndim - 1))
             for group, m in gates.items():
                 own = step if isinstance(place, Site) else place.split(step)[group.kind == "error"]
-                weight = spread_weight(group, m.to(value), own, rows, 1.0)
-                change = (weight - 1) * own
-                if group.kind == "feature" and isinstance(place, Coded):
-                    change = change @ place.dictionary.decoder.to(change)
-                value = value + change.reshape(value.shape)
+                change = (spread_weight(group, m.to(own), own, rows, 1.0) - 1) * own
+                if decoder is not None and group.kind == "feature":
+                    change = change @ decoder
+                value = value + change.reshape(value.shape).to(value.dtype)
             return value
 
         return tap

@@ -28,6 +28,8 @@ TASK_MODELS = dict.fromkeys(BEHAVIORS, _GRAMMAR_MODELS) | dict.fromkeys(
     PYTHON_BEHAVIORS, _PYTHON_MODELS
 )
 """Each embedded task, and the embedded models it is made for."""
+OTHER_NAMES = {"subject-verb": "agreement"}
+"""Tasks by what else they are called."""
 
 
 class EmbeddedTask(Task):
@@ -71,9 +73,9 @@ def task(name: str, count: int | None = None, seed: int = 0) -> Task:
 
     Args:
         name: Of `tiny`, `tiny-gpt2` and `tiny-mamba`, on generated sentences: `ioi`,
-            `greater-than`, `agreement`, `induction`, `capital`, `language` or `gender`. Of
-            `tiny-python`, on Python's standard library: `bracket`, `quote`, `self`, `indent` or
-            `name`.
+            `greater-than`, `agreement` (also called `subject-verb`), `induction`, `capital`,
+            `language` or `gender`. Of `tiny-python`, on Python's standard library: `bracket`,
+            `quote`, `self`, `indent` or `name`.
         count: Number of pairs; by default 200, or as many as there are.
         seed: Which pairs, and in which order.
 
@@ -87,13 +89,14 @@ def task(name: str, count: int | None = None, seed: int = 0) -> Task:
         UnknownTaskError: If there is no task of that name.
         PromptError: If the task has fewer than `count` distinct pairs, or `count` is below 1.
     """
+    name = OTHER_NAMES.get(name, name)
     if name in BEHAVIORS:
         return _generated(BEHAVIORS[name], count, seed)
     if name in PYTHON_BEHAVIORS:
         return _cut(name, count, seed)
     listed = "; ".join((", ".join(BEHAVIORS), ", ".join(PYTHON_BEHAVIORS) + " (tiny-python)"))
     raise UnknownTaskError(
-        f"no embedded task '{name}'.{did_you_mean(name, TASK_MODELS)}\n"
+        f"no embedded task '{name}'.{did_you_mean(name, [*TASK_MODELS, *OTHER_NAMES])}\n"
         f"Embedded tasks: {listed}; for a file of pairs: hw.Task.read('pairs.jsonl')."
     )
 
