@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 import transformers
 from torch import nn
 
+import headwater as hw
 import tiny_models
 from headwater.architectures.adapter import family_of, resolve
+from headwater.architectures.norms import mlp_norm
 from headwater.architectures.overview import models_table, site_rows
 from headwater.architectures.table import FAMILIES
+from headwater.architectures.widths import width
 from headwater.errors import UnavailableSiteError, UnknownSiteError, UnsupportedModelError
 from headwater.sites import LAYER_NAMES, Site
+from headwater.taps import keeper
 
 every_family = pytest.mark.parametrize("family", list(tiny_models.BUILDERS))
 
@@ -72,7 +78,7 @@ def test_what_a_family_lacks_is_refused_with_the_reason_and_what_it_offers():
     assert str(caught.value) == (
         "no 'layers.1.mlp.post' in Mixtral: its MLP routes each token to a few experts, so there "
         "is no fixed list of neurons.\nA layer offers: resid_pre, attn.q, attn.k, attn.v, "
-        "attn.pattern, attn.z, attn.out, resid_mid, mlp.out, resid_post."
+        "attn.pattern, attn.z, attn.out, resid_mid, mlp.in, mlp.out, resid_post."
     )
 
 
@@ -86,10 +92,84 @@ def test_what_a_family_lacks_is_refused_with_the_reason_and_what_it_offers():
         ("Llama", "mlp.pre", "use mlp.gate and mlp.up"),
         ("GPT-2", "mlp.gate", "use mlp.pre"),
         ("GPT-2", "mixer.out", "no mixer"),
+        ("Mamba", "mlp.in", "no heads, no attention, no MLP"),
+        ("Mamba-2", "mlp.in", "no attention, no MLP"),
     ],
 )
 def test_reasons_name_the_cause(family, name, reason):
     assert reason in adapter_of(family).missing[name]
+
+
+@functools.cache
+def wrapped(family: str) -> hw.Model:
+    return hw.wrap(tiny_models.build(family, dtype=torch.float64))
+
+
+def seen_at(family: str, names: list[str], **changes) -> dict[str, torch.Tensor]:
+    """Values in the last layer of a run in which some sites of it are replaced."""
+    kept: dict[str, torch.Tensor] = {}
+    taps = {Site(1, name): keeper(kept, name) for name in names}
+    taps |= {Site(1, name.replace("_", ".")): change for name, change in changes.items()}
+    with torch.no_grad():
+        wrapped(family).forward(tiny_models.tokens(), taps=taps)
+    return kept
+
+
+with_mlp = pytest.mark.parametrize(
+    "family", [name for name in tiny_models.BUILDERS if "Mamba" not in name]
+)
+
+
+@with_mlp
+def test_all_that_the_mlp_reads_comes_past_its_input(family):
+    before = seen_at(family, ["mlp.in", "attn.out", "mlp.out"])
+    assert before["mlp.in"].shape == (2, 7, adapter_of(family).d_model)
+    after = seen_at(family, ["attn.out", "mlp.out"], mlp_in=torch.zeros_like)
+    assert torch.equal(after["attn.out"], before["attn.out"])
+    # without an input every position gets the same
+    assert torch.equal(after["mlp.out"], after["mlp.out"][:1, :1].expand(2, 7, -1))
+    assert not torch.allclose(after["mlp.out"], before["mlp.out"])
+
+
+def normalized(residual: torch.Tensor, family: str, eps: float) -> torch.Tensor:
+    """The residual as a norm divides it, before any weight."""
+    layer_norms = ("GPT-2", "GPT-NeoX", "Phi", "OPT", "Cohere", "StableLM", "GPT-J", "BLOOM")
+    if family.removesuffix(" sequential") in (*layer_norms, "GPT-Neo"):
+        residual = residual - residual.mean(-1, keepdim=True)
+    return residual / (residual.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+
+
+UNKNOWN_NORM = ["OLMo 2", "StableLM parallel", "Falcon", "Falcon sequential", "Falcon new"]
+
+
+@with_mlp
+def test_the_norm_before_the_mlp_is_known_by_its_factor_and_shift(family):
+    adapter = adapter_of(family)
+    if family in UNKNOWN_NORM:
+        with pytest.raises(UnavailableSiteError, match="is known whose output the MLP reads"):
+            mlp_norm(adapter, 1)
+        return
+    factor, shift = mlp_norm(adapter, 1)
+    name = "resid_pre" if adapter.parallel else "resid_mid"
+    seen = seen_at(family, [name, "mlp.in"])
+    norm = getattr(adapter.layers[1], str(adapter.family.mlp_norm))
+    eps = getattr(norm, "variance_epsilon", None) or norm.eps
+    expected = normalized(seen[name], family, eps) * factor + shift
+    torch.testing.assert_close(seen["mlp.in"], expected, rtol=1e-9, atol=1e-10)
+
+
+@every_family
+def test_widths_are_those_of_the_values_at_the_sites(family):
+    adapter = adapter_of(family)
+    inner = [site for site in adapter.sites() if site.layer == 1 and site.name != "attn.pattern"]
+    for name, value in seen_at(family, [site.name for site in inner]).items():
+        assert width(adapter, Site(1, name)) == value[0, 0].numel()
+    assert width(adapter, Site(None, "logits")) == tiny_models.VOCAB
+    assert width(adapter, Site(None, "embed")) == adapter.d_model
+
+
+def test_a_pattern_has_no_width():
+    assert width(adapter_of("Llama"), Site(1, "attn.pattern")) is None
 
 
 def test_block_variants_are_told_apart_by_their_configuration():

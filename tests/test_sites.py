@@ -42,3 +42,19 @@ def test_a_misspelt_name_is_refused_at_construction():
 def test_a_name_inside_a_layer_needs_a_layer():
     with pytest.raises(UnknownSiteError, match=r"no site 'attn\.q'"):
         Site(None, "attn.q")
+
+
+def test_sites_sort_as_a_forward_pass_computes_them():
+    inorder = [
+        Site(None, "embed"),
+        *(Site(layer, name) for layer in range(3) for name in LAYER_NAMES),
+        Site(None, "final_norm"),
+        Site(None, "logits"),
+    ]
+    shuffled = [*inorder[1::2], *inorder[::2]]
+    assert sorted(shuffled, key=lambda site: site.order) == inorder
+
+
+def test_the_residual_is_normed_for_the_mlp_after_attention_has_written():
+    names = list(LAYER_NAMES)
+    assert names.index("resid_mid") < names.index("mlp.in") < names.index("mlp.pre")

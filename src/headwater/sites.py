@@ -6,6 +6,7 @@ A site is a layer number and a name, printed as `layers.3.attn.q`; three sites h
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ LAYER_NAMES: dict[str, tuple[str, str]] = {
     "attn.z": ("batch pos head d_head", "what each head read, before the output projection"),
     "attn.out": ("batch pos d_model", "what attention writes to the residual stream"),
     "resid_mid": ("batch pos d_model", "residual stream between attention and MLP"),
+    "mlp.in": ("batch pos d_model", "normed residual entering the MLP"),
     "mlp.pre": ("batch pos d_mlp", "input of the MLP's nonlinearity"),
     "mlp.gate": ("batch pos d_mlp", "gate of a gated MLP, before its nonlinearity"),
     "mlp.up": ("batch pos d_mlp", "what the gate multiplies"),
@@ -47,6 +49,9 @@ LAYER_NAMES: dict[str, tuple[str, str]] = {
     "resid_post": ("batch pos d_model", "residual stream leaving the layer"),
 }
 """Names inside a layer, in the order in which a forward pass computes them."""
+
+_BEFORE, _AFTER = ("embed",), ("final_norm", "logits")
+_PLACES = {name: place for place, name in enumerate(LAYER_NAMES)}
 
 _IN_LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 
@@ -83,6 +88,15 @@ class Site:
     def meaning(self) -> str:
         """One phrase that says what flows here."""
         return (GLOBAL_NAMES if self.layer is None else LAYER_NAMES)[self.name][1]
+
+    @property
+    def order(self) -> tuple[float, int]:
+        """What sorts sites as a forward pass computes them."""
+        if self.layer is not None:
+            return self.layer, _PLACES[self.name]
+        if self.name in _BEFORE:
+            return -1, 0
+        return math.inf, _AFTER.index(self.name)
 
     @staticmethod
     def is_path(path: str) -> bool:

@@ -75,7 +75,8 @@ def tapped(adapter: Adapter, taps: Mapping[Site, Tap], shape: Sequence[int]) -> 
     listeners: dict[nn.Module, AttentionTaps] = {}
     splits = SplitTaps()
     with ExitStack() as stack:
-        for site, tap in taps.items():
+        # in the order of the run: of two taps at one tensor the later sees what the earlier did
+        for site, tap in sorted(taps.items(), key=lambda one: one[0].order):
             point = adapter.point(site)
             if point.inside is not None:
                 tap = _surely_called(site, point.inside, tap, stack)

@@ -22,7 +22,7 @@ _GROUPS: dict[str, tuple[str, ...]] = {
     "attention": (*_QKV, "attn.z", "attn.out"),
     "q/k/v/pattern": _QKV,
     "neurons": ("mlp.pre", "mlp.gate", "mlp.up", "mlp.post"),
-    "mlp": ("mlp.pre", "mlp.gate", "mlp.up", "mlp.post", "mlp.out"),
+    "mlp": ("mlp.in", "mlp.pre", "mlp.gate", "mlp.up", "mlp.post", "mlp.out"),
     "mixer": ("mixer.in", "mixer.conv", "mixer.ssm", "mixer.y", "mixer.post", "mixer.out"),
     "state-space heads": ("mixer.y",),
 }
@@ -54,7 +54,8 @@ class Point:
     in_place: bool = False
     """The block uses this very tensor again as its residual: a replacement is copied into it."""
     mutated: bool = False
-    """The model changes this tensor in place afterwards: the tap gets one of its own."""
+    """The model changes this tensor in place afterwards, or uses it elsewhere too: the tap gets one
+    of its own."""
 
 
 @dataclass(frozen=True)
@@ -334,6 +335,8 @@ def _attention_points(layer: nn.Module, family: Family, heads: int | None) -> di
     elif mid is not None:
         # the norm's input is also what the MLP's output is added to
         points["resid_mid"] = Point(mid, "input", in_place=True)
+    # some blocks hand this very tensor to attention, or add it to the residual (OLMo 2)
+    points["mlp.in"] = Point(_at(layer, family.mlp_reads), "input", mutated=True)
     for name, path in (("mlp.pre", family.pre), ("mlp.gate", family.gate), ("mlp.up", family.up)):
         if path is not None:
             half = int(name == "mlp.up") if family.fused_gate_up else None

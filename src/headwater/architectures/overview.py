@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from headwater.architectures.adapter import Adapter, lacking
 from headwater.architectures.table import FAMILIES, Family
+from headwater.architectures.widths import sizes
 from headwater.sites import GLOBAL_NAMES, LAYER_NAMES
 
 _ASKED = {
@@ -13,6 +14,16 @@ _ASKED = {
     "MLPs": "mlp.out",
     "neurons": "mlp.post",
 }
+_UNITS = {
+    "head": "heads",
+    "kv_head": "key/value heads",
+    "d_mlp": "neurons",
+    "d_inner": "channels",
+    "d_conv": "channels",
+    "ssm_head": "state-space heads",
+    "vocab": "tokens",
+}
+"""What is counted along an axis, where it has a name of its own."""
 
 
 def models_table() -> list[dict[str, str]]:
@@ -49,21 +60,11 @@ def site_rows(adapter: Adapter) -> list[dict[str, str]]:
 
 def _site_row(path: str, name: str, adapter: Adapter) -> dict[str, str]:
     axes, meaning = {**GLOBAL_NAMES, **LAYER_NAMES}[name]
-    sizes = {
-        "head": (adapter.n_heads, "heads"),
-        "kv_head": (adapter.n_kv_heads, "key/value heads"),
-        "d_head": (adapter.d_head, "d_head"),
-        "d_model": (adapter.d_model, "d_model"),
-        "d_mlp": (adapter.d_mlp, "neurons"),
-        "d_inner": (adapter.d_inner, "channels"),
-        "d_conv": (adapter.d_conv, "channels"),
-        "ssm_head": (adapter.n_ssm_heads, "state-space heads"),
-        "vocab": (adapter.vocab, "tokens"),
-    }
-    words = []
-    for axis in axes.split():
-        size, unit = sizes.get(axis, (None, ""))
-        words.append(axis if size is None else f"{size} {unit}")
+    known = sizes(adapter)
+    words = [
+        axis if known.get(axis) is None else f"{known[axis]} {_UNITS.get(axis, axis)}"
+        for axis in axes.split()
+    ]
     return {"site": path, "shape": f"[{', '.join(words)}]", "meaning": meaning}
 
 

@@ -43,6 +43,10 @@ class Family:
     """The module whose input is the residual stream after attention (None: parallel blocks)."""
     mid_is_output: bool = False
     """True if `mid` is a module whose *output* is that residual stream (BLOOM)."""
+    mlp_reads: str = "mlp"
+    """The module whose input the MLP reads."""
+    mlp_norm: str | None = "post_attention_layernorm"
+    """The norm of a layer whose output the MLP reads, if there is one in every variant."""
     mlp_write: str = "mlp"
     """The module whose output the MLP adds to the residual stream."""
     pre: str | None = None
@@ -93,7 +97,11 @@ _POST_NORM: dict[str, Any] = {
     "mlp_write": "post_feedforward_layernorm",
     "post_norm": True,
 }
-_PRE_AND_POST_NORM: dict[str, Any] = {**_POST_NORM, "mid": "pre_feedforward_layernorm"}
+_PRE_AND_POST_NORM: dict[str, Any] = {
+    **_POST_NORM,
+    "mid": "pre_feedforward_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+}
 _ROUTED_MLP: dict[str, Any] = {
     "gate": None,
     "up": None,
@@ -119,6 +127,7 @@ FAMILIES: tuple[Family, ...] = (
         o_proj="attn.c_proj",
         attn_write="attn",
         mid="ln_2",
+        mlp_norm="ln_2",
         **_UNGATED,
         pre="mlp.c_fc",
         down="mlp.c_proj",
@@ -145,7 +154,7 @@ FAMILIES: tuple[Family, ...] = (
     _like_llama("Gemma", ("gemma",), "GemmaForCausalLM"),
     _like_llama("Gemma 2", ("gemma2",), "Gemma2ForCausalLM", **_PRE_AND_POST_NORM),
     _like_llama("Gemma 3", ("gemma3_text",), "Gemma3ForCausalLM", **_PRE_AND_POST_NORM),
-    _like_llama("OLMo 2", ("olmo2",), "Olmo2ForCausalLM", **_POST_NORM, mid="mlp"),
+    _like_llama("OLMo 2", ("olmo2",), "Olmo2ForCausalLM", **_POST_NORM, mid="mlp", mlp_norm=None),
     _like_llama(
         "Phi-3",
         ("phi3",),
@@ -161,6 +170,7 @@ FAMILIES: tuple[Family, ...] = (
         final_norm="final_layernorm",
         o_proj="self_attn.dense",
         mid=None,
+        mlp_norm="input_layernorm",
         **_UNGATED,
         pre="mlp.fc1",
         down="mlp.fc2",
@@ -173,6 +183,8 @@ FAMILIES: tuple[Family, ...] = (
         final_norm="final_layer_norm",
         o_proj="self_attn.out_proj",
         mid="final_layer_norm",
+        mlp_reads="fc1",
+        mlp_norm="final_layer_norm",
         mlp_write="fc2",
         **_UNGATED,
         pre="fc1",
@@ -182,7 +194,7 @@ FAMILIES: tuple[Family, ...] = (
         },
     ),
     _like_llama("Granite", ("granite",), "GraniteForCausalLM", write_scale="residual_multiplier"),
-    _like_llama("Cohere", ("cohere",), "CohereForCausalLM", mid=None),
+    _like_llama("Cohere", ("cohere",), "CohereForCausalLM", mid=None, mlp_norm="input_layernorm"),
     _like_llama(
         "StableLM", ("stablelm",), "StableLmForCausalLM", parallel_if=("use_parallel_residual",)
     ),
@@ -199,6 +211,7 @@ FAMILIES: tuple[Family, ...] = (
         o_proj="attn.out_proj",
         attn_write="attn",
         mid=None,
+        mlp_norm="ln_1",
         **_UNGATED,
         pre="mlp.fc_in",
         down="mlp.fc_out",
@@ -243,6 +256,7 @@ FAMILIES: tuple[Family, ...] = (
         pre="mlp.dense_h_to_4h",
         down="mlp.dense_4h_to_h",
         parallel_if=("parallel_attn", "new_decoder_architecture"),
+        mlp_norm=None,  # another one in each variant
         mutates=("mlp.out",),  # `mlp_output += attention_output`
         **_NO_INTERFACE,
     ),
@@ -257,6 +271,7 @@ FAMILIES: tuple[Family, ...] = (
         o_proj="attn.attention.out_proj",
         attn_write="attn",
         mid="ln_2",
+        mlp_norm="ln_2",
         **_UNGATED,
         pre="mlp.c_fc",
         down="mlp.c_proj",

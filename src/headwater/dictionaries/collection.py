@@ -15,7 +15,13 @@ from headwater.architectures.norms import mlp_norm
 from headwater.architectures.widths import width
 from headwater.dictionaries.dictionary import Dictionary
 from headwater.dictionaries.folding import norm_weight_folded
-from headwater.dictionaries.hooks import NORMALIZED, is_module_in_norm, places, site_of
+from headwater.dictionaries.hooks import (
+    NORMALIZED,
+    is_module_in_norm,
+    read_site,
+    site_of,
+    written_site,
+)
 from headwater.dictionaries.read import read_dictionary
 from headwater.dictionaries.source import MAIN, weights_in
 from headwater.errors import DictionaryError, UnavailableSiteError, UnknownSiteError
@@ -51,7 +57,7 @@ class Dictionaries(Mapping[Site, Dictionary]):
         found = {_site(key): one for key, one in self.found.items()}
         told = {_site(key): _site(read) for key, read in self.read_sites.items()}
         reads = {
-            site: told.get(site) or (places(one)[0] if one.transcoder else site)
+            site: told.get(site) or (read_site(one) if one.transcoder else site)
             for site, one in found.items()
         }
         inorder = sorted(found, key=lambda site: site.order)
@@ -65,6 +71,10 @@ class Dictionaries(Mapping[Site, Dictionary]):
             raise DictionaryError(f"no dictionary at '{key}'.\nThere are dictionaries at: {here}.")
         return self.found[key]
 
+    def get(self, key: Any, default: Any = None) -> Any:
+        """Return the dictionary at a site, or something else if there is none."""
+        return self.found.get(_site(key), default)
+
     def __iter__(self) -> Iterator[Site]:
         return iter(self.found)
 
@@ -77,6 +87,7 @@ class Dictionaries(Mapping[Site, Dictionary]):
         )
 
     def __repr__(self) -> str:
+        below = _common([one.origin.path for one in self.values() if one.origin.path])
         rows = [("site", "kind", "features", "width", "file")]
         rows += [
             (
@@ -84,14 +95,15 @@ class Dictionaries(Mapping[Site, Dictionary]):
                 one.origin.kind or one.activation.name,
                 f"{one.features:,}",
                 str(one.d_out) if one.d_in == one.d_out else f"{one.d_in} -> {one.d_out}",
-                one.origin.path or "made here",
+                one.origin.path.removeprefix(below) or "made here",
             )
             for site, one in list(self.items())[:_SHOWN]
         ]
         wide = [max(len(row[column]) for row in rows) for column in range(4)]
         lines = ["  ".join((*map(str.ljust, row[:4], wide), row[4])) for row in rows]
         more = len(self) - _SHOWN
-        return "\n".join([f"Dictionaries at {len(self)} sites", *lines]) + (
+        where = f" in {below}" if below else ""
+        return "\n".join([f"Dictionaries at {len(self)} sites{where}", *lines]) + (
             f"\nand {more} more" if more > 0 else ""
         )
 
@@ -135,7 +147,7 @@ class Dictionaries(Mapping[Site, Dictionary]):
         reads: dict[Site, Site] = {}
         for file in files:
             one = read_dictionary(file, scale=scale, centered=centered)
-            read, written = told[file] if file in told else places(one)
+            read, written = told.get(file) or (read_site(one), written_site(one))
             if written in found:
                 raise DictionaryError(
                     f"two dictionaries are of '{written}': {found[written].origin.path} and "
@@ -249,8 +261,8 @@ class Dictionaries(Mapping[Site, Dictionary]):
                 raise DictionaryError(
                     f"{one.origin.path} is of {one.origin.hook!r}, which lies before the norm's "
                     f"weight; '{self.reads(site)}' lies after it.\n"
-                    "hw.dictionaries(model, ...) folds the weight in; hw.write_dictionary keeps "
-                    "what it returns."
+                    "hw.load_dictionaries(model, ...) folds the weight in; hw.write_dictionary "
+                    "keeps what it returns."
                 )
             hook = one.origin.hook_out if one.transcoder else one.origin.hook
             if adapter.family.post_norm and is_module_in_norm(hook):
@@ -268,6 +280,14 @@ def _is_unfitted(one: Dictionary) -> bool:
 
 def _site(site: Any) -> Site:
     return site if isinstance(site, Site) else Site.parse(str(site))
+
+
+def _common(paths: Sequence[str]) -> str:
+    """Return the folder that several files are below, with its separator; else nothing."""
+    if len(paths) < 2 or len({os.path.isabs(path) for path in paths}) == 2:
+        return ""
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return os.path.join(folder, "") if folder else ""
 
 
 def _files(path: Path) -> list[Path]:

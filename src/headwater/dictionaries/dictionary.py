@@ -213,7 +213,7 @@ class Dictionary:
         change = change.to(self.encoder.dtype)
         if self.scaling == "none":
             return change @ self.encoder
-        scale, slope, divisor, moved = self._scale_at(x)
+        _, slope, divisor, moved = self._scale_at(x)
         if self.scaling == "layer_norm":
             change = change - change.mean(-1, keepdim=True)
         faster = (slope * change).sum(-1, keepdim=True)

@@ -138,31 +138,37 @@ def is_module_in_norm(hook: str | None) -> bool:
     return found is not None and found[2] in _WRITERS and found[3] != "input"
 
 
-def places(dictionary: Dictionary) -> tuple[Site, Site]:
-    """Return the sites that a dictionary reads and writes, by what its file says.
+def read_site(dictionary: Dictionary) -> Site:
+    """Return the site that a dictionary encodes, by what its file says.
 
     Args:
         dictionary: With an origin.
 
-    Returns:
-        What it encodes and what it decodes; the same one unless it is a transcoder.
+    Raises:
+        DictionaryError: If its file names no place, or one that is no site.
+    """
+    return _known(dictionary.origin.hook, dictionary, "its place")
+
+
+def written_site(dictionary: Dictionary) -> Site:
+    """Return the site that a dictionary decodes: the same unless it is a transcoder.
+
+    Args:
+        dictionary: With an origin.
 
     Raises:
         DictionaryError: If its file names no place, or one that is no site.
     """
-    origin = dictionary.origin
-    read = _known(origin.hook, dictionary, writes=False)
     if not dictionary.transcoder:
-        return read, read
-    return read, _known(origin.hook_out, dictionary, writes=True)
+        return read_site(dictionary)
+    return _known(dictionary.origin.hook_out, dictionary, "the place that it writes")
 
 
-def _known(hook: str | None, dictionary: Dictionary, *, writes: bool) -> Site:
+def _known(hook: str | None, dictionary: Dictionary, place: str) -> Site:
     site = None if hook is None else site_of(hook)
     if site is not None:
         return site
     path = dictionary.origin.path or "this dictionary"
-    place = "the place that it writes" if writes else "its place"
     said = (
         f"does not name {place}"
         if hook is None

@@ -179,9 +179,9 @@ class Forward:
         Raises:
             Abandoned: If the run is to end.
         """
-        separate = self.separate and where[:2] in self.separate and isinstance(value, Tensor)
+        separate = self.separate and where[:2] in self.separate
         if separate:
-            value = value.clone()  # the model writes into this tensor next
+            value = _apart(value)  # the model writes into this tensor, or reads it elsewhere
         outer, turn = self.held, self.turn
         self.values[where] = value
         self.held = where
@@ -207,9 +207,7 @@ class Forward:
         if self.errands:
             self._run_errands()
         value = self.values.get(where, value)
-        if separate and isinstance(value, Tensor):
-            return value.clone()
-        return value
+        return _apart(value) if separate else value
 
     def _run_errands(self) -> None:
         while self.errands:
@@ -596,3 +594,14 @@ def _checkpointed() -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _apart(value: Any) -> Any:
+    """Return a value with a tensor of its own: an output, or the first of a module's inputs."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], dict):
+        args, kwargs = value
+        if args and isinstance(args[0], Tensor):
+            return (args[0].clone(), *args[1:]), kwargs
+    return value
