@@ -48,7 +48,7 @@ class Coded:
 
     def features(self, read: Float[Tensor, "batch pos ..."]) -> Float[Tensor, "batch pos feature"]:
         """Return the features of a value at `reads`."""
-        return self.dictionary.encode(_flat(read))
+        return self.dictionary.encode(flat(read))
 
     def code(
         self,
@@ -57,11 +57,11 @@ class Coded:
     ) -> Float[Tensor, "batch pos coded"]:
         """Return features and error, side by side: feature + d_out numbers a position."""
         features = self.features(read)
-        return torch.cat([features, self.dictionary.error(features, _flat(written))], -1)
+        return torch.cat([features, self.dictionary.error(features, flat(written))], -1)
 
     def split(
-        self, coded: Float[Tensor, "... coded"]
-    ) -> tuple[Float[Tensor, "... feature"], Float[Tensor, "... d_out"]]:
+        self, coded: Float[Tensor, "*at"]
+    ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
         """Return the features and the error of what `code` returned (or of one 0 for all)."""
         if not coded.ndim:
             return coded, coded
@@ -106,6 +106,6 @@ def joined(parts: Iterable[Mapping[Site, Tap]]) -> dict[Site, Tap]:
     return taps
 
 
-def _flat(value: Tensor) -> Float[Tensor, "batch pos width"]:
-    """Return a value with its heads side by side."""
+def flat(value: Float[Tensor, "batch pos ..."]) -> Float[Tensor, "batch pos width"]:
+    """Return a value as a dictionary reads it: its heads side by side."""
     return value.flatten(2) if value.ndim == 4 else value

@@ -82,7 +82,7 @@ def feature_circuit(
     Args:
         model: From `hw.load` or `hw.wrap`.
         task: Prompt pairs and metric.
-        dictionaries: From `hw.dictionaries(model, ...)`; sites without one can be nodes as a
+        dictionaries: From `hw.load_dictionaries(model, ...)`; sites without one can be nodes as a
             whole, see `sites`.
         node_threshold: Keep nodes whose effect exceeds this in size; 0.1 if `nodes` is not given
             either.
@@ -131,7 +131,7 @@ def feature_circuit(
     Example:
         >>> import headwater as hw
         >>> model = hw.load("tiny")
-        >>> found = hw.dictionaries(model)
+        >>> found = hw.load_dictionaries(model)
         >>> circuit = hw.feature_circuit(model, hw.task("ioi")[:8], found, nodes=20)
         >>> len(circuit.nodes)
         20

@@ -13,7 +13,7 @@ sites replaces the subtraction of equation 6, to which it is equal.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,16 +21,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from headwater.feature_circuits.cotangents import Weights, cotangents
+from headwater.feature_circuits.cotangents import Cotangents, Weights, cotangents
 from headwater.feature_circuits.effects import Aggregation
 from headwater.feature_circuits.kept import Kept
 from headwater.feature_circuits.runs import BatchRun, Runs
 from headwater.feature_circuits.sites import NodeSite
 from headwater.feature_circuits.state import SiteState
+from headwater.feature_circuits.subtracted import Subtraction, refuse_unfit
 from headwater.gates.direct import DirectPaths
 from headwater.sites import Site
 
 Slope = Literal["secant", "gradient"]
+Method = Literal["direct", "subtracted"]
 ROWS_BYTES = 2**27
 """Bytes that the cotangents of one chunk of rows may take at their widest."""
 
@@ -69,7 +71,7 @@ class Edges:
 
 def connect(
     runs: Runs, kept: Mapping[Site, Kept], aggregation: Aggregation, slope: Slope, steepest: float,
-    *, clean: bool = False,
+    *, clean: bool = False, subtract: bool = False,
 ) -> Edges:  # fmt: skip
     """Return the edges between kept nodes.
 
@@ -80,10 +82,19 @@ def connect(
         slope: Of the downstream encoder.
         steepest: The largest secant slope that is used.
         clean: Multiply by the metric's slope in the clean run, whatever the node effects take.
+        subtract: Compute edges between residuals by subtraction, not by holding what lies between.
+
+    Raises:
+        UnknownOptionError: If a residual is not the sum of other nodes, and edges are to be
+            subtracted.
     """
+    if subtract:
+        refuse_unfit(runs.nodes)
     edges = Edges()
     for one in runs:
-        Connector(runs, one, kept, aggregation, slope, steepest, clean=clean).add_to(edges)
+        Connector(
+            runs, one, kept, aggregation, slope, steepest, clean=clean, subtract=subtract
+        ).add_to(edges)
     return edges
 
 
@@ -98,11 +109,12 @@ class Connector:
         slope: Of the downstream encoder.
         steepest: The largest secant slope that is used.
         clean: Whether the metric's slope is that of the clean run.
+        subtract: Whether edges between residuals are computed by subtraction.
     """
 
     def __init__(
         self, runs: Runs, one: BatchRun, kept: Mapping[Site, Kept], aggregation: Aggregation,
-        slope: Slope, steepest: float, *, clean: bool,
+        slope: Slope, steepest: float, *, clean: bool, subtract: bool,
     ) -> None:  # fmt: skip
         self.runs, self.one, self.kept = runs, one, kept
         self.aggregation, self.slope, self.steepest, self.clean = (
@@ -111,6 +123,7 @@ class Connector:
             steepest,
             clean,
         )
+        self.subtract = subtract
         self.share = one.weight / runs.pairs
         self.paths = DirectPaths(runs.model, one.batch, runs.nodes.sites, one.run.values)
         self.parents = {node.site: Parent(one.state(node), kept[node.site]) for node in runs.nodes}
@@ -131,30 +144,41 @@ class Connector:
         node, kept = state.node, self.kept[state.node.site]
         slopes, secant = self._slopes(state, edges), self.slope == "secant"
         weights = Weights.of(state, slopes, kept.mask_of(self.one), secant=secant)
-        addends = self.runs.nodes.addends(node)
         wise = self.runs.nodes.position_wise(node)
-        paths = None
-        if addends is None:
-            paths = self.paths.into(node.reads, self.runs.nodes.before(node))
-        elif node.dictionary.scaling == "none":
+        addends = self.runs.nodes.addends(node)
+        if addends is not None and node.dictionary.scaling == "none" and not self.subtract:
             self._closed(state, weights, addends, edges)
             return
+        pull = self._pull(node)
         for rows, positions in kept.chunks(self._chunk(state), split=not wise):
-            at = cotangents(state, weights, rows, positions)
-            if addends is not None:
-                (whole,) = at.values()
-                pulled = {site: whole * factor for site, factor in addends.items()}
-            else:
-                assert paths is not None
-                shaped = {
-                    site: value.view(len(rows), *paths.targets[site].shape).to(paths.targets[site])
-                    for site, value in at.items()
-                }
-                pulled = paths.pulled(shaped)
+            pulled = pull(cotangents(state, weights, rows, positions))
             for site, value in pulled.items():
                 flat = value.flatten(3) if value.ndim == 5 else value
                 found = self.parents[site].projected(flat)
                 self._add(edges, site, node, rows, positions, *found, wise=wise)
+
+    def _pull(self, node: NodeSite) -> Callable[[Cotangents], Cotangents]:
+        """Return what takes cotangents of a node site to the node sites before it."""
+        addends = self.runs.nodes.addends(node)
+        if addends is None:
+            paths = self.paths.into(node.reads, self.runs.nodes.before(node))
+            return lambda at: paths.pulled(
+                {
+                    site: value.view(len(value), *paths.targets[site].shape).to(paths.targets[site])
+                    for site, value in at.items()
+                }
+            )
+
+        def parts(at: Cotangents) -> Cotangents:
+            (whole,) = at.values()
+            return {site: whole * factor for site, factor in addends.items()}
+
+        if not self.subtract:
+            return parts
+        states = {site: parent.state for site, parent in self.parents.items()}
+        first, *mediators = addends
+        subtraction = Subtraction(self.paths, states, node, first, mediators)
+        return lambda at: parts(at) | {first: subtraction.pulled(at)}
 
     def _closed(
         self, state: SiteState, weights: Weights, addends: Mapping[Site, float], edges: Edges

@@ -51,16 +51,18 @@ def from_attribution(
     found: dict[Site, SiteEffects] = {}
     start = 0
     for node in runs.nodes:
-        mean, parts, se = measured[node.site].mean, [], []
+        mean, parts, errors = measured[node.site].mean, [], []
         for count in (node.features, 1):
             values = scores.parts.values[:, start : start + len(mean) * count].double()
             start += values.shape[1]
             parts.append(values.mean(0).view(len(mean), count))
-            se.append((values.std(0) / len(values) ** 0.5).view(len(mean), count))
+            # the error of a mean over a single pair is not known
+            spread = values.std(0, correction=min(1, len(values) - 1))
+            errors.append((spread / len(values) ** 0.5).view(len(mean), count))
         whole = torch.cat(parts, 1)
         found[node.site] = SiteEffects(
             mean=whole,
-            se=torch.cat(se, 1) if len(scores.parts.values) > 1 else None,
+            se=torch.cat(errors, 1) if len(scores.parts.values) > 1 else None,
             largest=whole.abs(),
             exact=measured[node.site].exact,
             fit=measured[node.site].fit,

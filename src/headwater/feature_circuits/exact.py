@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headwater.coding import flat
 from headwater.feature_circuits.kept import Kept
 from headwater.feature_circuits.runs import BatchRun, Runs
 from headwater.feature_circuits.sites import NodeSite
@@ -138,14 +139,14 @@ class Interventions:
     ) -> Tensor | None:
         """Return the site with one node at the value it takes there, or None if that is its own."""
         node, dictionary = state.node, state.node.dictionary
-        read = _flat(reached[node.reads[0]])
+        read = flat(reached[node.reads[0]])
         if key.index < node.features:
             column = torch.tensor([key.index], device=read.device)
             moved = dictionary.encode(read, column) - state.features[..., column]
             change = moved @ dictionary.decoder[column]
         else:
             features = dictionary.encode(read)
-            error = dictionary.error(features, _flat(reached[node.site]))
+            error = dictionary.error(features, flat(reached[node.site]))
             change = error - dictionary.error(state.features, state.written)
         change = self._counted(one, key, change)
         if not bool(change.any()):
@@ -204,7 +205,3 @@ def _at(change: Tensor, slot: int) -> Tensor:
     kept = torch.zeros_like(change)
     kept[:, slot] = change[:, slot]
     return kept
-
-
-def _flat(value: Tensor) -> Tensor:
-    return value.flatten(2) if value.ndim == 4 else value

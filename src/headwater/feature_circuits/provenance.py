@@ -9,7 +9,7 @@ from headwater.attribution.manifest import describe_model, versions
 from headwater.dictionaries.collection import Dictionaries
 from headwater.estimators import Estimator
 from headwater.feature_circuits.choice import NodeRule
-from headwater.feature_circuits.edges import Slope
+from headwater.feature_circuits.edges import Method, Slope
 from headwater.feature_circuits.effects import Aggregation
 from headwater.models import Model
 from headwater.prompts import Task
@@ -27,6 +27,7 @@ class Asked:
     aggregation: Aggregation
     slope: Slope
     edge_slope: str
+    edges: Method
     steepest: float
     batch_size: int
     seed: int
@@ -44,6 +45,7 @@ class Asked:
             "aggregation": self.aggregation,
             "slope": self.slope,
             "edge_slope": self.edge_slope,
+            "edges": self.edges,
             "steepest": self.steepest,
             "batch_size": self.batch_size,
             "seed": self.seed,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,20 +10,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from headwater.errors import UnknownComponentError, did_you_mean
 from headwater.feature_circuits.again import Live
+from headwater.feature_circuits.annotations import Annotations, read_annotations
 from headwater.feature_circuits.collect import Graph
 from headwater.feature_circuits.folder import FOLDER
 from headwater.feature_circuits.nodes import Edge, Node, SiteSummary
 from headwater.feature_circuits.words import LOGITS, printed
 from headwater.frames import frame
 from headwater.gates import Cost
+from headwater.page.circuit import circuit_fragment, write_circuit
 
 if TYPE_CHECKING:
     import pandas
 
     from headwater.audits.report import Audit
     from headwater.dictionaries.collection import Dictionaries
+    from headwater.feature_circuits.contexts import Contexts
     from headwater.feature_circuits.evaluate import Faithfulness
     from headwater.models import Model
+    from headwater.prompts.streams import Dataset
     from headwater.references import Reference
 
 
@@ -208,7 +211,113 @@ class FeatureCircuit:
         return printed(self)
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(repr(self))}</pre>"
+        from headwater.feature_circuits.view import page_data  # it reads circuits
+
+        return circuit_fragment(page_data(self))
+
+    def page(
+        self,
+        path: str | Path,
+        *,
+        contexts: Contexts | str | Path | None = None,
+        annotations: Annotations | str | Path | None = None,
+    ) -> Path:
+        """Write the circuit as one HTML file that loads nothing, and return its path.
+
+        Args:
+            path: The file; its folder is made if it does not exist.
+            contexts: What `contexts` returned, or where it was saved.
+            annotations: Text by name, or a file of them as `read_annotations` takes it.
+
+        Raises:
+            ResultError: If contexts are of another model's features, or annotations cannot be
+                read.
+            RunFolderError: If contexts cannot be read.
+        """
+        from headwater.feature_circuits.view import page_data  # it reads circuits
+
+        return write_circuit(page_data(self, contexts, annotations), path)
+
+    def contexts(
+        self,
+        corpus: Dataset,
+        *,
+        top: int = 5,
+        before: int = 16,
+        after: int = 6,
+        skip: int = 0,
+        length: int | None = None,
+        limit: int | None = None,
+        model: Model | None = None,
+        dictionaries: Dictionaries | None = None,
+        batch_size: int = 32,
+        progress: bool | None = None,
+    ) -> Contexts:
+        """Find where in a corpus each feature of the circuit is strongest.
+
+        Costs one forward of the corpus. However long it is, only the windows that are kept are
+        held.
+
+        Args:
+            corpus: Prompts: a file with one a line (`.txt`, or `.jsonl` with `text`), a task,
+                texts, token ids, or a function that yields such things.
+            top: Places kept of each feature, each in another prompt.
+            before: Most tokens shown before the strongest.
+            after: Most tokens shown after it.
+            skip: Positions at the front of each prompt that count for nothing: 1 leaves out a
+                start token, on which many features of language models are strongest.
+            length: Cut each prompt to this many tokens.
+            limit: Read at most this many prompts.
+            model: Needed when the circuit no longer has its model.
+            dictionaries: Likewise, where no file holds them.
+            batch_size: Most prompts in one forward.
+            progress: True, False, or None to show a bar only on a terminal.
+
+        Raises:
+            ModelGoneError: If the model is gone and none was given.
+            PromptError: If the corpus gives no prompts, or one cannot be used.
+            ResultError: If the model is another.
+            UnknownOptionError: If a number is out of range.
+        """
+        from headwater.feature_circuits.strongest import Around, contexts_of  # it reads circuits
+
+        around = Around(top, before, after, skip, length, limit, batch_size)
+        return contexts_of(
+            self, corpus, around, model=model, dictionaries=dictionaries, progress=progress
+        )
+
+    def export(
+        self,
+        path: str | Path,
+        *,
+        slug: str | None = None,
+        scan: str | None = None,
+        source_set: str | None = None,
+        annotations: Annotations | str | Path | None = None,
+    ) -> Path:
+        """Write the circuit as a graph that Neuronpedia and circuit-tracer open, as JSON.
+
+        Args:
+            path: The file.
+            slug: The graph's name there; by default from task and model.
+            scan: The model's name there; by default its name here.
+            source_set: Where Neuronpedia finds dashboards of the features:
+                `gemmascope-transcoder-16k`.
+            annotations: Text by name, or a file of them.
+
+        Returns:
+            The file.
+
+        Raises:
+            ResultError: If the slug could not stand in an address, or annotations cannot be read.
+        """
+        from headwater.feature_circuits import neuronpedia  # it reads circuits
+
+        if isinstance(annotations, str | Path):
+            annotations = read_annotations(annotations)
+        return neuronpedia.export(
+            self, path, slug=slug, scan=scan, source_set=source_set, annotations=annotations or {}
+        )
 
     def to_frame(self) -> pandas.DataFrame:
         """Return one row a node as a pandas table.

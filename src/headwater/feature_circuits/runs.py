@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headwater.coding import Place
+from headwater.coding import Place, flat
 from headwater.estimators import Estimator, Gradient, IntegratedGradients
 from headwater.estimators.gradient import stationary_error
 from headwater.estimators.quadrature import Rule
@@ -61,9 +61,9 @@ class BatchRun:
         read = node.reads[0]
         return SiteState(
             node=node,
-            read=_flat(self.run.values[read]),
-            written=_flat(self.run.values[node.site]),
-            slope=_flat(slope),
+            read=flat(self.run.values[read]),
+            written=flat(self.run.values[node.site]),
+            slope=flat(slope),
             off=self.off.values[node.coded],
             off_read=self.off.values[read] if node.coded.transcodes else None,
         )
@@ -210,7 +210,3 @@ class Runs:
         if isinstance(self.estimator, IntegratedGradients):
             return Rule.of(self.estimator.rule, self.estimator.steps)
         return None
-
-
-def _flat(value: Tensor) -> Float[Tensor, "batch pos width"]:
-    return value.flatten(2) if value.ndim == 4 else value

@@ -96,19 +96,30 @@ class NodeSites(Sequence[NodeSite]):
         return self.sites[: self._places[node.site]]
 
     def addends(self, node: NodeSite) -> dict[Site, float] | None:
-        """Return the sites whose sum a residual is, and their factors; None if it is no such sum.
+        """Return the sites whose sum a residual is, and their factors, if all of them are nodes.
 
-        Only where the residual before the layer and everything the layer writes are nodes: then
-        each edge into the residual is the identity, and no model has to run.
+        Then each edge into the residual is the identity, and no model has to run.
+        """
+        parts = self.parts(node)
+        return parts if parts and all(part in self._places for part in parts) else None
+
+    def parts(self, node: NodeSite) -> dict[Site, float] | None:
+        """Return the sites whose sum a residual is, and their factors; None for other sites.
+
+        The residual before comes first: that between attention and MLP if it is a node.
         """
         site = node.site
-        if site.name != "resid_post" or node.coded.transcodes:
+        if site.name not in ("resid_post", "resid_mid") or node.coded.transcodes:
             return None
         assert site.layer is not None
         first = EMBED if site.layer == 0 else Site(site.layer - 1, "resid_post")
-        parts = {first: 1.0}
-        parts |= {Site(site.layer, name): self.write_scale for name in self._writes}
-        return parts if all(part in self._places for part in parts) else None
+        writes = self._writes
+        mid = Site(site.layer, "resid_mid")
+        if site == mid:
+            writes = writes[:1]
+        elif mid in self._places:  # nothing of what lies before it passes it by
+            first, writes = mid, writes[1:]
+        return {first: 1.0} | {Site(site.layer, name): self.write_scale for name in writes}
 
     def position_wise(self, node: NodeSite) -> bool:
         """Whether a node's edges stay at their position: no attention in between that is no node.

@@ -1,0 +1,1 @@
+"""Circuits of dictionary features: node effects, direct edges, and what checks them."""
