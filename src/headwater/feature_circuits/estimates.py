@@ -56,9 +56,8 @@ def from_attribution(
             values = scores.parts.values[:, start : start + len(mean) * count].double()
             start += values.shape[1]
             parts.append(values.mean(0).view(len(mean), count))
-            # the error of a mean over a single pair is not known
-            spread = values.std(0, correction=min(1, len(values) - 1))
-            errors.append((spread / len(values) ** 0.5).view(len(mean), count))
+            spread = (values - values.mean(0)).square().sum(0) / max(1, len(values) - 1)
+            errors.append((spread / len(values)).sqrt().view(len(mean), count))
         whole = torch.cat(parts, 1)
         found[node.site] = SiteEffects(
             mean=whole,
