@@ -88,6 +88,9 @@ if TYPE_CHECKING:
     from headwater.references import Resample as Resample
     from headwater.references import Tangent as Tangent
     from headwater.references import Zero as Zero
+    from headwater.saes import Inspection as Inspection
+    from headwater.saes import inspect_dictionary as inspect_dictionary
+    from headwater.saes import train_dictionary as train_dictionary
     from headwater.trace.backward import backward as backward
     from headwater.trace.registry import save as save
     from headwater.zoo import task as task
@@ -127,6 +130,7 @@ _HOME = {
     "models": "Model load wrap",
     "prompts": "Pair Task",
     "references": "Corrupted Mean PositionalMean Resample Tangent Zero",
+    "saes": "Inspection inspect_dictionary train_dictionary",
     "trace.backward": "backward",
     "trace.registry": "save",
     "zoo": "task",

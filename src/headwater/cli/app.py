@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headwater.cli.comparing import compare
+from headwater.cli.dictionaries import dictionaries_app
+from headwater.cli.features import features
 from headwater.cli.gradcheck import gradcheck
 from headwater.cli.lens_commands import lens_app
 from headwater.cli.options import (
@@ -38,6 +40,7 @@ from headwater.cli.options import (
     TaskName,
     Top,
 )
+from headwater.cli.shift import shift_app
 from headwater.cli.spelling import typed_words
 from headwater.cli.survey import survey
 from headwater.cli.verify import verify
@@ -67,6 +70,15 @@ def attribute(
     model: ModelName,
     task: TaskName,
     components: Components = "heads,mlps",
+    dictionaries: Annotated[
+        str | None,
+        typer.Option(
+            "--dictionaries",
+            "-d",
+            help="For -c features: a folder of dictionaries in any known format, or embedded "
+            "(those of tiny; the default).",
+        ),
+    ] = None,
     estimator: Annotated[
         str,
         typer.Option(
@@ -120,11 +132,15 @@ def attribute(
         refuse_aim(tolerance, confidence, budget)
     # what was typed is judged before a model is loaded
     method = choices.estimator(estimator, at)
-    parts = choices.components(components, layers, positions)
+    parts = choices.components(components, layers, positions, features=True)
+    found = choices.dictionaries(dictionaries, parts, model)
     off = choices.reference(reference, over, seed, draws)
     prompts = choices.task(task, metric, pairs)
+    loaded = hw.load(model, device=device, dtype=dtype)
+    if found is not None:
+        parts = choices.coded(parts, hw.load_dictionaries(loaded, found))
     scores = hw.attribute(
-        loaded := hw.load(model, device=device, dtype=dtype),
+        loaded,
         prompts,
         parts,
         method,
@@ -202,11 +218,17 @@ def page(
 ) -> None:
     """Write a run as one HTML file that opens anywhere and loads nothing from a network."""
     import headwater as hw
+    from headwater.feature_circuits.folder import holds_circuit
     from headwater.gradchecks.folder import holds_check
     from headwater.lenses.folder import holds_lens
     from headwater.lenses.tally.folder import holds_corpus
 
-    kinds = {hw.GradientReport: holds_check, hw.Lens: holds_lens, hw.LensSummary: holds_corpus}
+    kinds = {
+        hw.GradientReport: holds_check,
+        hw.Lens: holds_lens,
+        hw.LensSummary: holds_corpus,
+        hw.FeatureCircuit: holds_circuit,
+    }
     kind = next((one for one, holds in kinds.items() if holds(run)), hw.Attribution)
     path = kind.load(run).page(out or run / "page.html")
     typer.echo(json.dumps({"page": str(path)}) if as_json else f"wrote {path}")
@@ -267,8 +289,11 @@ def demo(
 
 
 app.command()(compare)
+app.command()(features)
 app.command()(gradcheck)
 app.add_typer(lens_app)
+app.add_typer(dictionaries_app)
+app.add_typer(shift_app)
 app.command()(survey)
 app.command()(zoo)
 
