@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from headwater.attribution.checks import refuse_modes
+from headwater.attribution.checks import refuse_arguments, refuse_modes
 from headwater.dictionaries.collection import Dictionaries
 from headwater.errors import UnknownOptionError, did_you_mean
 from headwater.estimators import Estimator, Gradient, IntegratedGradients
+from headwater.estimators.gradient import stationary_error
 from headwater.feature_circuits import folder
 from headwater.feature_circuits.again import Live
 from headwater.feature_circuits.choice import Mask, NodeRule
@@ -27,7 +28,7 @@ from headwater.feature_circuits.provenance import Asked, described
 from headwater.feature_circuits.result import FeatureCircuit
 from headwater.feature_circuits.runs import Runs
 from headwater.feature_circuits.sites import node_sites
-from headwater.metrics import Metric
+from headwater.metrics import Metric, kl
 from headwater.models import Model
 from headwater.progress import progress_bar
 from headwater.prompts import Task
@@ -144,6 +145,14 @@ def feature_circuit(
     if node_threshold is None and nodes is None:
         node_threshold = 0.1
     rule = NodeRule(node_threshold, nodes, mask)
+    refuse_arguments(model=model, task=task, reference=reference)
+    if estimator is not None:
+        refuse_arguments(estimator=estimator)
+    if not isinstance(dictionaries, Dictionaries):
+        raise UnknownOptionError(
+            f"dictionaries: expected hw.Dictionaries, got {type(dictionaries).__name__}.\n"
+            "Write hw.load_dictionaries(model, 'FOLDER')."
+        )
     refuse_modes()
     runner = model
     if dtype is not None or device is not None:
@@ -169,6 +178,7 @@ def feature_circuit(
             f'mask="original" needs effects at every position of every pair, which '
             f"{asked.estimator} does not give.\nUse hw.Gradient() or hw.IntegratedGradients()."
         )
+    _refuse_stationary(task.metric, asked)
     if out is not None:
         folder.claim(Path(out), described(runner, task, dictionaries, asked))
     owner = None if runner is model else runner
@@ -227,6 +237,13 @@ def _found(
         provenance=described(model, task, dictionaries, asked),
         live=Live(weakref.ref(model), task, dictionaries, runs.reference, owner),
     )
+
+
+def _refuse_stationary(metric: Metric, asked: Asked) -> None:
+    """Refuse slopes of the divergence from the clean run, taken in the clean run."""
+    clean = asked.edge_slope == "clean" or not isinstance(asked.estimator, IntegratedGradients)
+    if isinstance(metric, kl) and (clean or not _is_fast(asked.estimator)):
+        raise stationary_error()
 
 
 def _is_fast(estimator: Estimator) -> bool:

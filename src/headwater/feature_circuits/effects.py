@@ -70,6 +70,9 @@ def measure(runs: Runs, aggregation: Aggregation) -> Mapping[Site, SiteEffects]:
             if node.features:
                 fits[node.site].add(state, one.batch.mask)
             found = of_positions(one, state)
+            if aggregation == "none":
+                # an answer's own tokens stand behind the prompt and are no positions of it
+                found = found[:, : int(one.batch.prompt_lengths()[0])]
             size = found.abs().amax((0, 1) if aggregation == "sum" else 0).cpu()
             size = size[None] if aggregation == "sum" else size
             seen = largest.get(node.site)
@@ -102,7 +105,13 @@ def refuse_unequal(runs: Runs) -> None:
     Raises:
         UnalignedPromptsError: Naming the lengths.
     """
-    lengths = sorted({int(n) for batch in runs.batches for n in batch.mask.sum(1)})
+    lengths = sorted({int(n) for batch in runs.batches for n in batch.prompt_lengths()})
+    whole = {int(n) for batch in runs.batches for n in batch.mask.sum(1)}
+    if len(lengths) == 1 and len(whole) > 1:
+        raise UnalignedPromptsError(
+            'aggregation="none" tells nodes apart by position, but the answers behind the prompts '
+            'differ in length.\nWrite aggregation="sum", or metric=hw.logit_diff().'
+        )
     if len(lengths) > 1:
         raise UnalignedPromptsError(
             f'aggregation="none" tells nodes apart by position, but the prompts have lengths '

@@ -8,10 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headwater.estimators.gradient import stationary_error
 from headwater.feature_circuits.edges import Edges, Parent
 from headwater.feature_circuits.kept import Kept
 from headwater.feature_circuits.runs import Runs
 from headwater.gates.direct import DirectPaths
+from headwater.metrics import kl
 from headwater.sites import Site
 
 LOGITS = Site(None, "logits")
@@ -25,10 +27,15 @@ def into_metric(
     Where the residual after the last layer is a node site, everything passes through it: its nodes'
     edges are their effects, and no other node has one. Elsewhere the metric's slope in the clean
     run is taken with every node site held.
+
+    Raises:
+        StationaryMetricError: If that slope is zero by construction.
     """
     last = Site(runs.model.anatomy().n_layers - 1, "resid_post")
     if last in runs.nodes.sites:
         return {last: edges.own[last]} if len(kept[last]) else {}
+    if isinstance(runs.task.metric, kl):
+        raise stationary_error()
     found: dict[Site, Tensor] = {}
     for one in runs:
         paths = DirectPaths(runs.model, one.batch, runs.nodes.sites, one.run.values)

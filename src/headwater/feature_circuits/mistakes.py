@@ -112,19 +112,24 @@ class MistakenSubtraction(Subtraction):
     def gradients(self, mediator: Site, at: Cotangents) -> Float[Tensor, "row batch pos coded"]:
         """Return what is taken for the gradient by a mediator."""
         right = super().gradients(mediator, at)
-        if not {"contracted", "misplaced", "one entry"} & set(self.mistakes):
-            return right
-        # a row of the original is one node at one position of one prompt: each goes wrong alone
-        found = torch.zeros_like(right)
+        if "one entry" not in self.mistakes:
+            return self._moved(mediator, right)
+        # a row of the original is one node at one position of one prompt: each looks for its own
+        found, features = torch.zeros_like(right), self.states[mediator].node.features
         for place, alone in _places(right):
-            found += self._wrong(mediator, place, alone)
+            moved, first = self._moved(mediator, alone), place * (self.node.features + 1)
+            entry = one_entry(moved, features, [first + number for number in self.rows])
+            there = alone.flatten(1).any(1)
+            self.picks.append(entry[there].flatten(1).abs().amax(1))
+            found += entry
         return found
 
     def twice(self, at: Cotangents) -> Float[Tensor, "row batch pos width"] | float:
         """Return what passes attention and then the MLP, or nothing."""
         return 0.0 if "taken twice" in self.mistakes else super().twice(at)
 
-    def _wrong(self, mediator: Site, place: int, right: Tensor) -> Tensor:
+    def _moved(self, mediator: Site, right: Tensor) -> Tensor:
+        """Return gradients multiplied and moved as the mistakes have it."""
         state, found = self.states[mediator], right
         features, coded = state.node.features, right.shape[-1]
         if "contracted" in self.mistakes:
@@ -132,11 +137,6 @@ class MistakenSubtraction(Subtraction):
             found = pad(contracted(right, change, features), (0, coded - features - 1))
         if "misplaced" in self.mistakes:
             found = misplaced(found[..., : features + 1], coded)
-        if "one entry" in self.mistakes:
-            first = place * (self.node.features + 1)
-            found = one_entry(found, features, [first + number for number in self.rows])
-            there = right.flatten(1).any(1)
-            self.picks.append(found[there].flatten(1).abs().amax(1))
         return found
 
 

@@ -14,15 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headwater.coding import Place, flat
-from headwater.estimators import Estimator, Gradient, IntegratedGradients
-from headwater.estimators.gradient import stationary_error
+from headwater.estimators import Estimator, IntegratedGradients
 from headwater.estimators.quadrature import Rule
 from headwater.feature_circuits.sites import NodeSite, NodeSites
 from headwater.feature_circuits.state import SiteState
 from headwater.gates import Cost
 from headwater.gates.slopes import SitePaths, SiteRun, clean_run
 from headwater.gates.task import TOKENS
-from headwater.metrics import kl
 from headwater.models import Model
 from headwater.prompts import Batch, Task
 from headwater.references import OffValues, Reference, capture
@@ -105,9 +103,6 @@ class Runs:
     cost: Cost = field(default_factory=Cost)
 
     def __post_init__(self) -> None:
-        metric = self.task.metric
-        if isinstance(metric, kl) and isinstance(self.estimator, Gradient):
-            raise stationary_error()
         self.batches = self._batches()
         places: list[Place] = [node.coded for node in self.nodes]
         places += [node.coded.reads for node in self.nodes if node.coded.transcodes]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ MOST_NODES = 2000
 MOST_EDGES = 20_000
 """Edges on a page, the strongest: about half a megabyte."""
 ABSENT = "-"
+COLUMNS: dict[str, Column] = {"attn": "attention", "mixer": "mixer", "mlp": "MLP"}
+"""Where a site stands in its layer, by the first part of its name; others are the residual."""
 
 
 def page_data(
@@ -178,11 +181,7 @@ def _exact(circuit: FeatureCircuit, of: str) -> dict[str, float]:
 
 def _site(summary: SiteSummary) -> CircuitSite:
     site = Site.parse(summary.site)
-    column: Column = "residual"
-    if site.name.startswith(("attn.", "mixer.")):
-        column = "attention"
-    elif site.name.startswith("mlp."):
-        column = "MLP"
+    column = COLUMNS.get(site.name.split(".")[0], "residual")
     return {"label": summary.label, "layer": site.layer, "column": column}
 
 
@@ -230,7 +229,9 @@ def _sentences(circuit: FeatureCircuit) -> list[str]:
 
 
 def _notes(circuit: FeatureCircuit, contexts: Contexts | None) -> list[str]:
-    found = [_capital(one) for one in words.sentences(circuit)]
+    # audits and evaluation have a headline and a table of their own
+    bare = replace(circuit, audits={}, evaluation=None)
+    found = [_capital(one) for one in words.sentences(bare)]
     if contexts is not None:
         features = {base(node.name) for node in circuit.nodes if node.kind == "feature"}
         missing = sorted(name for name in features if name not in contexts)
@@ -265,10 +266,11 @@ def _sites(circuit: FeatureCircuit) -> TableData:
             "Whether the effects of all nodes of a site, kept or not, add up to what the metric "
             "loses when the whole site is at its reference. Secants: how many activations differ "
             "from their reference, the steepest slope used, and how many were too steep, so that "
-            "the clean run\u2019s took their place."
+            "the clean run\u2019s took their place. Explained: the share of the variance at the "
+            "site that the features account for, over the task\u2019s prompts."
         ),
         "headings": (
-            "site", "dictionary", "features", "nodes", "sum of effects", "exact", "gap",
+            "site", "dictionary", "features", "explained", "nodes", "sum of effects", "exact", "gap",
             "active", "steepest", "replaced",
         ),
         "rows": [
@@ -276,6 +278,7 @@ def _sites(circuit: FeatureCircuit) -> TableData:
                 one.label,
                 one.kind,
                 f"{one.features:,}",
+                ABSENT if one.explained is None else f"{one.explained:.1%}",
                 f"{one.kept:,}",
                 number(one.effects),
                 number(one.exact),
@@ -293,7 +296,7 @@ def _audits(circuit: FeatureCircuit) -> list[TableData]:
     return [
         {
             "title": f"Audit of the {of}",
-            "caption": f"{one['sentence']} {one['cost']}".strip(),
+            "caption": f"{one['sentence'].replace(' components ', f' {of} ')} Cost: {one['cost']}.",
             "headings": ("statistic", "value", "interval", "in words"),
             "rows": [
                 (row["name"], number(row["value"], "unknown"), interval(row), row["words"])
