@@ -35,6 +35,7 @@ BESIDE = (
     "activations_store_state.safetensors",
     "activation_whitening.safetensors",
     "trainer_state.pt",
+    "checkpoint.safetensors",
 )
 """Files of tensors that stand beside a dictionary's weights."""
 
