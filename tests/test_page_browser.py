@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Callable
@@ -173,6 +174,52 @@ def test_long_tables_show_a_part_and_say_of_how_many(show):
     tab.click("#more-components button")
     assert tab.count("tbody tr[data-name]") == 225
     assert tab.count(".strip .dot") == 5000
+
+
+def features(sites: int, count: int) -> list[dict[str, Any]]:
+    """Features and errors of some sites, beside three heads."""
+    labels = ["input", *(f"{letter}{layer}" for layer in range(sites) for letter in "amr")][:sites]
+    found = [
+        cases.component(f"{label}.f{n}", "feature", place // 3, n, (n % 7 - 2) / (place + 1))
+        for place, label in enumerate(labels)
+        for n in range(count)
+    ]
+    found += [
+        cases.component(f"{label}.error", "error", place // 3, None, 3.0 - place)
+        for place, label in enumerate(labels)
+    ]
+    return found + [cases.component(f"a0.h{n}", "head", 0, n, 0.5) for n in range(3)]
+
+
+def test_features_have_a_strip_a_site_and_no_cell_in_the_grids(show):
+    data = cases.page(features(13, 300))
+    tab = show(data)
+    assert tab.count(".strip") == 1
+    assert tab.text(".strip h2") == "Features by site"
+    assert tab.count(".strip .dot") == 13 * 301
+    assert tab.count(".strip .dot.error") == 13
+    rows = tab.run(
+        "[...document.querySelectorAll('.strip text[text-anchor=end]:not(.named)')]"
+        ".map(e => e.textContent)"
+    )
+    assert rows == ["input", *(f"{letter}{n}" for n in range(4) for letter in "amr")]
+    cells = tab.run("[...document.querySelectorAll('.map .cell')].map(e => e.dataset.name)")
+    assert cells == ["a0.h0", "a0.h1", "a0.h2"]
+    tab.click('.strip [data-name="m2.error"]')
+    assert tab.text("#chosen b") == "m2.error"
+
+
+def test_dots_of_a_feature_strip_lie_in_the_row_of_their_site(show):
+    tab = show(cases.page(features(4, 30)))
+    rows = {}
+    for name, y in tab.run(
+        "[...document.querySelectorAll('.strip .dot')].map(e => "
+        "[e.dataset.name, e.cy.baseVal.value])"
+    ):
+        rows.setdefault(name.split(".")[0], []).append(y)
+    assert list(rows) == ["input", "a0", "m0", "r0"]
+    for one, other in itertools.pairwise(rows.values()):
+        assert max(one) < min(other)
 
 
 def test_a_chosen_component_outside_the_shown_rows_comes_first(show):

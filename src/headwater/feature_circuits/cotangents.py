@@ -47,6 +47,8 @@ class Weights:
     """`df/d feature`, zero where a node is masked."""
     error: Float[Tensor, "batch pos d_out"]
     """`df/d error`, zero where it is masked."""
+    error_features: Float[Tensor, "batch pos feature"]
+    """`error` along each decoder row: what of it passes through a feature."""
     slopes: Float[Tensor, "batch pos feature"]
     """`d feature/d pre`: the clean run's, or secants."""
     secant: bool
@@ -69,10 +71,11 @@ class Weights:
             secant: Whether the slopes are secants.
         """
         features, error = state.feature_slope, state.slope.to(state.features.dtype)
+        through = features
         if mask is not None:
             features = features * mask[..., :-1]
-            error = error * mask[..., -1:]
-        return cls(features, error, slopes, secant)
+            error, through = error * mask[..., -1:], through * mask[..., -1:]
+        return cls(features, error, through, slopes, secant)
 
 
 def cotangents(
@@ -106,9 +109,9 @@ def cotangents(
     through = torch.stack(
         [
             dictionary.pulled_sum(
-                state.read, one @ dictionary.decoder.T, weights.slopes, whole=whole
+                state.read, weights.error_features * one, weights.slopes, whole=whole
             )
-            for one in errors
+            for one in counted[len(columns) :]
         ]
     )
     if not node.coded.transcodes:

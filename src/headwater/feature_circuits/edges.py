@@ -126,24 +126,30 @@ class Connector:
         self.subtract = subtract
         self.share = one.weight / runs.pairs
         self.paths = DirectPaths(runs.model, one.batch, runs.nodes.sites, one.run.values)
-        self.parents = {node.site: Parent(one.state(node), kept[node.site]) for node in runs.nodes}
+        self.parents: dict[Site, Parent] = {}
 
     def add_to(self, edges: Edges) -> None:
-        """Compute every block of this batch and add it."""
-        for node in self.runs.nodes:
-            kept = self.kept[node.site]
-            if not len(kept):
-                continue
-            state = self.one.state(node, clean=self.clean)
-            own = kept.of(counted(state.effects(), kept.mask_of(self.one))) * self.share
-            edges.own[node.site] = own + edges.own.get(node.site, 0)
-            if self.runs.nodes.before(node):
-                self._into(state, edges)
+        """Compute every block of this batch and add it.
 
-    def _into(self, state: SiteState, edges: Edges) -> None:
+        Sites come in the order of the run, so those before one have left what its edges take, and
+        the features of one site at a time are in memory.
+        """
+        for node in self.runs.nodes:
+            kept, state = self.kept[node.site], self.one.state(node, clean=self.clean)
+            if len(kept):
+                mask = kept.mask_of(self.one)
+                own = kept.of(counted(state.effects(), mask)) * self.share
+                edges.own[node.site] = own + edges.own.get(node.site, 0)
+                if self.runs.nodes.before(node):
+                    self._into(state, mask, edges)
+            self.parents[node.site] = Parent(state, kept)
+
+    def _into(
+        self, state: SiteState, mask: Bool[Tensor, "batch pos node"] | None, edges: Edges
+    ) -> None:
         node, kept = state.node, self.kept[state.node.site]
         slopes, secant = self._slopes(state, edges), self.slope == "secant"
-        weights = Weights.of(state, slopes, kept.mask_of(self.one), secant=secant)
+        weights = Weights.of(state, slopes, mask, secant=secant)
         wise = self.runs.nodes.position_wise(node)
         addends = self.runs.nodes.addends(node)
         if addends is not None and node.dictionary.scaling == "none" and not self.subtract:
@@ -175,7 +181,7 @@ class Connector:
 
         if not self.subtract:
             return parts
-        states = {site: parent.state for site, parent in self.parents.items()}
+        states = {other.site: self.one.state(other) for other in self.runs.nodes}
         first, *mediators = addends
         subtraction = Subtraction(self.paths, states, node, first, mediators)
         return lambda at: parts(at) | {first: subtraction.pulled(at)}
@@ -250,12 +256,22 @@ class Connector:
                 block.total[place] += total[number][own].sum()
 
 
-@dataclass(frozen=True)
 class Parent:
-    """The upstream side of a batch's edges: what multiplies a cotangent there."""
+    """The upstream side of a batch's edges: what multiplies a cotangent there.
 
-    state: SiteState
-    kept: Kept
+    Args:
+        state: The site, of whose features only the kept ones are held on to.
+        kept: Its kept nodes.
+    """
+
+    def __init__(self, state: SiteState, kept: Kept) -> None:
+        decoder = state.node.dictionary.decoder
+        place = torch.tensor(kept.rows.features, device=decoder.device, dtype=torch.long)
+        self.kept = kept
+        self.decoder = decoder[place]
+        self.change = state.change[..., place]
+        self.error_change = state.error_change
+        self.moved = state.moved
 
     def projected(
         self, pulled: Float[Tensor, "row batch pos width"]
@@ -265,28 +281,22 @@ class Parent:
         Returns:
             For each distinct kept feature, then the error if it is kept; and for all nodes.
         """
-        state, rows = self.state, self.kept.rows
-        decoder = state.node.dictionary.decoder
-        pulled = pulled.to(decoder.dtype)
-        place = torch.tensor(rows.features, device=pulled.device, dtype=torch.long)
-        parts = [torch.einsum("rbpc,bpc->rpc", pulled @ decoder[place].T, state.change[..., place])]
-        if rows.error:
-            parts.append(torch.einsum("rbpd,bpd->rp", pulled, state.error_change)[..., None])
-        return torch.cat(parts, -1), torch.einsum("rbpd,bpd->rp", pulled, state.moved)
+        pulled = pulled.to(self.decoder.dtype)
+        parts = [torch.einsum("rbpc,bpc->rpc", pulled @ self.decoder.T, self.change)]
+        if self.kept.rows.error:
+            parts.append(torch.einsum("rbpd,bpd->rp", pulled, self.error_change)[..., None])
+        return torch.cat(parts, -1), torch.einsum("rbpd,bpd->rp", pulled, self.moved)
 
     def multiplied(
         self, direction: Float[Tensor, "row width"], along: Float[Tensor, "batch pos row"]
     ) -> tuple[Float[Tensor, "row pos kind"], Float[Tensor, "row pos"]]:
         """Return what `projected` does for cotangents that are one direction a row, scaled."""
-        state, rows = self.state, self.kept.rows
-        decoder = state.node.dictionary.decoder
-        place = torch.tensor(rows.features, device=decoder.device, dtype=torch.long)
-        inner = direction @ decoder[place].T
-        parts = [inner[:, None] * torch.einsum("bpr,bpc->rpc", along, state.change[..., place])]
-        if rows.error:
-            met = state.error_change @ direction.T
+        inner = direction @ self.decoder.T
+        parts = [inner[:, None] * torch.einsum("bpr,bpc->rpc", along, self.change)]
+        if self.kept.rows.error:
+            met = self.error_change @ direction.T
             parts.append(torch.einsum("bpr,bpr->rp", along, met)[..., None])
-        total = torch.einsum("bpr,bpr->rp", along, state.moved @ direction.T)
+        total = torch.einsum("bpr,bpr->rp", along, self.moved @ direction.T)
         return torch.cat(parts, -1), total
 
     def columns(

@@ -192,7 +192,7 @@ class Runs:
         for node in self.nodes:
             state = one.state(node)
             values = one.run.values[node.site]
-            off = (state.written - state.moved).view(values.shape).to(values.dtype)
+            off = state.reference.reshape(values.shape).to(values.dtype)
             if rule is not None:
                 shares = [1 - point for point in rule.points]
                 slopes[node.site] = paths.average(node.site, off, shares, rule.weights)

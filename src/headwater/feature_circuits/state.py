@@ -57,6 +57,14 @@ class SiteState:
         return error - self.node.coded.split(self.off)[1]
 
     @cached_property
+    def reference(self) -> Float[Tensor, "batch pos d_out"]:
+        """The whole site at its reference: what `moved` leaves of it."""
+        features, error = self.node.coded.split(self.off)
+        dictionary = self.node.dictionary
+        value = dictionary.decode(features) + error if features.ndim else dictionary.decoder_bias
+        return value.to(self.written.device).expand_as(self.written)
+
+    @cached_property
     def moved(self) -> Float[Tensor, "batch pos d_out"]:
         """How far the whole site is from its reference: what all its nodes' changes add up to."""
         return self.change @ self.node.dictionary.decoder + self.error_change

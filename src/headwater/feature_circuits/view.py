@@ -270,8 +270,8 @@ def _sites(circuit: FeatureCircuit) -> TableData:
             "site that the features account for, over the task\u2019s prompts."
         ),
         "headings": (
-            "site", "dictionary", "features", "explained", "nodes", "sum of effects", "exact", "gap",
-            "active", "steepest", "replaced",
+            "site", "dictionary", "features", "explained", "nodes", "sum of effects", "exact",
+            "gap", "active", "steepest", "replaced",
         ),
         "rows": [
             (

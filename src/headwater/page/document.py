@@ -27,13 +27,16 @@ SCRIPTS = (
     "choice.js",
     "heatmap.js",
     "plot.js",
-    "strip.js",
     "scatter.js",
     "table.js",
     "prompts.js",
     "start.js",
 )
 """In order: one scope holds them all, so each may use what an earlier one defines."""
+OPTIONAL = ("curves.js", "strip.js")
+"""Only on pages that have response curves, and components that are shown in strips."""
+STRIPS = frozenset({"neuron", "feature", "error"})
+"""Kinds of component that are shown in strips; `inStrip` in `data.js`."""
 
 
 def render(data: Mapping[str, Any]) -> str:
@@ -43,7 +46,7 @@ def render(data: Mapping[str, Any]) -> str:
         data: What to show; `PageData` in `headwater.page.schema` lists the keys.
 
     Returns:
-        The whole document: at most 60 KB more than the data it carries.
+        The whole document: at most 62 KB more than the data it carries.
 
     Raises:
         UnknownOptionError: If `data["kind"]` is not a kind of page.
@@ -51,7 +54,8 @@ def render(data: Mapping[str, Any]) -> str:
     """
     check(data)
     curves = data.get("curves") or []
-    style, script = sheet(curves=bool(curves)), bundle(curves=bool(curves))
+    strips = any(row["kind"] in STRIPS for row in data["components"])
+    style, script = sheet(curves=bool(curves)), bundle(curves=bool(curves), strips=strips)
     rows, sentence = static.strongest(data, 20)
     audited = static.is_audited(data)
     parts = {
@@ -157,9 +161,10 @@ def sheet(*, curves: bool) -> str:
     return "\n".join(map(asset, parts))
 
 
-def bundle(*, curves: bool) -> str:
+def bundle(*, curves: bool, strips: bool) -> str:
     """Return the script of an attribution's page."""
-    return joined("curves.js", *SCRIPTS) if curves else joined(*SCRIPTS)
+    wanted = zip(OPTIONAL, (curves, strips), strict=True)
+    return joined(*(name for name, is_wanted in wanted if is_wanted), *SCRIPTS)
 
 
 @cache

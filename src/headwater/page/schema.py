@@ -14,7 +14,7 @@ class ComponentRow(TypedDict, total=False):
     name: str
     kind: str
     """`token` `head` `query` `key` `value` `attention` `mixer` `channel` `ssm_head` `ssm` `conv`
-    `mlp` `neuron` `residual`."""
+    `mlp` `neuron` `residual` `feature` `error`."""
     layer: int | None
     index: int | None
     """Which one within its layer: the column of the heat map."""

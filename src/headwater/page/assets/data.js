@@ -4,10 +4,13 @@
 const PLURAL = {
   token: 'tokens', head: 'heads', query: 'queries', key: 'keys', value: 'values',
   attention: 'attention', mixer: 'mixers', channel: 'channels', ssm_head: 'SSM heads', ssm: 'SSM', conv: 'conv',
-  mlp: 'MLPs', neuron: 'neurons', residual: 'residual',
+  mlp: 'MLPs', neuron: 'neurons', residual: 'residual', feature: 'features', error: 'errors',
 };
 const KINDS = Object.keys(PLURAL);
 const plural = (kind) => PLURAL[kind] ?? kind;
+// So many of them that grids leave them out: strips show them, a dot each (`strip.js`, which the
+// page has only if it has any of these).
+const inStrip = (component) => /neuron|feature|error/.test(component.kind);
 const kindOrder = (kind) => (KINDS.indexOf(kind) + KINDS.length + 1) % (KINDS.length + 1);
 
 const components = unpack(data.components);

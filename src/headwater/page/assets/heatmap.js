@@ -5,13 +5,13 @@ const CELLS = 20000;
 
 /** The grids to draw, and how many components fit in none of them. */
 function planMaps() {
-  const inLayers = components.filter((c) => c.layer != null && c.position == null && c.kind !== 'neuron');
-  const atPositions = components.filter((c) => c.position != null && c.kind !== 'neuron');
+  const inLayers = components.filter((c) => c.layer != null && c.position == null && !inStrip(c));
+  const atPositions = components.filter((c) => c.position != null && !inStrip(c));
   const grids = [];
   if (inLayers.length) grids.push(layerGrid(inLayers));
   if (atPositions.length) grids.push(positionGrid(atPositions));
-  const neurons = components.filter((c) => c.kind === 'neuron').length;
-  return { grids, outside: components.length - inLayers.length - atPositions.length - neurons };
+  const strips = components.filter(inStrip).length;
+  return { grids, outside: components.length - inLayers.length - atPositions.length - strips };
 }
 
 const byKind = (a, b) => kindOrder(a) - kindOrder(b) || a.localeCompare(b);
@@ -182,7 +182,7 @@ function mapFigure(grid, body) {
   if (data.metric.sense) words.push(`The metric ${data.metric.sense}.`);
   if (grid.rows.length < grid.of) words.push(`Showing the strongest ${thousands(grid.rows.length)} of ${thousands(grid.of)} rows; the table has all.`);
   if (grid.tokens) words.push('Tokens are those of the first clean prompt.');
-  const flags = distinct(components.filter((c) => c.kind !== 'neuron').flatMap((c) => c.flags));
+  const flags = distinct(components.filter((c) => !inStrip(c)).flatMap((c) => c.flags));
   if (flags.length) words.push(`A marked corner means: ${flags.join(', or ')}.`);
   figure.append(html('figcaption', { text: words.join(' ') }));
   return figure;
