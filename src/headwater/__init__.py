@@ -58,7 +58,10 @@ if TYPE_CHECKING:
     from headwater.estimators import TrainedCircuit as TrainedCircuit
     from headwater.estimators import TrainedMask as TrainedMask
     from headwater.estimators import Trapezoid as Trapezoid
+    from headwater.feature_circuits.annotations import read_annotations as read_annotations
+    from headwater.feature_circuits.annotations import write_annotations as write_annotations
     from headwater.feature_circuits.circuit import feature_circuit as feature_circuit
+    from headwater.feature_circuits.contexts import Contexts as Contexts
     from headwater.feature_circuits.result import FeatureCircuit as FeatureCircuit
     from headwater.gates import GatedFunction as GatedFunction
     from headwater.gradchecks.model import gradcheck as gradcheck
@@ -123,7 +126,9 @@ _HOME = {
     "gradchecks.model": "gradcheck",
     "gradchecks.report": "GradientReport",
     "gradchecks.tensors": "check_gradient",
+    "feature_circuits.annotations": "read_annotations write_annotations",
     "feature_circuits.circuit": "feature_circuit",
+    "feature_circuits.contexts": "Contexts",
     "feature_circuits.result": "FeatureCircuit",
     "lenses": "Lens LensSummary Translator fit_lens lens lens_dataset",
     "metrics": "cross_entropy kl logit_diff logprob metric prob prob_diff",

@@ -218,7 +218,7 @@ def page(
 ) -> None:
     """Write a run as one HTML file that opens anywhere and loads nothing from a network."""
     import headwater as hw
-    from headwater.feature_circuits.folder import holds_circuit
+    from headwater.feature_circuits.folder import beside, holds_circuit
     from headwater.gradchecks.folder import holds_check
     from headwater.lenses.folder import holds_lens
     from headwater.lenses.tally.folder import holds_corpus
@@ -230,7 +230,9 @@ def page(
         hw.FeatureCircuit: holds_circuit,
     }
     kind = next((one for one, holds in kinds.items() if holds(run)), hw.Attribution)
-    path = kind.load(run).page(out or run / "page.html")
+    loaded = kind.load(run)
+    options = beside(run) if isinstance(loaded, hw.FeatureCircuit) else {}
+    path = loaded.page(out or run / "page.html", **options)
     typer.echo(json.dumps({"page": str(path)}) if as_json else f"wrote {path}")
 
 

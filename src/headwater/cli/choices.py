@@ -3,35 +3,98 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from headwater.components import SELECTORS, Selection
+from headwater.components import SELECTORS, Choice, Selection
+from headwater.components.selection import as_positions
+from headwater.dictionaries.collection import Dictionaries
+from headwater.dictionary_loading import EMBEDDED
 from headwater.errors import UnknownOptionError, did_you_mean
 from headwater.estimators import ESTIMATORS, Estimator
+from headwater.loading import embedded_names
 from headwater.metrics import METRICS, Metric, logprob, prob, resolve_metric
 from headwater.prompts import Task
 from headwater.references import REFERENCES, Mean, Reference, Resample, Tangent
 from headwater.zoo import task as embedded_task
 
+FEATURES = "features"
+"""The kind that needs dictionaries: no selector makes it from words alone."""
 
-def components(words: str, layers: str | None, positions: str | None) -> Selection:
-    """Return the selection that `heads,mlps` with `--layers` and `--positions` means."""
-    selection: Selection | None = None
+
+def components(
+    words: str, layers: str | None, positions: str | None, *, features: bool = False
+) -> Selection:
+    """Return the selection that `heads,mlps` with `--layers` and `--positions` means.
+
+    Args:
+        words: Kinds, separated by commas.
+        layers: `0,2` or `0-5`.
+        positions: `all`, `each`, or numbers.
+        features: Whether the command takes features; `coded` gives them their dictionaries.
+    """
+    parts: list[Choice] = []
     for word in words.replace("+", ",").split(","):
         word = word.strip()
-        make = _known(word, SELECTORS, "component kind")
+        if word == FEATURES and not features:
+            raise UnknownOptionError(
+                "features are scored by headwater attribute --dictionaries, and by headwater "
+                "features."
+            )
         options: dict[str, Any] = {}
         if layers is not None and word != "tokens":
             options["layers"] = numbers(layers, "--layers")
         if positions is not None:
             options["positions"] = _positions(positions)
-        part = make(**options)
-        selection = part if selection is None else selection + part
-    assert selection is not None
-    return selection
+        if word == FEATURES:
+            parts.append(_features(**options))
+            continue
+        known = SELECTORS | ({FEATURES: None} if features else {})
+        parts += _known(word, known, "component kind")(**options).choices
+    return Selection(tuple(parts))
+
+
+def _features(layers: list[int] | None = None, positions: Any = "all") -> Choice:
+    """Return the choice of features whose dictionaries are still to come."""
+    chosen = None if layers is None else tuple(layers)
+    return Choice("feature", chosen, as_positions(positions))
+
+
+def dictionaries(source: str | None, parts: Selection, model: str) -> Dictionaries | str | None:
+    """Return what was typed for dictionaries, read if it is on disk; None without features.
+
+    Args:
+        source: `embedded`, which is the default, or a file or folder.
+        parts: What is selected.
+        model: The name of the model, which is not loaded yet.
+    """
+    if not any(choice.kind == "feature" for choice in parts.choices):
+        if source is not None:
+            raise UnknownOptionError(
+                "--dictionaries goes with features, and none are selected.\n"
+                "Type -c features --dictionaries ..."
+            )
+        return None
+    if source is not None and source != EMBEDDED:
+        return Dictionaries.read(source)
+    if model not in embedded_names():
+        raise UnknownOptionError(
+            f"no dictionaries ship for the model {model!r}, only for embedded ones.\n"
+            "Say where some are: --dictionaries FOLDER."
+        )
+    return EMBEDDED
+
+
+def coded(parts: Selection, found: Dictionaries) -> Selection:
+    """Return a selection whose features have their dictionaries."""
+    return Selection(
+        tuple(
+            replace(choice, dictionaries=found) if choice.kind == "feature" else choice
+            for choice in parts.choices
+        )
+    )
 
 
 def estimator(words: str, at: str = "clean") -> Estimator:

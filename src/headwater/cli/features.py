@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,9 +25,13 @@ from headwater.cli.options import (
     Seed,
     TaskName,
 )
+from headwater.errors import UnknownOptionError
 
 if TYPE_CHECKING:
     from headwater.feature_circuits.result import FeatureCircuit
+
+OWN = 256
+"""Prompts of an embedded model's own text for `--contexts embedded`."""
 
 
 def features(
@@ -94,6 +99,19 @@ def features(
     evaluate: Annotated[
         bool, typer.Option("--evaluate", help="Measure faithfulness and completeness.")
     ] = False,
+    contexts: Annotated[
+        str | None,
+        typer.Option(
+            help="A corpus (.txt, .jsonl; embedded: tiny's own text) for the top contexts of each "
+            "feature, shown on the page.",
+        ),
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="What features mean, as JSON lines, for the page.")
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Write a graph for Neuronpedia and circuit-tracer here.")
+    ] = None,
     out: Out = None,
     batch_size: BatchSize = 32,
     device: Device = None,
@@ -105,7 +123,16 @@ def features(
     """Find a circuit of dictionary features: which carry a behavior, and what flows between."""
     import headwater as hw
     from headwater.cli import choices
+    from headwater.feature_circuits.annotations import read_annotations
+    from headwater.feature_circuits.folder import ANNOTATIONS, beside
+    from headwater.files import write_text
+    from headwater.zoo.corpus import texts
 
+    own = contexts == "embedded"
+    if contexts is not None and out is None:
+        raise UnknownOptionError("--contexts are shown on the page.\nSay where: --out FOLDER.")
+    if annotations is not None:
+        read_annotations(annotations)  # refused before anything is computed
     # what was typed is judged before a model is loaded
     method = choices.estimator(estimator)
     off = choices.reference(reference, over, seed, draws)
@@ -141,14 +168,24 @@ def features(
         circuit.audit(audit, of="nodes", model=loaded, seed=seed)
     if evaluate:
         circuit.evaluate(model=loaded)
-    _show(circuit, out, as_json)
-
-
-def _show(circuit: FeatureCircuit, out: Path | None, as_json: bool) -> None:
+    if export is not None:
+        circuit.export(export, annotations=annotations)
+    found = None
+    if contexts is not None:
+        corpus = list(islice(texts(loaded.name, held_out=True), OWN)) if own else Path(contexts)
+        found = circuit.contexts(corpus, model=loaded, progress=progress)
     page = None
     if out is not None:
         circuit.save(out)
-        page = circuit.page(out / "page.html")
+        if found is not None:
+            found.save(out, overwrite=True)
+        if annotations is not None:
+            write_text(out / ANNOTATIONS, annotations.read_text(encoding="utf-8"))
+        page = circuit.page(out / "page.html", **beside(out))
+    _show(circuit, out, page, as_json)
+
+
+def _show(circuit: FeatureCircuit, out: Path | None, page: Path | None, as_json: bool) -> None:
     if as_json:
         listed = [edge.to_dict() for edge in circuit.edges]
         typer.echo(json.dumps({**circuit.to_dict(), "edges": listed}))

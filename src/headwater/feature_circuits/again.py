@@ -131,7 +131,7 @@ def _model_of(circuit: FeatureCircuit, model: Model | None) -> Model:
             raise ModelGoneError(
                 f"this circuit came from {there.get('name')!r}, which it does not hold (it was "
                 "read from a folder, or the model is gone).\n"
-                "Pass it: circuit.audit(model=model)."
+                "Pass it: model=model, as in circuit.audit(model=model)."
             )
     if found := differing(there, model.fingerprint()):
         raise ResultError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -81,7 +82,27 @@ def audit_circuit(
         runs.cost.seconds = time.perf_counter() - started
         if of == "nodes":
             checked = about_estimand(checked, _estimator(circuit))
+        checked = _of_circuit(checked, of)
         return checked.with_cost(f"{runs.cost}; rounding moves the metric by {exact.noise:.1g}")
+
+
+_OTHER_WORDS = {
+    " Strong effects that the estimate does not see may be among those not checked: "
+    "hw.verify(scores, theta=...) looks for them.": " Strong ones that the estimate does not see "
+    "may be among those not checked: a larger sample= looks at more.",
+    "confirm with hw.Exact()": "check more of them",
+    "use hw.Exact(), or another estimator or reference": "take another estimator or reference, or "
+    "the exact values of those that matter",
+}
+"""What an audit advises, said of circuits."""
+
+
+def _of_circuit(checked: Audit, of: Of) -> Audit:
+    """Return an audit whose words are of edges or nodes."""
+    agreement, verdict = checked.agreement.replace(" components ", f" {of} "), checked.verdict
+    for said, instead in _OTHER_WORDS.items():
+        verdict = verdict.replace(said, instead)
+    return replace(checked, agreement=agreement, verdict=verdict)
 
 
 def _estimator(circuit: FeatureCircuit) -> Estimator:

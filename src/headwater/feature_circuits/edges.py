@@ -225,6 +225,8 @@ class Connector:
         adapter = self.runs.model.anatomy()
         width = max(adapter.d_model, adapter.d_mlp or 0, adapter.d_inner or 0)
         width = max(width, (adapter.n_heads or 0) * state.read.shape[1])
+        if self.subtract:  # gradients by all features and the error of a mediator
+            width = max(width, *(one.features + one.dictionary.d_out for one in self.runs.nodes))
         return max(1, ROWS_BYTES // (4 * width * math.prod(state.read.shape[:2])))
 
     def _add(

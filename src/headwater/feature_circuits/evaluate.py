@@ -92,7 +92,7 @@ class Faithfulness:
         ]
         for size in self.sizes:
             shares = [
-                "-" if one is None else f"{one:.3f}"
+                "-" if one is None else f"{round(one, 3) + 0.0:.3f}"
                 for one in (size.faithfulness, size.completeness)
             ]
             lines.append(

@@ -8,6 +8,8 @@ from typing import Any
 
 from headwater.folders import Folder, without_versions
 
+CONTEXTS, ANNOTATIONS = "contexts.json", "annotations.jsonl"
+
 FOLDER = Folder(
     report="circuit.json",
     tensors="circuit.safetensors",
@@ -15,7 +17,7 @@ FOLDER = Folder(
     made_by="hw.feature_circuit(..., out='FOLDER')",
     identity=lambda data: without_versions(data["provenance"]),
     page="page.html",
-    others=("contexts.json", "annotations.jsonl", "graph.json"),
+    others=(CONTEXTS, ANNOTATIONS, "graph.json"),
 )
 
 
@@ -35,3 +37,9 @@ def claim(path: Path, provenance: Mapping[str, Any]) -> None:
 def holds_circuit(path: Path) -> bool:
     """Whether a folder holds a circuit."""
     return FOLDER.holds(path)
+
+
+def beside(path: Path) -> dict[str, Path]:
+    """Return what of a circuit's page stands beside it: contexts, annotations."""
+    files = {"contexts": path / CONTEXTS, "annotations": path / ANNOTATIONS}
+    return {name: file for name, file in files.items() if file.is_file()}

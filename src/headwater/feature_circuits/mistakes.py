@@ -188,6 +188,7 @@ def residual_edges(
 
     Raises:
         UnknownOptionError: If there is no such mistake, or the sites do not suffice.
+        DictionaryError: If the layer's residual has no dictionary.
     """
     for one in mistakes:
         if one not in get_args(Mistake):
@@ -195,11 +196,13 @@ def residual_edges(
                 f"no mistake {one!r}.{did_you_mean(one, get_args(Mistake))}\n"
                 f"There are: {', '.join(get_args(Mistake))}."
             )
+    downstream = Site(layer, "resid_post")
+    dictionaries[downstream]  # refuses a layer without one
     wide = torch.promote_types(model.dtype, torch.float32)
     found = dictionaries.to(dtype=wide, device=model.device)
     nodes = node_sites(model.anatomy(), found, None, dtype=wide, device=model.device)
     refuse_unfit(nodes)
-    (node,) = (one for one in nodes if one.site == Site(layer, "resid_post"))
+    node = nodes[nodes.sites.index(downstream)]
     with model.frozen():
         runs = Runs(model, task, nodes, Gradient(), Corrupted(), batch_size)
         rule = NodeRule(node_threshold, None, "original")
@@ -228,14 +231,14 @@ def _add(
         node, first, mediators, mistakes=mistakes, rows=own.indices,
     )  # fmt: skip
     parent = Parent(one.state(runs.nodes[runs.nodes.sites.index(first)]), kept[first])
-    for into, pulled in (
-        (result.total, subtraction.total(at)),
-        (result.edges, subtraction.pulled(at)),
-    ):
-        found = parent.projected(pulled)[0].sum(1).double().cpu() * one.weight / runs.pairs
-        if "errors lost" in mistakes and kept[first].rows.error:
-            found[:, -1] = 0
-        into += found
+    total, edges = (
+        parent.projected(pulled)[0].sum(1).double().cpu() * one.weight / runs.pairs
+        for pulled in (subtraction.total(at), subtraction.pulled(at))
+    )
+    if "errors lost" in mistakes and kept[first].rows.error:
+        edges[:, -1] = 0
+    result.total += total
+    result.edges += edges
     picks = torch.cat([torch.zeros(0), *(pick.cpu() for pick in subtraction.picks)])
     result.picks += len(picks)
     result.nonzero += int((picks != 0).sum())

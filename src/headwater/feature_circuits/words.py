@@ -120,9 +120,10 @@ def sentences(circuit: FeatureCircuit) -> list[str]:
         )
     if circuit.orphans:
         names = ", ".join(node.name for node in circuit.orphans[:5])
+        several = len(circuit.orphans) > 1
         found.append(
-            f"{len(circuit.orphans)} nodes are orphans: they have an effect, but no slope leads to "
-            f'them ({names}). slope="secant" finds what moves them.'
+            f"{len(circuit.orphans)} node{'s are orphans' if several else ' is an orphan'}: of "
+            f'effect, but no slope leads there ({names}). slope="secant" finds what moves them.'
         )
     replaced = sum(site.replaced for site in circuit.sites)
     if replaced:
@@ -132,9 +133,8 @@ def sentences(circuit: FeatureCircuit) -> list[str]:
             f"are read from (secant above {circuit.provenance['steepest']:g}): their cause is in "
             "the unexplained column."
         )
-    for of, checked in circuit.audits.items():
-        agreement = checked["sentence"].replace(" components ", f" {of} ")
-        found.append(f"{agreement} {checked['verdict']}")
+    for checked in circuit.audits.values():
+        found.append(f"{checked['sentence']} {checked['verdict']}")
     if circuit.evaluation is not None:
         found.append(_evaluated(circuit.evaluation))
     return found
@@ -143,7 +143,7 @@ def sentences(circuit: FeatureCircuit) -> list[str]:
 def _evaluated(evaluation: dict[str, Any]) -> str:
     whole = evaluation["sizes"][-1]
     shares = [
-        "undefined" if one is None else f"{one:.2f}"
+        "undefined" if one is None else f"{round(one, 2) + 0.0:.2f}"
         for one in (whole["faithfulness"], whole["completeness"])
     ]
     return (
