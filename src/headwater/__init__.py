@@ -94,6 +94,9 @@ if TYPE_CHECKING:
     from headwater.saes import Inspection as Inspection
     from headwater.saes import inspect_dictionary as inspect_dictionary
     from headwater.saes import train_dictionary as train_dictionary
+    from headwater.shifts.examples import Examples as Examples
+    from headwater.shifts.probe import Probe as Probe
+    from headwater.shifts.run import shift as shift
     from headwater.trace.backward import backward as backward
     from headwater.trace.registry import save as save
     from headwater.zoo import task as task
@@ -136,6 +139,9 @@ _HOME = {
     "prompts": "Pair Task",
     "references": "Corrupted Mean PositionalMean Resample Tangent Zero",
     "saes": "Inspection inspect_dictionary train_dictionary",
+    "shifts.examples": "Examples",
+    "shifts.probe": "Probe",
+    "shifts.run": "shift",
     "trace.backward": "backward",
     "trace.registry": "save",
     "zoo": "task",

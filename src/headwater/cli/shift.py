@@ -115,7 +115,7 @@ def features(
     bias: Bias = 1.0,
     by_rule: Annotated[
         bool,
-        typer.Option("--by-rule", help="Fill judgements in by the rule, on balanced examples."),
+        typer.Option("--by-rule", help="Fill judgments in by the rule, on balanced examples."),
     ] = False,
     dictionaries: DictionaryFolder = "embedded",
     site: SiteName = None,
@@ -141,7 +141,7 @@ def features(
     import headwater as hw
     from headwater.cli import choices
     from headwater.shifts import candidates
-    from headwater.shifts.judgements import refuse_existing
+    from headwater.shifts.judgments import refuse_existing
 
     # what was typed is judged before a model is loaded
     method, off = choices.estimator(estimator), _reference(reference)
@@ -172,7 +172,7 @@ def features(
     if as_json:
         say_json(found.to_dict())
         return
-    wrote = f'wrote {out}: set each "judgement" to "ablate" or "keep", then type\n'
+    wrote = f'wrote {out}: set each "judgment" to "ablate" or "keep", then type\n'
     then = f"headwater shift ablate --model {model} --judged {out} with the same texts"
     say([repr(found), *(() if out is None else ("", wrote + then))])
 
@@ -187,7 +187,7 @@ def ablate(
     bias: Bias = 1.0,
     judged: Annotated[
         Path | None,
-        typer.Option(help="A file of judgements; default: a rule judges, on balanced examples."),
+        typer.Option(help="A file of judgments; default: a rule judges, on balanced examples."),
     ] = None,
     names: Annotated[
         str | None, typer.Option(help="Features to ablate, in place of a file: r1.f31,m0.f93.")
