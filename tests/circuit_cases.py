@@ -14,7 +14,7 @@ import tiny_tasks
 from circuit_twins import CircuitTwin, random_dictionary
 from headwater.dictionaries import Dictionary
 from headwater.dictionaries.collection import Dictionaries
-from headwater.feature_circuits.edges import Edges, connect
+from headwater.feature_circuits.edges import EdgeRule, Edges, connect
 from headwater.feature_circuits.effects import SiteEffects, measure
 from headwater.feature_circuits.kept import Kept
 from headwater.feature_circuits.runs import Runs
@@ -165,5 +165,5 @@ def found(
         effects = measure(runs, aggregation)
         kept = every(nodes, aggregation, length)
         kept = kept if keep is None else keep(kept, effects)
-        edges = connect(runs, kept, aggregation, slope, steepest, subtract=subtract)
+        edges = connect(runs, kept, EdgeRule(slope, steepest, subtract=subtract))
     return Found(nodes, runs, dict(effects), kept, edges)

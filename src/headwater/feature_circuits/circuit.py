@@ -20,7 +20,7 @@ from headwater.feature_circuits import folder
 from headwater.feature_circuits.again import Live
 from headwater.feature_circuits.choice import Mask, NodeRule
 from headwater.feature_circuits.collect import collected
-from headwater.feature_circuits.edges import Method, Slope, connect
+from headwater.feature_circuits.edges import EdgeRule, Method, Slope, connect
 from headwater.feature_circuits.effects import Aggregation, measure
 from headwater.feature_circuits.estimates import from_attribution
 from headwater.feature_circuits.into_metric import into_metric
@@ -165,10 +165,9 @@ def feature_circuit(
         estimator=IntegratedGradients(steps=10) if estimator is None else estimator,
         reference=(Corrupted() if reference is None else reference).anew(),
         aggregation=aggregation,
-        slope=slope,
-        edge_slope=edge_slope,
-        edges=edges,
-        steepest=steepest,
+        edge_rule=EdgeRule(
+            slope, steepest, clean=edge_slope == "clean", subtract=edges == "subtracted"
+        ),
         batch_size=batch_size,
         seed=seed,
         sites=None if sites is None else tuple(str(site) for site in sites),
@@ -220,10 +219,7 @@ def _found(
                 progress=progress,
             )  # fmt: skip
         kept = asked.rule.chosen(nodes, effects, asked.aggregation)
-        edges = connect(
-            runs, kept, asked.aggregation, asked.slope, asked.steepest,
-            clean=asked.edge_slope == "clean", subtract=asked.edges == "subtracted",
-        )  # fmt: skip
+        edges = connect(runs, kept, asked.edge_rule)
         graph = collected(
             runs, kept, effects, edges, into_metric(runs, kept, edges), asked.edge_threshold
         )
@@ -241,7 +237,7 @@ def _found(
 
 def _refuse_stationary(metric: Metric, asked: Asked) -> None:
     """Refuse slopes of the divergence from the clean run, taken in the clean run."""
-    clean = asked.edge_slope == "clean" or not isinstance(asked.estimator, IntegratedGradients)
+    clean = asked.edge_rule.clean or not isinstance(asked.estimator, IntegratedGradients)
     if isinstance(metric, kl) and (clean or not _is_fast(asked.estimator)):
         raise stationary_error()
 

@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from headwater.errors import UnknownOptionError
 from headwater.feature_circuits.cotangents import Cotangents, Weights, cotangents
-from headwater.feature_circuits.effects import Aggregation
 from headwater.feature_circuits.kept import Kept
 from headwater.feature_circuits.runs import BatchRun, Runs
 from headwater.feature_circuits.sites import NodeSite
@@ -69,32 +69,44 @@ class Edges:
     slopes: dict[Site, SlopeReport] = field(default_factory=dict)
 
 
-def connect(
-    runs: Runs, kept: Mapping[Site, Kept], aggregation: Aggregation, slope: Slope, steepest: float,
-    *, clean: bool = False, subtract: bool = False,
-) -> Edges:  # fmt: skip
+@dataclass(frozen=True)
+class EdgeRule:
+    """How edges are computed."""
+
+    slope: Slope = "secant"
+    """Of the downstream encoder."""
+    steepest: float = 10.0
+    """The largest secant slope that is used."""
+    clean: bool = False
+    """Multiply by the metric's slope in the clean run, whatever the node effects take."""
+    subtract: bool = False
+    """Compute edges between residuals by subtraction, not by holding what lies between."""
+
+    def __post_init__(self) -> None:
+        if not self.steepest > 0:
+            raise UnknownOptionError(
+                f"steepest={self.steepest} allows no secant slope.\nType steepest=10.0, or "
+                'slope="gradient".'
+            )
+
+
+def connect(runs: Runs, kept: Mapping[Site, Kept], rule: EdgeRule) -> Edges:
     """Return the edges between kept nodes.
 
     Args:
         runs: The clean runs.
         kept: The nodes of each site whose edges are wanted.
-        aggregation: Over positions.
-        slope: Of the downstream encoder.
-        steepest: The largest secant slope that is used.
-        clean: Multiply by the metric's slope in the clean run, whatever the node effects take.
-        subtract: Compute edges between residuals by subtraction, not by holding what lies between.
+        rule: How.
 
     Raises:
         UnknownOptionError: If a residual is not the sum of other nodes, and edges are to be
             subtracted.
     """
-    if subtract:
+    if rule.subtract:
         refuse_unfit(runs.nodes)
     edges = Edges()
     for one in runs:
-        Connector(
-            runs, one, kept, aggregation, slope, steepest, clean=clean, subtract=subtract
-        ).add_to(edges)
+        Connector(runs, one, kept, rule).add_to(edges)
     return edges
 
 
@@ -105,25 +117,13 @@ class Connector:
         runs: Whose batch it is.
         one: The batch.
         kept: The nodes of each site.
-        aggregation: Over positions.
-        slope: Of the downstream encoder.
-        steepest: The largest secant slope that is used.
-        clean: Whether the metric's slope is that of the clean run.
-        subtract: Whether edges between residuals are computed by subtraction.
+        rule: How edges are computed.
     """
 
     def __init__(
-        self, runs: Runs, one: BatchRun, kept: Mapping[Site, Kept], aggregation: Aggregation,
-        slope: Slope, steepest: float, *, clean: bool, subtract: bool,
-    ) -> None:  # fmt: skip
-        self.runs, self.one, self.kept = runs, one, kept
-        self.aggregation, self.slope, self.steepest, self.clean = (
-            aggregation,
-            slope,
-            steepest,
-            clean,
-        )
-        self.subtract = subtract
+        self, runs: Runs, one: BatchRun, kept: Mapping[Site, Kept], rule: EdgeRule
+    ) -> None:
+        self.runs, self.one, self.kept, self.rule = runs, one, kept, rule
         self.share = one.weight / runs.pairs
         self.paths = DirectPaths(runs.model, one.batch, runs.nodes.sites, one.run.values)
         self.parents: dict[Site, Parent] = {}
@@ -135,7 +135,7 @@ class Connector:
         the features of one site at a time are in memory.
         """
         for node in self.runs.nodes:
-            kept, state = self.kept[node.site], self.one.state(node, clean=self.clean)
+            kept, state = self.kept[node.site], self.one.state(node, clean=self.rule.clean)
             if len(kept):
                 mask = kept.mask_of(self.one)
                 own = kept.of(counted(state.effects(), mask)) * self.share
@@ -148,11 +148,11 @@ class Connector:
         self, state: SiteState, mask: Bool[Tensor, "batch pos node"] | None, edges: Edges
     ) -> None:
         node, kept = state.node, self.kept[state.node.site]
-        slopes, secant = self._slopes(state, edges), self.slope == "secant"
+        slopes, secant = self._slopes(state, edges), self.rule.slope == "secant"
         weights = Weights.of(state, slopes, mask, secant=secant)
         wise = self.runs.nodes.position_wise(node)
         addends = self.runs.nodes.addends(node)
-        if addends is not None and node.dictionary.scaling == "none" and not self.subtract:
+        if addends is not None and node.dictionary.scaling == "none" and not self.rule.subtract:
             self._closed(state, weights, addends, edges)
             return
         pull = self._pull(node)
@@ -179,7 +179,7 @@ class Connector:
             (whole,) = at.values()
             return {site: whole * factor for site, factor in addends.items()}
 
-        if not self.subtract:
+        if not self.rule.subtract:
             return parts
         states = {other.site: self.one.state(other) for other in self.runs.nodes}
         first, *mediators = addends
@@ -211,9 +211,9 @@ class Connector:
         report = edges.slopes.setdefault(state.node.site, SlopeReport())
         real = self.one.batch.mask.to(state.features.device)[..., None]
         report.active += int(((state.change != 0) & real).sum())
-        if self.slope == "gradient":
+        if self.rule.slope == "gradient":
             return state.gradient_slopes
-        slopes, replaced = state.secant_slopes(self.steepest)
+        slopes, replaced = state.secant_slopes(self.rule.steepest)
         report.replaced += int((replaced & real).sum())
         if slopes.numel():
             used = slopes * real * ~replaced
@@ -225,7 +225,7 @@ class Connector:
         adapter = self.runs.model.anatomy()
         width = max(adapter.d_model, adapter.d_mlp or 0, adapter.d_inner or 0)
         width = max(width, (adapter.n_heads or 0) * state.read.shape[1])
-        if self.subtract:  # gradients by all features and the error of a mediator
+        if self.rule.subtract:  # gradients by all features and the error of a mediator
             width = max(width, *(one.features + one.dictionary.d_out for one in self.runs.nodes))
         return max(1, ROWS_BYTES // (4 * width * math.prod(state.read.shape[:2])))
 

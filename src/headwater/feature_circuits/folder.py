@@ -31,7 +31,11 @@ def claim(path: Path, provenance: Mapping[str, Any]) -> None:
     Raises:
         RunFolderError: If it cannot be written, or holds other files or another circuit.
     """
-    FOLDER.claim(path, without_versions(provenance))
+    known = without_versions(provenance)
+    over = known["reference"].get("over")
+    if isinstance(over, Mapping) and "sha256" not in over:
+        del known["reference"]  # prompts that are streamed are known by what was read of them
+    FOLDER.claim(path, known)
 
 
 def holds_circuit(path: Path) -> bool:

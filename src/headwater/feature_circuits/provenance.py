@@ -9,7 +9,7 @@ from headwater.attribution.manifest import describe_model, versions
 from headwater.dictionaries.collection import Dictionaries
 from headwater.estimators import Estimator
 from headwater.feature_circuits.choice import NodeRule
-from headwater.feature_circuits.edges import Method, Slope
+from headwater.feature_circuits.edges import EdgeRule
 from headwater.feature_circuits.effects import Aggregation
 from headwater.models import Model
 from headwater.prompts import Task
@@ -25,10 +25,7 @@ class Asked:
     estimator: Estimator
     reference: Reference
     aggregation: Aggregation
-    slope: Slope
-    edge_slope: str
-    edges: Method
-    steepest: float
+    edge_rule: EdgeRule
     batch_size: int
     seed: int
     sites: tuple[str, ...] | None
@@ -43,10 +40,10 @@ class Asked:
             "estimator": self.estimator.to_dict(),
             "reference": self.reference.to_dict(),
             "aggregation": self.aggregation,
-            "slope": self.slope,
-            "edge_slope": self.edge_slope,
-            "edges": self.edges,
-            "steepest": self.steepest,
+            "slope": self.edge_rule.slope,
+            "edge_slope": "clean" if self.edge_rule.clean else "nodes",
+            "edges": "subtracted" if self.edge_rule.subtract else "direct",
+            "steepest": self.edge_rule.steepest,
             "batch_size": self.batch_size,
             "seed": self.seed,
             "sites": None if self.sites is None else list(self.sites),
