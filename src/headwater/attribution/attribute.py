@@ -182,6 +182,7 @@ def _of_model(
         model=model,
         owner=owner,
         reference=reference,
+        selection=components,
     )
 
 

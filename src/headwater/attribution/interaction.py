@@ -14,7 +14,7 @@ from torch import Tensor
 from headwater.attribution.checks import refuse_arguments, refuse_given, refuse_modes
 from headwater.attribution.result import Attribution
 from headwater.audits.again import gated_again, model_of, refuse_other_numbers
-from headwater.components import Choice, Selection, parse_component
+from headwater.components import Selection
 from headwater.errors import GateError, UnknownComponentError, did_you_mean
 from headwater.gates import Averages, Cost, GatedFunction, GatedTask, Move
 from headwater.metrics import Metric
@@ -96,7 +96,7 @@ def interaction(
         model: A model, a gated function, or the result of `hw.attribute`: then its model, task,
             metric, reference and batch size are used.
         task: Prompt pairs and metric; only for a model.
-        a: A component's name, such as `"a3.h5"`.
+        a: A component's name, such as `"a3.h5"`; a feature's, `"m3.f77"`, only of a result.
         b: Another's.
         reference: What a closed component is set to; `hw.Corrupted()` by default.
         metric: Replaces the task's metric; a gated function has its own.
@@ -108,7 +108,7 @@ def interaction(
     Raises:
         UnknownComponentError: If there is no such component.
         NestedComponentsError: If one lies inside the other.
-        GateError: If a and b are the same component.
+        GateError: If a and b are the same component, or one is a feature and no result is given.
         ModelGoneError: If a result's model is no longer there; give model, task and reference.
         ResultError: If a result's model has changed since.
 
@@ -136,7 +136,8 @@ def interaction(
     task = task if metric is None else task.with_metric(metric)
     reference = Corrupted() if reference is None else reference.anew()
     with model.frozen():
-        gated = GatedTask(model, task, _selection(a, b), reference, batch_size=batch_size)
+        both = Selection(()).holding((a, b))
+        gated = GatedTask(model, task, both, reference, batch_size=batch_size)
         return _of_task(gated, a, b)
 
 
@@ -151,7 +152,8 @@ def _of_result(scores: Attribution, a: str, b: str) -> Interaction:
     model = model_of(scores, None, "hw.interaction(function, a=..., b=...)")
     if isinstance(model, GatedFunction):
         return _of_function(model, a, b)
-    with gated_again(scores, model, Cost(), selection=_selection(a, b)) as gated:
+    both = scores.selection().holding((a, b))
+    with gated_again(scores, model, Cost(), selection=both) as gated:
         return _of_task(gated, a, b, scores)
 
 
@@ -197,14 +199,3 @@ def _settings(
     first, second = columns
     moves = [Move((first,), 1.0), Move((second,), 1.0), Move((first, second), 1.0)]
     return torch.cat([function.value()[None], function.moved(moves)])
-
-
-def _selection(a: str, b: str) -> Selection:
-    """Return a selection that holds both components: their kinds, layers and positions."""
-    choices: dict[Choice, None] = {}  # an ordered set
-    for name in (a, b):
-        component = parse_component(name)
-        layers = None if component.layer is None else (component.layer,)
-        positions = "all" if component.position is None else (component.position,)
-        choices[Choice(component.kind, layers, positions)] = None
-    return Selection(tuple(choices))

@@ -22,6 +22,7 @@ from headwater.attribution.scores import Scores
 from headwater.audits import Audit
 from headwater.audits.ledger import Ledger
 from headwater.audits.words import figure
+from headwater.components import Selection
 from headwater.errors import (
     ModelGoneError,
     ResultError,
@@ -61,6 +62,7 @@ class Attribution(Later):
         model: Model | GatedFunction | None = None,
         owner: Model | GatedFunction | None = None,
         reference: Reference | None = None,
+        selection: Selection | None = None,
         manifest: Manifest | None = None,
         checked: Audit | None = None,
         extras: Extras | None = None,
@@ -70,6 +72,7 @@ class Attribution(Later):
         self.provenance = provenance
         self.task = task
         self.reference = reference
+        self._selection = selection
         self.checked = None if checked is None else checked.of(self)
         self.extras = Extras() if extras is None else extras
         self.ledger = Ledger() if ledger is None else ledger
@@ -118,6 +121,17 @@ class Attribution(Later):
                 "theta=..., model=model); give hw.interaction the model and task themselves."
             )
         return model
+
+    def selection(self) -> Selection:
+        """Return what was scored: as it was given, or read back from what the manifest says.
+
+        Raises:
+            DictionaryError: If the scores were read from a folder, and the file of a dictionary has
+                changed or is gone, or there never was one.
+        """
+        if self._selection is None:
+            self._selection = Selection.from_list(self.provenance.components)
+        return self._selection
 
     def mean(self) -> Float[Tensor, " component"]:
         """Return the score of each component over all pairs.

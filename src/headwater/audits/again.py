@@ -88,7 +88,7 @@ def gated_again(
         yield GatedTask(
             model,
             scores.task,
-            selection or Selection.from_list(scores.provenance.components),
+            selection or scores.selection(),
             scores.reference or reference_from_dict(scores.provenance.reference),
             batch_size=batch_size or scores.provenance.batch_size,
             cost=cost,

@@ -144,7 +144,7 @@ def _of_function(
 def _of_model(
     scores: Attribution, model: Model, batch_size: int | None, cost: Cost, progress: bool | None
 ) -> tuple[Seen, float]:
-    own = Selection.from_list(scores.provenance.components)
+    own = scores.selection()
     floor = None
     selection, note = _with_queries_and_keys(scores, model, own)
     with gated_again(scores, model, cost, selection=selection, batch_size=batch_size) as gated:

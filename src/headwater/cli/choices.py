@@ -78,7 +78,7 @@ def dictionaries(source: str | None, parts: Selection, model: str) -> Dictionari
             )
         return None
     if source is not None and source != EMBEDDED:
-        return Dictionaries.read(source)
+        return Dictionaries.read(Path(source).resolve())  # audits may be asked for elsewhere
     if model not in embedded_names():
         raise UnknownOptionError(
             f"no dictionaries ship for the model {model!r}, only for embedded ones.\n"

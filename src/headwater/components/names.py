@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from headwater.components.kinds import Component, Kind
+from headwater.components.kinds import CODED, Component, Kind
 from headwater.errors import UnknownComponentError
+from headwater.sites import Site
 
 _NUMBER = "(?:0|[1-9][0-9]*)"
 _NAME = re.compile(
@@ -24,6 +25,23 @@ _CODED = re.compile(
     rf"\.(?:f(?P<feature>{_NUMBER})|error)(?:@(?P<position>-?{_NUMBER}))?"
 )
 """Of dictionaries: what `CODED` prints, with a feature's number or `error`."""
+
+
+def coded_site(name: str) -> Site:
+    """Return the site whose dictionary a feature or an error is of.
+
+    Raises:
+        UnknownComponentError: If the name is of neither.
+    """
+    layer = parse_component(name).layer
+    at = name.partition("@")[0].rpartition(".")[0]
+    for site, written in CODED.items():
+        if written.format(layer=layer) == at:
+            return Site(layer, site)
+    raise UnknownComponentError(
+        f"{name!r} is no feature of a dictionary.\nTheir names are m3.f77, a3.f77, r3.f77, "
+        "input.f77, m3.error."
+    )
 
 
 def parse_component(name: str) -> Component:

@@ -65,7 +65,7 @@ def _meet(
     parts = part.reshape(len(part), -1, inner.count)
     if KINDS[outer.kind].unit == "whole":
         parts = parts.any(-1, keepdim=True)
-    elif inner.coded is not None and outer.coded is None:
+    elif _shares(outer, inner):
         parts, wholes = parts.any(-1, keepdim=True), wholes.any(-1, keepdim=True)
     elif outer.kind != inner.kind and inner.kind in ("key", "value"):
         wholes = wholes.unflatten(-1, (inner.count, repeats)).any(-1)
@@ -90,8 +90,7 @@ def inside(
         among: The components of `outer` that are asked about.
     """
     whole, part = _indices(outer)[among, None], _indices(inner)[None]
-    # a head has a part of every feature of its site
-    if KINDS[outer.kind].unit == "whole" or (inner.coded is not None and outer.coded is None):
+    if KINDS[outer.kind].unit == "whole" or _shares(outer, inner):
         unit = np.ones((len(whole), inner.size), dtype=bool)
     elif outer.kind != inner.kind and inner.kind in ("key", "value"):
         unit = part == whole // repeats
@@ -100,6 +99,11 @@ def inside(
     if outer.positions is None or inner.positions is None:
         return unit
     return unit & (_positions(outer)[among, None] == _positions(inner)[None])
+
+
+def _shares(outer: Group, inner: Group) -> bool:
+    """Whether every one of `outer` holds a part of every one of `inner`: heads, and features."""
+    return inner.coded is not None and outer.coded is None
 
 
 def _indices(group: Group) -> Int[np.ndarray, " component"]:

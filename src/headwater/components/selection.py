@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from headwater.architectures.adapter import Adapter
-from headwater.coding import Coded
-from headwater.components.kinds import CODED, KINDS, Kind, Unit
+from headwater.coding import Coded, Place
+from headwater.components.coded_places import CodedPlaces
+from headwater.components.kinds import KINDS, Kind, Unit
+from headwater.components.names import coded_site, parse_component
 from headwater.components.table import ComponentTable, Group
 from headwater.dictionaries.collection import Dictionaries
 from headwater.errors import GateError, UnavailableSiteError
@@ -42,6 +44,46 @@ class Selection:
         """Whether the selection asks for `positions="each"`, hence for prompts of one length."""
         return any(choice.positions == "each" for choice in self.choices)
 
+    def holding(self, names: Iterable[str]) -> Selection:
+        """Return the smallest selection that holds components by name.
+
+        Args:
+            names: Of components of any kind; of features, those of this selection's dictionaries.
+
+        Raises:
+            UnknownComponentError: If a name is not of the grammar.
+            GateError: If this selection has no dictionary of a feature's site.
+        """
+        choices: list[Choice] = []
+        coded: dict[Site, Dictionaries] = {}
+        for name in names:
+            component = parse_component(name)
+            layers = None if component.layer is None else (component.layer,)
+            positions = "all" if component.position is None else (component.position,)
+            found, kind = None, component.kind
+            if kind in ("feature", "error"):
+                kind, site = "feature", coded_site(name)
+                if site not in coded:
+                    coded[site] = self._dictionary(name, site)
+                found = coded[site]
+                layers = None  # there is no other one
+            choice = Choice(kind, layers, positions, found)
+            if choice not in choices:
+                choices.append(choice)
+        return Selection(tuple(choices))
+
+    def _dictionary(self, name: str, site: Site) -> Dictionaries:
+        """Return the dictionary of a site alone."""
+        for choice in self.choices:
+            if choice.dictionaries is not None and site in choice.dictionaries:
+                one = choice.dictionaries[site]
+                return Dictionaries({site: one}, {site: choice.dictionaries.reads(site)})
+        raise GateError(
+            f"{name} is of a dictionary of '{site}', and none is given here: a name alone does not "
+            "say whose.\nAsk the scores of features, which know it: scores = hw.attribute(model, "
+            "task, hw.features(...)), then hw.interaction(scores, a=..., b=...)."
+        )
+
     def expand(self, adapter: Adapter, length: int | None = None) -> ComponentTable:
         """Return the components this selection means for one model.
 
@@ -52,17 +94,19 @@ class Selection:
         Raises:
             UnavailableSiteError: If the model does not offer a selected kind.
             GateError: If a layer does not exist or a component is selected twice.
+            DictionaryError: If a dictionary does not fit the model.
         """
         groups: list[Group] = []
         start = 0
         grouped = adapter.n_kv_heads != adapter.n_heads
+        coded_places = CodedPlaces(adapter)
         for choice in self.choices:
-            for site in _sites(choice, adapter):
-                _refuse_missing(choice, site, adapter)
-                positions = choice.positions
-                if positions == "each":
-                    positions = tuple(range(length or 0))
-                coded = _coded(choice, site)
+            positions = choice.positions
+            if positions == "each":
+                positions = tuple(range(length or 0))
+            for place in _places(choice, adapter, coded_places):
+                coded = place if isinstance(place, Coded) else None
+                site = place if isinstance(place, Site) else place.site
                 kinds: tuple[Kind, ...] = (choice.kind,) if coded is None else ("feature", "error")
                 for kind in kinds:
                     if not (count := _count(KINDS[kind].unit, adapter, coded)):
@@ -100,14 +144,27 @@ class Selection:
 
     @staticmethod
     def from_list(data: Iterable[dict]) -> Selection:
-        """Return the selection written by `to_list`."""
+        """Return the selection written by `to_list`.
+
+        Raises:
+            DictionaryError: If a dictionary was made in memory, or its file has changed or is gone.
+        """
+        read: list[tuple[object, Dictionaries]] = []  # those of several choices are the same ones
+
+        def dictionaries(listed: list[dict]) -> Dictionaries:
+            found = next((one for known, one in read if known == listed), None)
+            if found is None:
+                found = Dictionaries.from_list(listed)
+                read.append((listed, found))
+            return found
+
         return Selection(
             tuple(
                 Choice(
                     kind=entry["kind"],
                     layers=None if entry["layers"] is None else tuple(entry["layers"]),
                     positions=as_positions(entry["positions"]),
-                    dictionaries=Dictionaries.from_list(entry["dictionaries"])
+                    dictionaries=dictionaries(entry["dictionaries"])
                     if "dictionaries" in entry
                     else None,
                 )
@@ -116,29 +173,20 @@ class Selection:
         )
 
 
-def _refuse_missing(choice: Choice, site: Site, adapter: Adapter) -> None:
-    if site.layer is None or site.name not in adapter.missing:
-        return
-    offered = [
-        rule.plural
-        for rule in KINDS.values()
-        if rule.site == "embed" or rule.site not in adapter.missing
-    ]
-    raise UnavailableSiteError(
-        f"{adapter.family.name} has no {KINDS[choice.kind].plural}: {adapter.missing[site.name]}.\n"
-        f"It offers {', '.join(offered)}."
-    )
+def _places(choice: Choice, adapter: Adapter, coded: CodedPlaces) -> Sequence[Place]:
+    """Return the sites that a choice means, or the coded sites."""
+    if choice.kind not in ("feature", "error"):
+        return _sites(choice, adapter)
+    if choice.dictionaries is None:
+        raise GateError(
+            "features are those of dictionaries, and none are given here: a name alone does not "
+            "say whose feature is meant.\nWrite hw.features(hw.load_dictionaries(model, 'FOLDER'))."
+        )
+    return coded.of(choice.dictionaries, choice.layers)
 
 
 def _sites(choice: Choice, adapter: Adapter) -> list[Site]:
     rule = KINDS[choice.kind]
-    if choice.kind in ("feature", "error") and choice.dictionaries is None:
-        raise GateError(
-            "features are those of dictionaries, and none are given here.\n"
-            "Write hw.features(hw.dictionaries(model, 'FOLDER'))."
-        )
-    if choice.dictionaries is not None:
-        return _coded_sites(choice, choice.dictionaries, adapter)
     if rule.site == "embed":
         if choice.layers is not None:
             raise GateError(
@@ -158,32 +206,23 @@ def _sites(choice: Choice, adapter: Adapter) -> list[Site]:
                 f"layer {layer} does not exist: the model has layers 0 to {adapter.n_layers - 1}.\n"
                 f"Write hw.{rule.plural}(layers=range({adapter.n_layers}))."
             )
+    if layers and rule.site in adapter.missing:
+        raise _missing(choice, adapter)
     return [Site(layer, rule.site) for layer in layers]
 
 
-def _coded_sites(choice: Choice, dictionaries: Dictionaries, adapter: Adapter) -> list[Site]:
-    dictionaries.check(adapter)
-    for site in dictionaries:
-        if site.name not in CODED:
-            raise UnavailableSiteError(
-                f"a dictionary at '{site}' has no place in a circuit.\n"
-                f"Features are gated at {', '.join(CODED)}."
-            )
-    if choice.layers is None:
-        return list(dictionaries)
-    missing = set(choice.layers) - {site.layer for site in dictionaries}
-    if missing:
-        raise GateError(
-            f"no dictionary at layer {min(missing)}: there are some at "
-            f"{', '.join(str(site) for site in dictionaries)}."
-        )
-    return [site for site in dictionaries if site.layer in choice.layers]
-
-
-def _coded(choice: Choice, site: Site) -> Coded | None:
-    if choice.dictionaries is None:
-        return None
-    return Coded(site, choice.dictionaries.reads(site), choice.dictionaries[site])
+def _missing(choice: Choice, adapter: Adapter) -> UnavailableSiteError:
+    rule = KINDS[choice.kind]
+    # features are offered wherever there is a dictionary, and go without saying
+    offered = [
+        other.plural
+        for other in KINDS.values()
+        if other.site == "embed" or (other.site and other.site not in adapter.missing)
+    ]
+    return UnavailableSiteError(
+        f"{adapter.family.name} has no {rule.plural}: {adapter.missing[rule.site]}.\n"
+        f"It offers {', '.join(offered)}."
+    )
 
 
 def _count(unit: Unit, adapter: Adapter, coded: Coded | None) -> int:

@@ -139,10 +139,12 @@ def features(
     `m3.f77` is feature 77 of what the MLP of layer 3 writes, `m3.error` the rest of it; so `a3.f77`
     (attention), `r3.f77` (the residual after layer 3), `input.f77` (the input of layer 0). A gate
     moves a feature between its activation in the run and the reference, and the site with it by
-    that times the feature's decoder row: nothing else at the site changes.
+    that times the feature's decoder row: nothing else at the site changes. All of a site closed
+    together, error included, leave the reference's value there; with `hw.Zero()`, whose features
+    and errors are 0, that is the decoder's bias.
 
     Args:
-        dictionaries: From `hw.dictionaries(model, ...)`.
+        dictionaries: From `hw.load_dictionaries(model, ...)`.
         layers: Which layers; None means every site that has a dictionary.
         positions: `"all"` gates a feature at every position together, `"each"` one position at a
             time, a list only at these positions (one component each).
@@ -153,7 +155,7 @@ def features(
     if not isinstance(dictionaries, Dictionaries):
         raise UnknownOptionError(
             f"hw.features takes dictionaries, got {type(dictionaries).__name__}.\n"
-            "Write hw.features(hw.dictionaries(model, 'FOLDER'))."
+            "Write hw.features(hw.load_dictionaries(model, 'FOLDER'))."
         )
     (choice,) = _select("feature", layers, positions).choices
     return Selection((replace(choice, dictionaries=dictionaries),))

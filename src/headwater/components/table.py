@@ -56,7 +56,8 @@ class Group:
 
     def names(self) -> list[str]:
         """Return the names of the group's components."""
-        units = [self._unit(index) for index in range(self.count)]
+        written = self._written
+        units = [written.format(index=index) for index in range(self.count)]
         if self.positions is None:
             return units
         return [f"{unit}@{position}" for position in self.positions for unit in units]
@@ -66,7 +67,7 @@ class Group:
         slot, index = divmod(offset, self.count)
         rule = KINDS[self.kind]
         position = None if self.positions is None else self.positions[slot]
-        name = self._unit(index)
+        name = self._written.format(index=index)
         return Component(
             name=name if position is None else f"{name}@{position}",
             kind=self.kind,
@@ -75,11 +76,12 @@ class Group:
             position=position,
         )
 
-    def _unit(self, index: int) -> str:
-        """Return the name of a component without its position."""
+    @property
+    def _written(self) -> str:
+        """The name of a component without its position, and with `{index}` left open."""
         layer = self.site.layer
         at = "" if self.coded is None else CODED[self.site.name].format(layer=layer)
-        return KINDS[self.kind].written.format(layer=layer, index=index, h=self.short, at=at)
+        return KINDS[self.kind].written.format(layer=layer, index="{index}", h=self.short, at=at)
 
 
 class ComponentTable(Sequence[Component]):
@@ -119,7 +121,13 @@ class ComponentTable(Sequence[Component]):
     def _refuse_twice(self) -> None:
         """Refuse a component that is there twice: groups of one kind and site may share one."""
         seen: dict[tuple[Kind, Site], set[int | None]] = {}
+        coded: dict[Site, Coded] = {}
         for group in self.groups:
+            if group.coded is not None and coded.setdefault(group.site, group.coded) != group.coded:
+                raise GateError(
+                    f"two dictionaries are of '{group.site}': a name would mean a feature of "
+                    "either.\nSelect both from one that is read once, or score them in two calls."
+                )
             places = seen.setdefault((group.kind, group.site), set())
             for slot, position in enumerate(group.positions or (None,)):
                 if position in places:
@@ -155,17 +163,18 @@ class ComponentTable(Sequence[Component]):
     def is_cut(self, length: int | None) -> bool:
         """Whether every path from the prompt to the logits crosses exactly one component.
 
-        True for the input of layer 0 or for one residual, at all positions together or at each.
-        Only then do effects of a linear metric sum to the whole change.
+        True for the input of layer 0 or for one residual, whole or in the features of a dictionary,
+        at all positions together or at each. Only then do effects of a linear metric sum to the
+        whole change.
         """
         kinds = [group.kind for group in self.groups]
         if len({group.place for group in self.groups}) != 1:
             return False
-        whole = kinds in (["token"], ["residual"])
-        if not whole and (
-            kinds != ["feature", "error"] or self.groups[0].site.name not in ("embed", "resid_post")
-        ):
-            return False
+        if kinds not in (["token"], ["residual"]):
+            # all features and the error are the whole site; of a dictionary without, the error
+            coded = kinds in (["feature", "error"], ["error"])
+            if not coded or self.groups[0].site.name not in ("embed", "resid_post"):
+                return False
         positions = self.groups[0].positions
         return positions is None or (length is not None and positions == tuple(range(length)))
 
@@ -177,6 +186,13 @@ class ComponentTable(Sequence[Component]):
                     continue
                 here = outer.site == inner.site
                 same = here and outer.kind == inner.kind and outer.start < inner.start
-                coded = here and outer.coded is None and inner.coded is not None
-                if same or coded or inner.kind in INSIDE.get(outer.kind, ()):
+                if same or _holds_site(outer, inner) or inner.kind in INSIDE.get(outer.kind, ()):
                     yield outer, inner
+
+
+def _holds_site(outer: Group, inner: Group) -> bool:
+    """Whether a dictionary's site is the site of a component, or lies inside it."""
+    if inner.coded is None or outer.coded is not None:
+        return False
+    within = (KINDS[kind].site for kind in INSIDE.get(outer.kind, ()))
+    return inner.site.name in (outer.site.name, *within)

@@ -303,9 +303,10 @@ class ModelGates(GatedFunction):
         # the cheap questions first: the last one waits for the device
         measured = settings == 1 and start is None and bool(gates)
         measured = measured and all(bool((m.detach() == self.base).all()) for m in gates.values())
+        # what a transcoder reads is what the gates before it hand on, whatever was selected first
         gating = joined(
-            self._gates_at(place, {group: gates[group] for group in members}, rows)
-            for place, members in at_place.items()
+            self._gates_at(place, {group: gates[group] for group in at_place[place]}, rows)
+            for place in sorted(at_place, key=_written_at)
         )
         if measured:
             gating = joined([*self._measuring(), gating])
@@ -388,8 +389,9 @@ class ModelGates(GatedFunction):
         """Yield the taps that measure sizes in a run at rest."""
         for layer in self.table.layers:
             yield {Site(layer, "resid_pre"): self.sizes.residual_tap(layer)}
-        for place, held in self._held.items():
-            yield looking(place, partial(self.sizes.measure, place, held=held))
+        # of a part there may be off values of more places
+        for place in dict.fromkeys(group.place for group in self.table.groups):
+            yield looking(place, partial(self.sizes.measure, place, held=self._held[place]))
 
     def held(self, place: Place) -> Tensor:
         """Return the off value at a place, broadcastable to [batch, pos, ...]."""
@@ -453,6 +455,11 @@ class ModelGates(GatedFunction):
         finally:
             self._held = held
         return torch.stack(sources).amax(0)
+
+
+def _written_at(place: Place) -> tuple[float, int]:
+    """Return what sorts places by where they are written."""
+    return (place if isinstance(place, Site) else place.site).order
 
 
 def _capabilities(corrupted_run: bool) -> frozenset[str]:
