@@ -126,11 +126,26 @@ def features(
     from headwater.feature_circuits.annotations import read_annotations
     from headwater.feature_circuits.folder import ANNOTATIONS, beside
     from headwater.files import write_text
+    from headwater.loading import embedded_names
     from headwater.zoo.corpus import texts
 
     own = contexts == "embedded"
     if contexts is not None and out is None:
         raise UnknownOptionError("--contexts are shown on the page.\nSay where: --out FOLDER.")
+    if contexts is not None and not own and not Path(contexts).is_file():
+        raise UnknownOptionError(
+            f"--contexts {contexts!r} is no file.\nGive a .txt or .jsonl of prompts, or for an "
+            "embedded model: --contexts embedded."
+        )
+    if own and model not in embedded_names():
+        raise UnknownOptionError(
+            f"--contexts embedded: {model!r} is no embedded model, so its text is not known.\n"
+            "Give a .txt or .jsonl of prompts."
+        )
+    if export is not None and (export.is_dir() or not export.absolute().parent.is_dir()):
+        raise UnknownOptionError(
+            f"--export {str(export)!r} is no file that can be written.\nType --export graph.json."
+        )
     if annotations is not None:
         read_annotations(annotations)  # refused before anything is computed
     # what was typed is judged before a model is loaded

@@ -23,7 +23,7 @@ from headwater.feature_circuits.collect import collected
 from headwater.feature_circuits.edges import EdgeRule, Method, Slope, connect
 from headwater.feature_circuits.effects import Aggregation, measure
 from headwater.feature_circuits.estimates import from_attribution
-from headwater.feature_circuits.into_metric import into_metric
+from headwater.feature_circuits.into_metric import into_metric, refuse_stationary
 from headwater.feature_circuits.provenance import Asked, described
 from headwater.feature_circuits.result import FeatureCircuit
 from headwater.feature_circuits.runs import Runs
@@ -199,6 +199,7 @@ def _found(
     nodes = node_sites(
         model.anatomy(), dictionaries, asked.sites, dtype=_wide(model), device=model.device
     )
+    refuse_stationary(model, task.metric, nodes)
     fast = _is_fast(asked.estimator)
     with model.frozen(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(asked.seed)

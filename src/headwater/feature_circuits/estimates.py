@@ -48,6 +48,8 @@ def from_attribution(
         seed=seed,
         progress=progress,
     )
+    runs.cost.forwards += scores.parts.cost.forwards
+    runs.cost.backwards += scores.parts.cost.backwards
     found: dict[Site, SiteEffects] = {}
     start = 0
     for node in runs.nodes:

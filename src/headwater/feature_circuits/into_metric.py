@@ -8,15 +8,38 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headwater.estimators.gradient import stationary_error
+from headwater.errors import StationaryMetricError
 from headwater.feature_circuits.edges import Edges, Parent
 from headwater.feature_circuits.kept import Kept
 from headwater.feature_circuits.runs import Runs
+from headwater.feature_circuits.sites import NodeSites
 from headwater.gates.direct import DirectPaths
-from headwater.metrics import kl
+from headwater.metrics import Metric, kl
+from headwater.models import Model
 from headwater.sites import Site
 
 LOGITS = Site(None, "logits")
+
+
+def last_residual(model: Model) -> Site:
+    """Return the residual after the last layer, through which everything reaches the metric."""
+    return Site(model.anatomy().n_layers - 1, "resid_post")
+
+
+def refuse_stationary(model: Model, metric: Metric, nodes: NodeSites) -> None:
+    """Refuse edges into a metric that has no slope in the clean run.
+
+    Raises:
+        StationaryMetricError: If the last residual is no node site and the metric is the divergence
+            from the clean run.
+    """
+    if isinstance(metric, kl) and last_residual(model) not in nodes.sites:
+        raise StationaryMetricError(
+            "the metric is the KL divergence to the clean run, whose slope there is exactly 0, so "
+            f"edges into it are unknown where '{last_residual(model)}' is no node.\n"
+            "Add a dictionary there, or name it in sites=, or take another metric such as "
+            "hw.logit_diff()."
+        )
 
 
 def into_metric(
@@ -27,15 +50,10 @@ def into_metric(
     Where the residual after the last layer is a node site, everything passes through it: its nodes'
     edges are their effects, and no other node has one. Elsewhere the metric's slope in the clean
     run is taken with every node site held.
-
-    Raises:
-        StationaryMetricError: If that slope is zero by construction.
     """
-    last = Site(runs.model.anatomy().n_layers - 1, "resid_post")
+    last = last_residual(runs.model)
     if last in runs.nodes.sites:
         return {last: edges.own[last]} if len(kept[last]) else {}
-    if isinstance(runs.task.metric, kl):
-        raise stationary_error()
     found: dict[Site, Tensor] = {}
     for one in runs:
         paths = DirectPaths(runs.model, one.batch, runs.nodes.sites, one.run.values)

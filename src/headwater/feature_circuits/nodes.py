@@ -34,6 +34,14 @@ class Node:
     orphan: bool
     """Nothing at all flows in, though the node has an effect and something lies before it."""
 
+    @property
+    def total(self) -> float | None:
+        """What `incoming`, `below` and `unexplained` add up to: the effect where it is a slope of
+        the metric times the node's change; for other estimators the first-order effect."""
+        if self.incoming is None or self.below is None or self.unexplained is None:
+            return None
+        return self.incoming + self.below + self.unexplained
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
         return asdict(self)

@@ -17,6 +17,8 @@ GAP = 0.1
 """A site's effects are off where their sum misses the exact change by this share of it ..."""
 POOR = 0.2
 """Explained variance below which a dictionary hardly fits its site."""
+APART = 1e-3
+"""Share of an effect by which what flows in may differ from it, for rounding."""
 SMALL = 0.02
 """... and by this share of the metric."""
 
@@ -104,7 +106,7 @@ def sentences(circuit: FeatureCircuit) -> list[str]:
         )
         found.append(
             f"effects do not add up to the exact change of the whole site at {len(worst)} of "
-            f"{len(circuit.sites)} sites: {listed}. Take more steps, or estimator=hw.Exact()."
+            f"{len(circuit.sites)} sites: {listed}. {_advice(circuit)}"
         )
     else:
         found.append(
@@ -114,16 +116,22 @@ def sentences(circuit: FeatureCircuit) -> list[str]:
     poor = [site for site in circuit.sites if site.explained is not None and site.explained < POOR]
     if poor:
         listed = ", ".join(f"{site.label} {site.explained:.0%}" for site in poor[:5])
+        several = len(poor) > 1
         found.append(
-            f"{len(poor)} dictionaries explain little of the variance at their site ({listed}): "
-            "another model, layer, centering or scale? Their errors carry what they leave out."
+            f"{len(poor)} {'dictionaries explain' if several else 'dictionary explains'} little of "
+            f"the variance at {'their sites' if several else 'its site'} ({listed}"
+            f"{', ...' if len(poor) > 5 else ''}): another model, layer, centering or scale? "
+            "What they leave out is in their errors."
         )
     if circuit.orphans:
-        names = ", ".join(node.name for node in circuit.orphans[:5])
-        several = len(circuit.orphans) > 1
+        found.append(_orphans(circuit))
+    if any(
+        node.total is not None and abs(node.total - node.effect) > APART * abs(node.effect)
+        for node in circuit.nodes
+    ):
         found.append(
-            f"{len(circuit.orphans)} node{'s are orphans' if several else ' is an orphan'}: of "
-            f'effect, but no slope leads there ({names}). slope="secant" finds what moves them.'
+            "edges in, below and unexplained add up to first-order effects in the clean run, which "
+            "are not the effects shown: these come from another estimate."
         )
     replaced = sum(site.replaced for site in circuit.sites)
     if replaced:
@@ -138,6 +146,28 @@ def sentences(circuit: FeatureCircuit) -> list[str]:
     if circuit.evaluation is not None:
         found.append(_evaluated(circuit.evaluation))
     return found
+
+
+def _advice(circuit: FeatureCircuit) -> str:
+    """Return what to do about effects that do not add up."""
+    estimator = circuit.provenance["estimator"]
+    if estimator["name"] == "ig" and estimator["path"] == "family":
+        return "Take more steps: hw.IntegratedGradients(steps=20)."
+    if estimator["name"] == "gradient":
+        return "Integrate: hw.IntegratedGradients(steps=10)."
+    return "Effects of single nodes need not; those of hw.IntegratedGradients() do."
+
+
+def _orphans(circuit: FeatureCircuit) -> str:
+    names = ", ".join(node.name for node in circuit.orphans[:5])
+    several = len(circuit.orphans) > 1
+    said = (
+        f"{len(circuit.orphans)} node{'s are orphans' if several else ' is an orphan'}: of effect, "
+        f"but no slope leads there ({names}{', ...' if len(circuit.orphans) > 5 else ''})."
+    )
+    if circuit.provenance["slope"] == "gradient":
+        return f'{said} slope="secant" finds what moves them.'
+    return f"{said} Their activations change with hardly any change of what they are read from."
 
 
 def _evaluated(evaluation: dict[str, Any]) -> str:
