@@ -35,9 +35,15 @@ OURS = {
     "as_peer": "headwater, a whole circuit with every choice as the original makes it",
 }
 THEIRS = {
-    "nodes": "feature-circuits 1d87366, nodes alone",
-    "whole": "feature-circuits 1d87366, a whole circuit",
+    "nodes": "feature-circuits, nodes alone",
+    "whole": "feature-circuits, a whole circuit",
 }
+ORIGINAL = (
+    "The original is `get_circuit` of the saprmarks/feature-circuits checkout that was given, "
+    "run with nnsight 0.3.7 and transformers 4.42.4 in an environment of its own. Both "
+    "sides have the same weights, dictionaries and prompts."
+)
+LEFT_OUT = "The original was left out: no --checkout and --python were given."
 Measure = dict[str, float]
 
 
@@ -226,7 +232,7 @@ def _row(said: str, found: Measure, goal: str = "") -> str:
 def _cost(found: Measure, share: int = 1) -> str:
     seconds = found["seconds"] / share
     digits = 0 if seconds > 100 else 1 if seconds > 10 else 2 if seconds > 0.1 else 3
-    return f"| {seconds:.{digits}f} | {found['mebibytes']:,.0f} MiB"
+    return f"| {seconds:.{digits}f} | {max(0, found['mebibytes']):,.0f} MiB"
 
 
 def _least(found: list[Measure]) -> Measure:
@@ -245,13 +251,13 @@ def main() -> None:
         f"{time.strftime('%Y-%m-%d')}, Python {platform.python_version()}, torch "
         f"{torch.__version__}, one thread. GPT-NeoX of 4 layers, d 128, random weights and "
         "dictionaries at the embedding and every attention, MLP and residual; 16 pairs of 8 "
-        "tokens. Integrated gradients of ten points.",
+        "tokens. Integrated gradients of ten points. CPU seconds; memory beyond what the process "
+        "held before. `python -m benchmarks.feature_circuits` writes this file.",
         "",
     ]
     with tempfile.TemporaryDirectory() as folder:
         peer = Peer(given.checkout, given.python, Path(folder))
-        if not peer:
-            lines += ["The original was left out: no --checkout and --python were given.", ""]
+        lines += [ORIGINAL if peer else LEFT_OUT, ""]
         for section in (
             lambda: circuit("f512", peer),
             lambda: circuit("f2048", peer),

@@ -43,7 +43,7 @@ class Kept:
     def __len__(self) -> int:
         return len(self.indices)
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """The nodes' names."""
         slots = self.slots or (None,) * len(self.indices)
