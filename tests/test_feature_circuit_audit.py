@@ -178,6 +178,43 @@ def test_an_edge_into_the_metric_is_exact_as_its_node_where_the_last_residual_is
         assert row.exact == pytest.approx(sum(lost) / len(lost), abs=1e-12)
 
 
+def test_a_masked_edge_is_exact_where_its_target_counts():
+    threshold, estimator = 0.05, hw.IntegratedGradients(steps=4)
+    found = model("Llama")
+    given = dictionaries(found)
+    options = {"node_threshold": threshold, "edge_threshold": 0.0, "estimator": estimator}
+    circuit = hw.feature_circuit(found, task(), given, mask="original", **options)
+    # where a node counts: its effects at single positions of single pairs
+    counts = [
+        {
+            (node.site, node.index, node.position)
+            for node in hw.feature_circuit(
+                found, hw.Task([pair]), given, aggregation="none", **options
+            ).nodes
+        }
+        for pair in task()
+    ]
+    twins = [Twin(found, pair) for pair in task()]
+    checked = [row for row in circuit.audit(sample=40).rows if " -> r0.f" in row.name]
+    assert checked
+    masked = 0
+    for row in checked:
+        (up, i), (down, j) = (parts(name, circuit, given) for name in row.name.split(" -> "))
+        lost = []
+        for twin, counted in zip(twins, counts, strict=True):
+            one, own = given[down], twin.values[down]
+            # r0 is the sum of what lies before it
+            value = own + closed(twin, given, up, i) - twin.values[up]
+            change = (one.encode(value) - one.encode(own))[..., j, None] * one.decoder[j]
+            for position in range(change.shape[1]):
+                if (down, j, position) not in counted:
+                    masked += bool(change[:, position].any())
+                    change[:, position] = 0
+            lost.append(twin.metric() - twin.metric({down: own + change}))
+        assert row.exact == pytest.approx(sum(lost) / len(lost), abs=1e-12)
+    assert masked  # so the mask decides something
+
+
 def test_positions_are_intervened_on_one_by_one():
     found = model("Llama")
     given = dictionaries(found)

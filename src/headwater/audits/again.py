@@ -6,9 +6,9 @@ curves) starts here, so that all of it sees the same prompts, components and off
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -31,7 +31,12 @@ DRIFT = 1000.0
 
 def estimator_of(scores: Attribution) -> Estimator:
     """Return the estimator that made these scores."""
-    options = dict(scores.provenance.estimator)
+    return estimator_from(scores.provenance.estimator)
+
+
+def estimator_from(data: Mapping[str, Any]) -> Estimator:
+    """Return the estimator that `to_dict` described in a result."""
+    options = dict(data)
     name = str(options.pop("name"))
     if name not in ESTIMATORS:
         raise ResultError(

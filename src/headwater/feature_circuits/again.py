@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from headwater.audits.again import estimator_from
 from headwater.dictionaries.collection import Dictionaries
 from headwater.errors import DictionaryError, ModelGoneError, ResultError
-from headwater.estimators import Gradient
+from headwater.estimators import Estimator, Gradient
 from headwater.feature_circuits.exact import NodeKey
 from headwater.feature_circuits.kept import Kept
 from headwater.feature_circuits.runs import Runs
@@ -48,12 +49,14 @@ class Again:
     dictionaries: Dictionaries
     nodes: NodeSites
     reference: Reference
+    slopes: Estimator
+    """Of the runs: those of the circuit where they decide on which pairs a node counts."""
     batch_size: int
 
     def runs(self) -> Runs:
-        """Return the clean runs, with slopes of the clean run."""
+        """Return the clean runs."""
         return Runs(
-            self.model, self.task, self.nodes, Gradient(), self.reference, self.batch_size,
+            self.model, self.task, self.nodes, self.slopes, self.reference, self.batch_size,
             checked=False,
         )  # fmt: skip
 
@@ -119,8 +122,10 @@ def again(
     )
     with model.frozen(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(made["seed"])
+        masked = made["mask"] == "original"
+        slopes = estimator_from(made["estimator"]) if masked else Gradient()
         size = batch_size or made["batch_size"]
-        yield Again(model, task, dictionaries, nodes, reference, size)
+        yield Again(model, task, dictionaries, nodes, reference, slopes, size)
 
 
 def _model_of(circuit: FeatureCircuit, model: Model | None) -> Model:

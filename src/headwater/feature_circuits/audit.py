@@ -11,15 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headwater.audits.again import estimator_from
 from headwater.audits.compare import audit_scores
 from headwater.audits.estimands import about_estimand
 from headwater.audits.report import Audit
 from headwater.errors import ResultError, UnknownOptionError
-from headwater.estimators import ESTIMATORS, Estimator
 from headwater.feature_circuits.again import Again, again
 from headwater.feature_circuits.exact import EdgeKey, Interventions
 from headwater.feature_circuits.words import LOGITS
-from headwater.gates.task import TOKENS
+from headwater.gates.task import most_tokens
 
 if TYPE_CHECKING:
     from headwater.dictionaries.collection import Dictionaries
@@ -60,8 +60,7 @@ def audit_circuit(
         )
     with again(circuit, model=model, dictionaries=dictionaries, batch_size=batch_size) as ready:
         runs = ready.runs()
-        tokens = TOKENS.get(ready.model.device.type, TOKENS["cpu"])
-        exact = Interventions(runs, ready.kept(circuit), tokens)
+        exact = Interventions(runs, ready.kept(circuit), most_tokens(ready.model))
 
         def effects(columns: Sequence[int]) -> Float[Tensor, "one index"]:
             if of == "nodes":
@@ -81,7 +80,7 @@ def audit_circuit(
         )
         runs.cost.seconds = time.perf_counter() - started
         if of == "nodes":
-            checked = about_estimand(checked, _estimator(circuit))
+            checked = about_estimand(checked, estimator_from(circuit.provenance["estimator"]))
         checked = _of_circuit(checked, of)
         return checked.with_cost(f"{runs.cost}; rounding moves the metric by {exact.noise:.1g}")
 
@@ -103,11 +102,6 @@ def _of_circuit(checked: Audit, of: Of) -> Audit:
     for said, instead in _OTHER_WORDS.items():
         verdict = verdict.replace(said, instead)
     return replace(checked, agreement=agreement, verdict=verdict)
-
-
-def _estimator(circuit: FeatureCircuit) -> Estimator:
-    options = dict(circuit.provenance["estimator"])
-    return ESTIMATORS[str(options.pop("name"))](**options)
 
 
 def _edge(circuit: FeatureCircuit, ready: Again, column: int) -> EdgeKey:

@@ -23,6 +23,11 @@ TOKENS = {"cpu": 2048, "cuda": 65536}
 """Most tokens in one stacked run, by device type; beyond this stacking no longer pays."""
 
 
+def most_tokens(model: Model) -> int:
+    """Return the most tokens in one stacked run of a model, where it is."""
+    return TOKENS.get(model.device.type, TOKENS["cpu"])
+
+
 class GatedTask:
     """Iterate over a task's batches as gated functions: one a batch and draw of off values.
 
@@ -75,7 +80,7 @@ class GatedTask:
         self.cost.ran(self.off.prepared)
 
     def __iter__(self) -> Iterator[tuple[Batch, ModelGates]]:
-        tokens = TOKENS.get(self.model.device.type, TOKENS["cpu"])
+        tokens = most_tokens(self.model)
         for batch in self.batches:
             for draw in range(self.off.draws):
                 off = self.off(batch, draw)
