@@ -12,13 +12,14 @@ from torch import Tensor
 import headwater as hw
 import tiny_tasks
 from circuit_twins import CircuitTwin, random_dictionary
+from headwater.architectures.widths import width
 from headwater.dictionaries import Dictionary
 from headwater.dictionaries.collection import Dictionaries
 from headwater.feature_circuits.edges import EdgeRule, Edges, connect
 from headwater.feature_circuits.effects import SiteEffects, measure
 from headwater.feature_circuits.kept import Kept
 from headwater.feature_circuits.runs import Runs
-from headwater.feature_circuits.sites import NodeSites, node_sites, width_of, without_features
+from headwater.feature_circuits.sites import NodeSites, node_sites, without_features
 from headwater.sites import Site
 
 SERIAL = ["Llama", "GPT-2", "Gemma 2", "Granite"]
@@ -99,11 +100,11 @@ def dictionaries(family: str, layout: Layout = STANDARD, seed: int = 0) -> Dicti
     for number, site in enumerate(layout.sites()):
         if site.name in layout.whole:
             continue
-        width, fields = width_of(adapter, site), dict(layout.fields)
+        size, fields = width(adapter, site), dict(layout.fields)
         if layout.transcodes and site.name == "mlp.out":
             reads[site] = Site(site.layer, "mlp.in")
             fields["transcoder"] = True
-        found[site] = random_dictionary(width, 4 + number, 100 * seed + number, **fields)
+        found[site] = random_dictionary(size, 4 + number, 100 * seed + number, **fields)
     return Dictionaries(found, reads)
 
 
@@ -113,7 +114,7 @@ def twin(family: str, found: Dictionaries, layout: Layout = STANDARD) -> Circuit
     everywhere: dict[Site, Dictionary] = {
         site: found[site]
         if site in found
-        else without_features(width_of(adapter, site), dtype=torch.float64)
+        else without_features(width(adapter, site), dtype=torch.float64)
         for site in layout.sites()
     }
     reads = [found.reads(site) for site in found if found.reads(site) != site]

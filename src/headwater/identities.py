@@ -16,14 +16,13 @@ from torch import Tensor
 
 from headwater.architectures.adapter import Adapter
 from headwater.attention import AttentionTaps, listening, switched_on
-from headwater.sites import Site
+from headwater.sites import EMBED, Site
 
 if TYPE_CHECKING:
     from headwater.models import Model
 
 BATCH, POSITIONS = 2, 7
 _LOGITS = Site(None, "logits")
-_EMBED = Site(None, "embed")
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def _untouched(adapter: Adapter, seen: dict[Site, Tensor], handed: dict[Site, Te
 
 
 def _sum_of_writes(adapter: Adapter, seen: dict[Site, Tensor], eps: float) -> Check:
-    terms = [seen[_EMBED].double()]
+    terms = [seen[EMBED].double()]
     for layer in range(adapter.n_layers):
         terms += [seen[Site(layer, w)].double() * adapter.write_scale for w in adapter.writes]
     last = seen[Site(adapter.n_layers - 1, "resid_post")].double()

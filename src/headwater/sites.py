@@ -125,6 +125,10 @@ class Site:
         raise UnknownSiteError(_unknown(path, int(inside[1]) if inside else 0))
 
 
+EMBED = Site(None, "embed")
+"""What enters the first layer."""
+
+
 def _unknown(path: str, layer: int) -> str:
     candidates = [*GLOBAL_NAMES, *(f"layers.{layer}.{name}" for name in LAYER_NAMES)]
     return (

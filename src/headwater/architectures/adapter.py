@@ -13,7 +13,7 @@ from torch import nn
 
 from headwater.architectures.table import BY_MODEL_TYPE, Family
 from headwater.errors import UnavailableSiteError, UnknownSiteError, UnsupportedModelError, closest
-from headwater.sites import LAYER_NAMES, Site
+from headwater.sites import EMBED, LAYER_NAMES, Site
 
 Side = Literal["input", "output", "query", "key", "value", "pattern", "split", "logits"]
 
@@ -106,7 +106,7 @@ class Adapter:
         names = [name for name in LAYER_NAMES if name not in self.missing]
         inner = [Site(layer, name) for layer in range(self.n_layers) for name in names]
         last = [] if self.final_norm is None else [Site(None, "final_norm")]
-        return [Site(None, "embed"), *inner, *last, Site(None, "logits")]
+        return [EMBED, *inner, *last, Site(None, "logits")]
 
     def point(self, site: Site) -> Point:
         """Where `site` is in this model.
@@ -239,7 +239,7 @@ def _resolved(module: nn.Module, config: Any, family: Family) -> Adapter:
     heads = None if family.mixer else int(config.num_attention_heads)
     ssm_heads = int(config.num_heads) if family.ssm_norm else None
     missing = lacking(family, parallel=parallel) | _unreachable(config, family)
-    points: dict[Site, Point] = {Site(None, "embed"): Point(layers[0], "input")}
+    points: dict[Site, Point] = {EMBED: Point(layers[0], "input")}
     for number, layer in enumerate(layers):
         parts = (
             _attention_points(layer, family, heads)

@@ -14,7 +14,7 @@ from headwater.components.names import coded_site, parse_component
 from headwater.components.table import ComponentTable, Group
 from headwater.dictionaries.collection import Dictionaries
 from headwater.errors import GateError, UnavailableSiteError
-from headwater.sites import Site
+from headwater.sites import EMBED, Site
 
 Positions = Literal["all", "each"] | Sequence[int]
 
@@ -193,7 +193,7 @@ def _sites(choice: Choice, adapter: Adapter) -> list[Site]:
                 "tokens are the input of layer 0 and have no layers.\n"
                 "For the residual after a layer write hw.residual(layers=[...])."
             )
-        return [Site(None, "embed")]
+        return [EMBED]
     layers = range(adapter.n_layers) if choice.layers is None else choice.layers
     for place, layer in enumerate(layers):
         if layer in layers[:place]:

@@ -138,12 +138,18 @@ class Dictionary:
     ) -> Dictionary:
         """Return the same dictionary in another number type or on another device."""
         where: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
-        where |= {} if device is None else {"device": device}
+        where |= {} if device is None else {"device": torch.device(device)}
         tensors = {
-            name: value.to(**where)
+            name: value
             for name in ("encoder", "encoder_bias", "decoder", "decoder_bias", "skip")
             if (value := getattr(self, name)) is not None
         }
+        everything = (*tensors.values(), *self.activation.tensors.values())
+        if all(
+            getattr(one, what) == wanted for one in everything for what, wanted in where.items()
+        ):
+            return self  # nothing to convert, and nothing to check again
+        tensors = {name: value.to(**where) for name, value in tensors.items()}
         return replace(self, **tensors, activation=self.activation.to(**where))
 
     def pre(self, x: Float[Tensor, "*at d_in"]) -> Float[Tensor, "*at feature"]:
@@ -191,13 +197,19 @@ class Dictionary:
         """Return what the features leave out of `written`."""
         return written.to(features.dtype) - self.decode(features)
 
-    def reconstruct(self, x: Float[Tensor, "*at d_in"]) -> Float[Tensor, "*at d_out"]:
+    def reconstruct(
+        self, x: Float[Tensor, "*at d_in"], features: Float[Tensor, "*at feature"] | None = None
+    ) -> Float[Tensor, "*at d_out"]:
         """Return what the dictionary itself makes of `x`: with the mean, the scaled bias, the skip.
 
         This is what its training compared with the truth, and what explained variance is of.
+
+        Args:
+            x: What is encoded.
+            features: Of `x`, where they are known.
         """
         x = x.to(self.encoder.dtype)
-        found = self.encode(x) @ self.decoder
+        found = (self.encode(x) if features is None else features) @ self.decoder
         if self.scaling == "none":
             found = found + self.decoder_bias
         else:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from headwater.dictionaries.dictionary import Dictionary
 from headwater.errors import DictionaryError
-from headwater.sites import Site
+from headwater.sites import EMBED, Site
 
 NORMALIZED = "ln2.hook_normalized"
 """TransformerLens' value between the norm before the MLP and that norm's weight: no module of
@@ -92,7 +92,7 @@ def site_of(hook: str) -> Site | None:
         site = Site.parse(hook)
         return site if site.layer is None else _canonical(site.layer, site.name)
     if hook in _EMBEDDINGS:
-        return Site(None, "embed")
+        return EMBED
     if found := _BLOCK.fullmatch(hook):
         name = _IN_BLOCK.get(found[2])
         return None if name is None else _canonical(int(found[1]), name)
@@ -184,4 +184,4 @@ def _known(hook: str | None, dictionary: Dictionary, place: str) -> Site:
 def _canonical(layer: int, name: str) -> Site:
     if name != "resid_pre":
         return Site(layer, name)
-    return Site(None, "embed") if layer == 0 else Site(layer - 1, "resid_post")
+    return EMBED if layer == 0 else Site(layer - 1, "resid_post")

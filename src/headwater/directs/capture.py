@@ -14,9 +14,9 @@ from headwater.directs.linear import WIDE
 from headwater.directs.metric import LogitMetric
 from headwater.models import Model
 from headwater.prompts import Batch
-from headwater.sites import Site
+from headwater.sites import EMBED, Site
 
-EMBED, FINAL = Site(None, "embed"), Site(None, "final_norm")
+FINAL = Site(None, "final_norm")
 
 
 @dataclass(frozen=True, eq=False)

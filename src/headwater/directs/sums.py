@@ -8,13 +8,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from headwater.directs.capture import EMBED, Capture
+from headwater.directs.capture import Capture
 from headwater.directs.linear import WIDE
 from headwater.directs.metric import LogitMetric
 from headwater.directs.parts import Plan, Write
 from headwater.directs.readout import Readout, spread, tolerance
 from headwater.endings import Ending
 from headwater.errors import UnsupportedModelError
+from headwater.sites import EMBED
 
 
 @dataclass(frozen=True, eq=False)

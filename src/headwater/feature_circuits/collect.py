@@ -55,24 +55,19 @@ def collected(
     for node in runs.nodes:
         starts[node.site] = count
         count += len(kept[node.site])
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    # the metric is a site of one node behind all others
+    blocks = [(starts[up], starts[down], one.weights) for (up, down), one in edges.blocks.items()]
+    blocks += [(starts[site], count, row[None]) for site, row in metric_edges.items()]
+    empty = torch.zeros(0, dtype=torch.long)
+    parts = [(empty, empty, empty.double())]
     dropped, size = 0, 0.0
-    for (up, down), block in edges.blocks.items():
-        chosen = above(block.weights, threshold)
-        left = block.weights[~chosen]
+    for up, down, block in blocks:
+        chosen = above(block, threshold)
+        left = block[~chosen]
         dropped, size = dropped + int((left != 0).sum()), size + float(left.abs().sum())
         rows, columns = chosen.nonzero(as_tuple=True)
-        parts.append((columns + starts[up], rows + starts[down], block.weights[chosen]))
-    for site, row in metric_edges.items():
-        chosen = above(row[None], threshold)[0]
-        left = row[~chosen]
-        dropped, size = dropped + int((left != 0).sum()), size + float(left.abs().sum())
-        (places,) = chosen.nonzero(as_tuple=True)
-        parts.append((places + starts[site], torch.full_like(places, count), row[chosen]))
-    empty = torch.zeros(0, dtype=torch.long)
-    sources, targets, weights = (
-        torch.cat(one) for one in zip((empty, empty, empty.double()), *parts, strict=True)
-    )
+        parts.append((columns + up, rows + down, block[chosen]))
+    sources, targets, weights = (torch.cat(one) for one in zip(*parts, strict=True))
     order = weights.abs().argsort(descending=True, stable=True)
     return Graph(
         nodes=tuple(one for node in runs.nodes for one in _nodes(kept[node.site], effects, edges)),

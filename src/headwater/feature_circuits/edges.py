@@ -28,7 +28,6 @@ from headwater.feature_circuits.runs import BatchRun, Runs
 from headwater.feature_circuits.sites import NodeSite
 from headwater.feature_circuits.state import SiteState
 from headwater.feature_circuits.subtracted import Subtraction, refuse_unfit
-from headwater.gates.direct import DirectPaths
 from headwater.sites import Site
 
 Slope = Literal["secant", "gradient"]
@@ -125,7 +124,7 @@ class Connector:
     ) -> None:
         self.runs, self.one, self.kept, self.rule = runs, one, kept, rule
         self.share = one.weight / runs.pairs
-        self.paths = DirectPaths(runs.model, one.batch, runs.nodes.sites, one.run.values)
+        self.paths = runs.direct(one)
         self.parents: dict[Site, Parent] = {}
 
     def add_to(self, edges: Edges) -> None:
@@ -159,8 +158,7 @@ class Connector:
         for rows, positions in kept.chunks(self._chunk(state), split=not wise):
             pulled = pull(cotangents(state, weights, rows, positions))
             for site, value in pulled.items():
-                flat = value.flatten(3) if value.ndim == 5 else value
-                found = self.parents[site].projected(flat)
+                found = self.parents[site].projected(value)
                 self._add(edges, site, node, rows, positions, *found, wise=wise)
 
     def _pull(self, node: NodeSite) -> Callable[[Cotangents], Cotangents]:
@@ -276,14 +274,14 @@ class Parent:
         self.moved = state.moved
 
     def projected(
-        self, pulled: Float[Tensor, "row batch pos width"]
+        self, pulled: Float[Tensor, "row batch pos ..."]
     ) -> tuple[Float[Tensor, "row pos kind"], Float[Tensor, "row pos"]]:
         """Return each row's product with what the kept features and the error add, by position.
 
         Returns:
             For each distinct kept feature, then the error if it is kept; and for all nodes.
         """
-        pulled = pulled.to(self.decoder.dtype)
+        pulled = pulled.flatten(3).to(self.decoder.dtype)  # heads side by side
         parts = [torch.einsum("rbpc,bpc->rpc", pulled @ self.decoder.T, self.change)]
         if self.kept.rows.error:
             parts.append(torch.einsum("rbpd,bpd->rp", pulled, self.error_change)[..., None])

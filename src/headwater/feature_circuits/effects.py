@@ -133,10 +133,10 @@ class _Fits:
     def add(self, state: SiteState, mask: Bool[Tensor, "batch pos"]) -> None:
         """Take in one batch."""
         real = mask.to(state.written.device)
-        read, written = state.read[real], state.written[real].double()
+        written, features = state.written[real].double(), state.features[real]
         self._tokens += len(written)
-        self._active += int((state.features[real] != 0).sum())
-        missed = state.node.dictionary.reconstruct(read).double() - written
+        self._active += int((features != 0).sum())
+        missed = state.node.dictionary.reconstruct(state.read[real], features).double() - written
         self._error += float(missed.square().sum())
         self._squares += float(written.square().sum())
         total = written.sum(0)

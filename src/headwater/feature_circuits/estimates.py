@@ -8,7 +8,6 @@ import torch
 
 from headwater.attribution.attribute import attribute
 from headwater.components import features
-from headwater.dictionaries.collection import Dictionaries
 from headwater.estimators import Estimator
 from headwater.feature_circuits.effects import Aggregation, SiteEffects
 from headwater.feature_circuits.runs import Runs
@@ -34,14 +33,10 @@ def from_attribution(
         seed: For `attribute`.
         progress: For `attribute`.
     """
-    coded = Dictionaries(
-        {node.site: node.dictionary for node in runs.nodes},
-        {node.site: node.coded.reads for node in runs.nodes},
-    )
     scores = attribute(
         runs.model,
         runs.task,
-        features(coded, positions="all" if aggregation == "sum" else "each"),
+        features(runs.nodes.dictionaries, positions="all" if aggregation == "sum" else "each"),
         estimator,
         reference=runs.reference,
         batch_size=runs.batch_size,

@@ -22,7 +22,6 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from headwater.components import features
-from headwater.dictionaries.collection import Dictionaries
 from headwater.errors import ResultError, UnknownOptionError
 from headwater.feature_circuits.again import again
 from headwater.feature_circuits.exact import NodeKey
@@ -34,6 +33,7 @@ from headwater.sites import Site
 if TYPE_CHECKING:
     import pandas
 
+    from headwater.dictionaries.collection import Dictionaries
     from headwater.feature_circuits.result import FeatureCircuit
     from headwater.models import Model
 
@@ -139,13 +139,10 @@ def evaluate_circuit(
             f"errors={errors!r} is unknown.\nWrite errors='circuit', 'keep' or 'remove'."
         )
     with again(circuit, model=model, dictionaries=dictionaries, batch_size=batch_size) as ready:
-        coded = Dictionaries(
-            {node.site: node.dictionary for node in ready.nodes},
-            {node.site: node.coded.reads for node in ready.nodes},
-        )
         reference = ready.reference if reference is None else reference
         aligned = circuit.provenance["aggregation"] == "none"
-        selection = features(coded, positions="each" if aligned else "all", layers=layers)
+        positions = "each" if aligned else "all"
+        selection = features(ready.nodes.dictionaries, positions=positions, layers=layers)
         gated = GatedTask(
             ready.model, ready.task, selection, reference, batch_size=ready.batch_size
         )

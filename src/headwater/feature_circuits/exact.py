@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headwater.coding import flat
@@ -73,7 +73,7 @@ class Interventions:
         groups = _grouped(edges, lambda edge: (edge[0].site, edge[1].site if edge[1] else None))
         for one in self.runs:
             paths = self._paths(one)
-            direct = DirectPaths(self.runs.model, one.batch, self.runs.nodes.sites, one.run.values)
+            direct = self.runs.direct(one)
             for (up, down), members in groups.items():
                 chosen = [edges[n] for n in members]
                 if down is None:
@@ -105,6 +105,7 @@ class Interventions:
         edges: Sequence[EdgeKey],
     ) -> Float[Tensor, " edge"]:
         source, target = one.state(self.by_site[up]), one.state(self.by_site[down])
+        mask = self.kept[down].mask_of(one)
         lost = torch.zeros(len(edges), dtype=torch.float64)
         pending: list[tuple[int, Tensor]] = []
         for key, members in _grouped(edges, lambda edge: edge[0]).items():
@@ -112,7 +113,7 @@ class Interventions:
             for n in members:
                 to = edges[n][1]
                 assert to is not None
-                value = self._taking(one, target, to, reached)
+                value = self._taking(one, target, to, reached, mask)
                 if value is not None:
                     pending.append((n, value))
         if pending:
@@ -129,13 +130,15 @@ class Interventions:
             # a sum: no model has to run
             own = one.run.values[node.site]
             return {node.site: own + addends[up] * (value - one.run.values[up])}
-        found = direct.reached(node.reads, self.runs.nodes.before(node), {up: value})
-        share = 1 / self.runs.model.anatomy().n_layers
-        self.runs.cost.ran(len(one.batch) * share)
-        return found
+        return direct.reached(node.reads, self.runs.nodes.before(node), {up: value})
 
     def _taking(
-        self, one: BatchRun, state: SiteState, key: NodeKey, reached: Mapping[Site, Tensor]
+        self,
+        one: BatchRun,
+        state: SiteState,
+        key: NodeKey,
+        reached: Mapping[Site, Tensor],
+        mask: Bool[Tensor, "batch pos node"] | None,
     ) -> Tensor | None:
         """Return the site with one node at the value it takes there, or None if that is its own."""
         node, dictionary = state.node, state.node.dictionary
@@ -148,7 +151,8 @@ class Interventions:
             features = dictionary.encode(read)
             error = dictionary.error(features, flat(reached[node.site]))
             change = error - dictionary.error(state.features, state.written)
-        change = self._counted(one, key, change)
+        change = change if key.slot is None else _at(change, key.slot)
+        change = change if mask is None else change * mask[..., key.index, None]
         if not bool(change.any()):
             return None
         whole = one.run.values[node.site]
@@ -165,13 +169,6 @@ class Interventions:
             change = _at(change, key.slot)
         whole = one.run.values[state.node.site]
         return whole - change.view(whole.shape).to(whole.dtype)
-
-    def _counted(self, one: BatchRun, key: NodeKey, change: Tensor) -> Tensor:
-        """Return a change where the node counts: at its position, on the pairs of its mask."""
-        if key.slot is not None:
-            change = _at(change, key.slot)
-        mask = self.kept[key.site].mask_of(one)
-        return change if mask is None else change * mask[..., key.index, None]
 
     def _lost(
         self, one: BatchRun, paths: SitePaths, site: Site, values: Sequence[Tensor]

@@ -13,12 +13,10 @@ from headwater.feature_circuits.edges import Edges, Parent
 from headwater.feature_circuits.kept import Kept
 from headwater.feature_circuits.runs import Runs
 from headwater.feature_circuits.sites import NodeSites
-from headwater.gates.direct import DirectPaths
+from headwater.gates.direct import LOGITS
 from headwater.metrics import Metric, kl
 from headwater.models import Model
 from headwater.sites import Site
-
-LOGITS = Site(None, "logits")
 
 
 def last_residual(model: Model) -> Site:
@@ -56,19 +54,15 @@ def into_metric(
         return {last: edges.own[last]} if len(kept[last]) else {}
     found: dict[Site, Tensor] = {}
     for one in runs:
-        paths = DirectPaths(runs.model, one.batch, runs.nodes.sites, one.run.values)
-        direct = paths.into_metric(runs.task.metric)
+        direct = runs.direct(one).into_metric(runs.task.metric)
         ones = torch.ones_like(direct.targets[LOGITS])[None]
+        pulled = direct.pulled({LOGITS: ones})
         for node in runs.nodes:
             site = node.site
-            if site not in direct.leaves or not len(kept[site]):
+            if site not in pulled or not len(kept[site]):
                 continue
-            pulled = direct.pulled({LOGITS: ones}).get(site)
-            if pulled is None:
-                continue
-            flat = pulled.flatten(3) if pulled.ndim == 5 else pulled
             parent = Parent(one.state(node), kept[site])
-            weights, _ = parent.projected(flat)
+            weights, _ = parent.projected(pulled[site])
             row = parent.columns(weights[0].double().cpu(), slice(None), None)
             found[site] = found.get(site, 0) + row * one.weight / runs.pairs
     return found

@@ -28,7 +28,6 @@ from headwater.feature_circuits.kept import Kept
 from headwater.feature_circuits.runs import BatchRun, Runs
 from headwater.feature_circuits.sites import NodeSite, NodeSites, node_sites
 from headwater.feature_circuits.subtracted import Subtraction, refuse_unfit
-from headwater.gates.direct import DirectPaths
 from headwater.models import Model
 from headwater.prompts import Task
 from headwater.references import Corrupted
@@ -226,7 +225,7 @@ def _add(
     weights = Weights.of(state, state.gradient_slopes, own.mask_of(one), secant=False)
     at = cotangents(state, weights, own.rows.indices)
     subtraction = MistakenSubtraction(
-        DirectPaths(runs.model, one.batch, runs.nodes.sites, one.run.values),
+        runs.direct(one),
         {place.site: one.state(place) for place in runs.nodes},
         node, first, mediators, mistakes=mistakes, rows=own.indices,
     )  # fmt: skip

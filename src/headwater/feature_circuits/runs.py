@@ -19,8 +19,9 @@ from headwater.estimators.quadrature import Rule
 from headwater.feature_circuits.sites import NodeSite, NodeSites
 from headwater.feature_circuits.state import SiteState
 from headwater.gates import Cost
+from headwater.gates.direct import DirectPaths
 from headwater.gates.slopes import SitePaths, SiteRun, clean_run
-from headwater.gates.task import TOKENS
+from headwater.gates.task import most_tokens
 from headwater.models import Model
 from headwater.prompts import Batch, Task
 from headwater.references import OffValues, Reference, capture
@@ -99,7 +100,7 @@ class Runs:
     reference: Reference
     batch_size: int
     checked: bool = True
-    """Whether what the metric loses with each whole site at its reference is wanted."""
+    """Whether the first reading measures what the metric loses with each whole site closed."""
     cost: Cost = field(default_factory=Cost)
 
     def __post_init__(self) -> None:
@@ -111,11 +112,16 @@ class Runs:
         self.cost.pairs = len(self.task.pairs)
         self.cost.ran(self.off.prepared)
         self._held: list[BatchRun] | None = None
+        self._clean: dict[int, float] = {}
 
     @property
     def pairs(self) -> int:
         """Pairs of the task."""
         return len(self.task.pairs)
+
+    def direct(self, one: BatchRun) -> DirectPaths:
+        """Return how the nodes of a batch depend on each other directly."""
+        return DirectPaths(self.model, one.batch, self.nodes.sites, one.run.values, self.cost)
 
     @property
     def forwards(self) -> float:
@@ -127,9 +133,8 @@ class Runs:
         return self.pairs * (1 + paths * self.off.draws)
 
     def clean(self) -> float:
-        """Return the metric of the clean prompts, mean over pairs."""
-        total = sum(float(one.run.metric.double().sum()) * one.weight for one in self)
-        return total / self.pairs
+        """Return the metric of the clean prompts, mean over the pairs that were read."""
+        return sum(self._clean.values()) / len(self._clean)
 
     def tokens(self) -> tuple[tuple[str, ...], ...]:
         """Return the tokens of the first pairs' clean prompts."""
@@ -149,11 +154,13 @@ class Runs:
         size = 0
         for one in self._made():
             size += one.nbytes
+            self._clean |= zip(one.batch.pairs, one.run.metric.double().tolist(), strict=True)
             if size <= HELD:
                 held.append(one)
             yield one
         if size <= HELD:
             self._held = held
+        self.checked = False  # a second reading is for edges
 
     def _batches(self) -> list[Batch]:
         adapter = self.model.anatomy()
@@ -172,7 +179,7 @@ class Runs:
         return split
 
     def _made(self) -> Iterator[BatchRun]:
-        metric, tokens = self.task.metric, TOKENS.get(self.model.device.type, TOKENS["cpu"])
+        metric, tokens = self.task.metric, most_tokens(self.model)
         for batch in self.batches:
             if "clean_logits" in metric.needs and batch.clean_logits is None:
                 _, logits = capture(self.model, batch.clean, batch, ())

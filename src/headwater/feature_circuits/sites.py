@@ -8,15 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from headwater.architectures.adapter import Adapter
+from headwater.architectures.widths import width
 from headwater.coding import Coded
 from headwater.components.kinds import CODED
 from headwater.dictionaries import Dictionary
 from headwater.dictionaries.collection import Dictionaries
 from headwater.errors import UnavailableSiteError, UnknownOptionError
-from headwater.gates.direct import in_order
-from headwater.sites import Site
-
-EMBED = Site(None, "embed")
+from headwater.sites import EMBED, Site
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class NodeSites(Sequence[NodeSite]):
 
     def __init__(self, nodes: Sequence[NodeSite], adapter: Adapter) -> None:
         by_site = {node.site: node for node in nodes}
-        self._nodes = [by_site[site] for site in in_order(adapter, list(by_site))]
+        self._nodes = sorted(by_site.values(), key=lambda node: node.site.order)
         self._places = {node.site: place for place, node in enumerate(self._nodes)}
         self.write_scale = adapter.write_scale
         self._writes = adapter.writes
@@ -90,6 +88,14 @@ class NodeSites(Sequence[NodeSite]):
     def read(self) -> list[Site]:
         """Every site that must be looked at."""
         return list(dict.fromkeys(site for node in self._nodes for site in node.reads))
+
+    @property
+    def dictionaries(self) -> Dictionaries:
+        """Every site's dictionary; of a whole site the one without features."""
+        return Dictionaries(
+            {node.site: node.dictionary for node in self._nodes},
+            {node.site: node.coded.reads for node in self._nodes},
+        )
 
     def before(self, node: NodeSite) -> list[Site]:
         """Return the node sites before one: those that its reading may depend on."""
@@ -183,19 +189,9 @@ def _coded(
 ) -> Coded:
     if site in dictionaries:
         return Coded(site, dictionaries.reads(site), dictionaries[site])
-    return Coded(site, site, without_features(width_of(adapter, site), **where))
-
-
-def width_of(adapter: Adapter, site: Site) -> int:
-    """Return how wide the value at a site is, heads side by side."""
-    widths = {
-        "attn.z": (adapter.n_heads or 0) * (adapter.d_head or 0),
-        "mlp.post": adapter.d_mlp,
-        "mixer.post": adapter.d_inner,
-    }
-    width = widths.get(site.name, adapter.d_model)
-    assert width is not None
-    return width
+    size = width(adapter, site)
+    assert size is not None  # a site of `CODED` has a vector at each position
+    return Coded(site, site, without_features(size, **where))
 
 
 def without_features(width: int, **where: object) -> Dictionary:

@@ -6,7 +6,7 @@ only at the features wanted, and where a batch is large a few of its prompts at 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,16 +100,11 @@ def contexts_of(
     )
     refuse_not_positive(before=around.before + 1, after=around.after + 1, skip=around.skip + 1)
     source = _source(corpus)
-    reading = Reading(source, around.limit, CORPUS)
     with again(circuit, model=model, dictionaries=dictionaries) as live:
-        sites = [
-            _SiteFeatures(node.coded, columns, names, around)
-            for node in live.nodes
-            if (found := _kept(circuit, node.site))
-            for columns, names in [(tuple(found), tuple(found.values()))]
-        ]
-        tokens = _read(live.model, reading, sites, around, expected(source, around.limit), progress)
-        features = [one for site in sites for one in site.result(live.model)]
+        wanted = {node.coded: _kept(circuit, node.site) for node in live.nodes}
+        features, tokens, reading = strongest_in(
+            live.model, wanted, source, around, progress=progress
+        )
         return Contexts(
             {one.name: one for one in features},
             tokens=tokens,
@@ -126,6 +121,33 @@ def contexts_of(
                 **around.to_dict(),
             },
         )
+
+
+def strongest_in(
+    model: Model,
+    wanted: Mapping[Coded, Mapping[int, str]],
+    source: Streamed,
+    around: Around,
+    *,
+    progress: bool | None,
+) -> tuple[list[FeatureContexts], int, Reading]:
+    """Return where in prompts features are strongest, how many tokens count, and what was read.
+
+    Args:
+        model: A frozen model.
+        wanted: By site, the names of features by their numbers.
+        source: The prompts.
+        around: What is read and kept.
+        progress: True, False, or None to show a bar only on a terminal.
+    """
+    reading = Reading(source, around.limit, CORPUS)
+    sites = [
+        _SiteFeatures(coded, tuple(names), tuple(names.values()), around)
+        for coded, names in wanted.items()
+        if names
+    ]
+    tokens = _read(model, reading, sites, around, expected(source, around.limit), progress)
+    return [one for site in sites for one in site.result(model)], tokens, reading
 
 
 def _source(corpus: Dataset) -> Streamed:

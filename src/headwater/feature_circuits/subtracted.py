@@ -15,6 +15,7 @@ its models have parallel blocks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -102,7 +103,7 @@ class Subtraction:
         run = self._run(node, *among)
         with torch.enable_grad():
             coded = node.coded.code(run.targets[node.coded.reads], run.targets[mediator])
-        return Paths({mediator: coded}, run.leaves).pulled({mediator: gradients.to(coded.dtype)})
+        return replace(run, targets={mediator: coded}).pulled({mediator: gradients.to(coded.dtype)})
 
     def _coded(self, site: Site, pulled: Tensor) -> Float[Tensor, "row batch pos coded"]:
         decoder = self.states[site].node.dictionary.decoder

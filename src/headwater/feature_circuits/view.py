@@ -20,7 +20,7 @@ from headwater.page.circuit_schema import (
     CorpusRow,
     FeatureRow,
 )
-from headwater.page.static import interval, number
+from headwater.page.static import interval, number, one_level
 from headwater.page.tables import TableData
 from headwater.sites import Site
 
@@ -337,16 +337,8 @@ def _evaluation(circuit: FeatureCircuit) -> list[TableData]:
 
 def _provenance(made: Mapping[str, Any]) -> dict[str, str]:
     """Return where the numbers come from as one level of texts; hashes by their beginning."""
-    found: dict[str, str] = {}
-
-    def add(name: str, value: Any) -> None:
-        if isinstance(value, Mapping):
-            for key, inner in value.items():
-                add(f"{name} {key}".strip(), inner)
-        elif value is not None:
-            found[name] = str(value)[:16] if name.endswith(("hash", "sha256")) else str(value)
-
-    add("", {key: value for key, value in made.items() if key not in ("task", "dictionaries")})
+    others = {key: value for key, value in made.items() if key not in ("task", "dictionaries")}
+    found = one_level(others)
     for one in made["dictionaries"]:
         name = f"dictionary at {one['site']}"
         found[name] = (

@@ -8,21 +8,22 @@ residual that is a node and the target, and a backward over the same for each co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headwater.architectures.adapter import Adapter
+from headwater.gates.function import Cost
 from headwater.metrics import Metric
 from headwater.models import Model
 from headwater.prompts import Batch
+from headwater.running import Start, as_far_as, forward
 from headwater.sites import Site
 from headwater.taps import Tap
 
 _RESIDUALS = ("embed", "resid_post")
+LOGITS = Site(None, "logits")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class Paths:
     """Values with their graph; of the metric one number a row, under `logits`."""
     leaves: Mapping[Site, Tensor]
     """The node sites that lie before the targets, in the order of the run."""
+    cost: Cost
+    """Where backward passes are counted."""
+    share: float
+    """What a row costs, in backward passes over one prompt."""
 
     def pulled(
         self, cotangents: Mapping[Site, Float[Tensor, "row batch ..."]]
@@ -45,6 +50,7 @@ class Paths:
         outputs = [self.targets[site] for site in cotangents if self.targets[site].requires_grad]
         if not outputs or not self.leaves:
             return {}
+        self.cost.backwards += self.share * len(next(iter(cotangents.values())))
         found = torch.autograd.grad(
             outputs,
             list(self.leaves.values()),
@@ -66,12 +72,19 @@ class DirectPaths:
         batch: The clean prompts.
         sites: The node sites, in the order of a forward pass.
         values: Their values in the clean run.
+        cost: Where passes are counted; one over some layers is their share of a whole one.
     """
 
     def __init__(
-        self, model: Model, batch: Batch, sites: Sequence[Site], values: Mapping[Site, Tensor]
+        self,
+        model: Model,
+        batch: Batch,
+        sites: Sequence[Site],
+        values: Mapping[Site, Tensor],
+        cost: Cost,
     ) -> None:
         self.model, self.batch, self.sites, self.values = model, batch, sites, values
+        self.cost = cost
 
     def into(self, targets: Sequence[Site], among: Sequence[Site]) -> Paths:
         """Run up to a node, and return how it depends on the node sites before it.
@@ -80,18 +93,9 @@ class DirectPaths:
             targets: Where its value is read, the last one last: one site, or two for a transcoder.
             among: The node sites before it.
         """
-        seen: dict[Site, Tensor] = {}
-
-        def arrive(value: Tensor) -> None:
-            seen[targets[-1]] = value
-            raise _ArrivedError
-
-        leaves, taps, start = self._leaves(among, targets[-1].layer)
-        taps |= {site: _keep(seen, site) for site in targets[:-1]}
-        taps[targets[-1]] = arrive
-        with suppress(_ArrivedError), torch.enable_grad():
-            self._forward(taps, start)
-        return Paths({site: seen[site] for site in targets}, leaves)
+        leaves = self._leaves(among, targets[-1].layer, self._anew(among))
+        with torch.enable_grad():
+            return self._paths(self._as_far_as(targets, leaves), leaves)
 
     @torch.no_grad()
     def reached(
@@ -102,82 +106,84 @@ class DirectPaths:
         Args:
             targets: Where they are read, as for `into`.
             among: The node sites before them.
-            changed: New values, whole batches one behind the other.
+            changed: New values.
         """
-        settings = len(next(iter(changed.values()))) // len(self.batch)
-        seen: dict[Site, Tensor] = {}
-
-        def arrive(value: Tensor) -> None:
-            seen[targets[-1]] = value
-            raise _ArrivedError
-
-        held = {
-            site: changed[site] if site in changed else _repeated(self.values[site], settings)
-            for site in among
-        }
-        leaves, taps, start = self._leaves(among, targets[-1].layer, held)
-        taps |= {site: _keep(seen, site) for site in targets[:-1]}
-        taps[targets[-1]] = arrive
-        with suppress(_ArrivedError):
-            self._forward(taps, start, settings)
-        return {site: seen[site] for site in targets} if leaves else {}
+        held = {site: changed.get(site, self.values[site]) for site in among}
+        return self._as_far_as(targets, self._leaves(among, targets[-1].layer, held))
 
     @torch.no_grad()
     def metric_with(self, metric: Metric, changed: Mapping[Site, Tensor]) -> Float[Tensor, " row"]:
         """Return the metric with some node sites changed and every other one held."""
-        settings = len(next(iter(changed.values()))) // len(self.batch)
-        held = {
-            site: changed[site] if site in changed else _repeated(self.values[site], settings)
-            for site in self.sites
-        }
-        _, taps, start = self._leaves(self.sites, None, held)
-        logits = self._forward(taps, start, settings)
-        return metric(logits, self.batch.repeat(settings) if settings > 1 else self.batch)
+        held = {site: changed.get(site, self.values[site]) for site in self.sites}
+        return self._to_the_end(metric, self._leaves(self.sites, None, held))
 
     def into_metric(self, metric: Metric) -> Paths:
         """Run to the end, and return how the metric depends on the node sites."""
-        leaves, taps, start = self._leaves(self.sites, None)
+        leaves = self._leaves(self.sites, None, self._anew(self.sites))
         with torch.enable_grad():
-            value = metric(self._forward(taps, start), self.batch)
-        return Paths({Site(None, "logits"): value}, leaves)
+            return self._paths({LOGITS: self._to_the_end(metric, leaves)}, leaves)
+
+    def _anew(self, sites: Sequence[Site]) -> dict[Site, Tensor]:
+        return {site: self.values[site].detach().requires_grad_() for site in sites}
 
     def _leaves(
-        self,
-        among: Sequence[Site],
-        layer: int | None,
-        values: Mapping[Site, Tensor] | None = None,
-    ) -> tuple[dict[Site, Tensor], dict[Site, Tap], tuple[int, Tensor] | None]:
-        """Return the leaves that the target may see, the taps that put them there, the start."""
+        self, among: Sequence[Site], layer: int | None, values: Mapping[Site, Tensor]
+    ) -> _Leaves:
+        """Return the leaves that a target may see, and where a run to it can begin."""
         place = _last_residual(among, layer)
-        if values is None:
-            leaves = {site: self.values[site].detach().requires_grad_() for site in among[place:]}
-        else:
-            leaves = {site: values[site] for site in among[place:]}
         first = among[place] if place < len(among) and among[place].name in _RESIDUALS else None
-        start = None
-        if first is not None:
-            start = (0 if first.layer is None else first.layer + 1, leaves[first])
-        taps: dict[Site, Tap] = {
-            site: _give(leaf) for site, leaf in leaves.items() if site != first
-        }
-        return leaves, taps, start
+        begin = 0 if first is None or first.layer is None else first.layer + 1
+        return _Leaves({site: values[site] for site in among[place:]}, first, begin)
 
-    def _forward(
-        self, taps: Mapping[Site, Tap], start: tuple[int, Tensor] | None, settings: int = 1
-    ) -> Tensor:
-        batch = self.batch.repeat(settings) if settings > 1 else self.batch
-        return self.model.forward(
+    def _as_far_as(self, targets: Sequence[Site], leaves: _Leaves) -> dict[Site, Tensor]:
+        batch, layer = self.batch, targets[-1].layer or 0
+        self.cost.ran(len(batch) * self._share(leaves.begin, layer + 1))
+        return as_far_as(
+            self.model,
+            targets,
             batch.clean,
-            mask=batch.mask,
-            position_ids=batch.position_ids,
-            taps=taps,
-            start=start,
-            read=batch.read,
+            batch.mask,
+            batch.position_ids,
+            taps=leaves.taps(),
+            start=leaves.start(),
         )
 
+    def _to_the_end(self, metric: Metric, leaves: _Leaves) -> Float[Tensor, " row"]:
+        self.cost.ran(len(self.batch) * self._share(leaves.begin, self._depth))
+        logits = forward(self.model, self.batch, leaves.taps(), leaves.start())
+        return metric(logits, self.batch)
 
-class _ArrivedError(Exception):
-    """The run has reached the target: nothing behind it is needed."""
+    def _paths(self, targets: Mapping[Site, Tensor], leaves: _Leaves) -> Paths:
+        end = max(self._depth if site.layer is None else site.layer + 1 for site in targets)
+        share = len(self.batch) * self._share(leaves.begin, end)
+        return Paths(targets, leaves.values, self.cost, share)
+
+    def _share(self, begin: int, end: int) -> float:
+        """Return which share of a forward the layers from one up to another are."""
+        return (end - begin) / self._depth
+
+    @property
+    def _depth(self) -> int:
+        return self.model.anatomy().n_layers
+
+
+@dataclass(frozen=True)
+class _Leaves:
+    """What node sites hand on in place of their own values."""
+
+    values: dict[Site, Tensor]
+    first: Site | None
+    """The residual that the run begins with; None: it begins at the prompt."""
+    begin: int
+    """The first layer that runs."""
+
+    def taps(self) -> dict[Site, Tap]:
+        """Return the taps that put them there."""
+        return {site: _give(leaf) for site, leaf in self.values.items() if site != self.first}
+
+    def start(self) -> Start | None:
+        """Return where the run begins, as a run takes it."""
+        return None if self.first is None else (self.begin, self.values[self.first])
 
 
 def _last_residual(among: Sequence[Site], layer: int | None) -> int:
@@ -188,23 +194,6 @@ def _last_residual(among: Sequence[Site], layer: int | None) -> int:
         if site.name in _RESIDUALS and (layer is None or site.layer is None or site.layer < layer)
     ]
     return places[-1] if places else 0
-
-
-def in_order(adapter: Adapter, sites: Sequence[Site]) -> list[Site]:
-    """Return sites in the order in which a forward pass computes them."""
-    order = {site: place for place, site in enumerate(adapter.sites())}
-    return sorted(sites, key=order.__getitem__)
-
-
-def _keep(seen: dict[Site, Tensor], site: Site) -> Tap:
-    def tap(value: Tensor) -> None:
-        seen[site] = value
-
-    return tap
-
-
-def _repeated(value: Tensor, settings: int) -> Tensor:
-    return value.repeat(settings, *[1] * (value.ndim - 1))
 
 
 def _give(leaf: Tensor) -> Tap:

@@ -19,14 +19,12 @@ from headwater.coding import Coded, Place, joined, keepers
 from headwater.components import Group
 from headwater.gates.placement import spread_weight
 from headwater.references import capture
-from headwater.sites import Site
+from headwater.sites import EMBED, Site
 from headwater.taps import Tap
 
 if TYPE_CHECKING:
     from headwater.gates.model import ModelGates
     from headwater.prompts import Batch
-
-EMBED = Site(None, "embed")
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,9 @@ from headwater.gates.function import Cost
 from headwater.metrics import Metric
 from headwater.models import Model
 from headwater.prompts import Batch
-from headwater.sites import Site
+from headwater.running import forward
+from headwater.sites import EMBED, Site
 from headwater.taps import Tap
-
-EMBED = Site(None, "embed")
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def clean_run(
         return tap
 
     with torch.enable_grad():
-        logits = _forward(model, batch, {site: keep(site) for site in wanted})
+        logits = forward(model, batch, {site: keep(site) for site in wanted})
         value = metric(logits, batch)
     slopes = torch.autograd.grad(
         value.sum(), [kept[site] for site in sites], materialize_grads=True, allow_unused=True
@@ -114,23 +113,7 @@ class SitePaths:
         start = None
         if site.layer is not None and layer > 0:
             start = (layer, self.run.residuals[layer].repeat(settings, 1, 1))
-        logits = _forward(self.model, rows, {site: lambda _: value}, start)
+        logits = forward(self.model, rows, {site: lambda _: value}, start)
         share = 1 - layer / self.model.anatomy().n_layers
         self.cost.ran(len(value) * share, backward=value.requires_grad)
         return self.metric(logits, rows)
-
-
-def _forward(
-    model: Model,
-    batch: Batch,
-    taps: Mapping[Site, Tap],
-    start: tuple[int, Tensor] | None = None,
-) -> Tensor:
-    return model.forward(
-        batch.clean,
-        mask=batch.mask,
-        position_ids=batch.position_ids,
-        taps=taps,
-        start=start,
-        read=batch.read,
-    )

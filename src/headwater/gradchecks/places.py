@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from headwater.errors import GradcheckError, UnknownSiteError, did_you_mean
-from headwater.gates.task import TOKENS
+from headwater.gates.task import most_tokens
 from headwater.gates.value import SiteFunction, ValueFunction, WeightFunction
 from headwater.gradchecks.asked import Asked
 from headwater.gradchecks.check import About
@@ -152,7 +152,7 @@ def _site_function(
         site,
         columns,
         start.pair,
-        tokens=TOKENS.get(start.model.device.type, TOKENS["cpu"]),
+        tokens=most_tokens(start.model),
         scales=scales,
     )
 

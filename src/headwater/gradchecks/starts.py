@@ -16,6 +16,7 @@ from torch import Tensor
 from headwater.gradchecks.asked import Asked
 from headwater.models import Model
 from headwater.prompts import Batch
+from headwater.running import forward
 from headwater.sites import Site
 from headwater.suffix import float64_suffix
 from headwater.taps import keeper
@@ -37,7 +38,7 @@ class Start:
 
     def forward(self, taps: Mapping[Site, Any]) -> Float[Tensor, "one read vocab"]:
         """Run what follows, with taps, and return the logits that the metric reads."""
-        return _forward(self.model, self.batch, taps, self.pair)
+        return forward(self.model, self.batch, taps, self.pair)
 
 
 @torch.no_grad()
@@ -52,7 +53,7 @@ def started(model: Model, asked: Asked, layer: int) -> Start:
     last = layer == model.anatomy().n_layers
     where = Site(layer - 1, "resid_post") if last else Site(layer, "resid_pre")
     kept: dict[Any, Tensor] = {}
-    _forward(model, asked.batch, {where: keeper(kept, "residual")}, None)
+    forward(model, asked.batch, {where: keeper(kept, "residual")})
     return _with_clean_logits(Start(model, asked.batch, layer, kept["residual"]), asked)
 
 
@@ -71,16 +72,3 @@ def _with_clean_logits(start: Start, asked: Asked) -> Start:
     if "clean_logits" not in asked.metric.needs:
         return start
     return replace(start, batch=start.batch.with_clean_logits(start.forward({})))
-
-
-def _forward(
-    model: Model, batch: Batch, taps: Mapping[Site, Any], start: tuple[int, Tensor] | None
-) -> Tensor:
-    return model.forward(
-        batch.clean,
-        mask=batch.mask,
-        position_ids=batch.position_ids,
-        taps=taps,
-        start=start,
-        read=batch.read,
-    )

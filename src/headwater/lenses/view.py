@@ -23,6 +23,7 @@ from headwater.page.lens_schema import (
     RowData,
     StatisticData,
 )
+from headwater.page.static import one_level
 from headwater.page.tables import TableData
 
 if TYPE_CHECKING:
@@ -156,7 +157,8 @@ def shell(
             "rows": f"{len(tally.rows)}",
             "read through": str(options.get("readout", "final-norm")),
         },
-        "provenance": _provenance(provenance),
+        # what decides a corpus's numbers stands in it once more
+        "provenance": one_level({k: v for k, v in provenance.items() if k != "specification"}),
         "rows": [_row(one) for one in tally.rows],
         "vocabulary": [],
         "statistics": [_statistic(key) for key in keys],
@@ -271,21 +273,3 @@ def _curve(tally: Tally, key: str) -> CurveData:
         for row, name in enumerate(tally.names)
     ]
     return {"key": key, "rows": points}
-
-
-def _provenance(provenance: Mapping[str, Any]) -> dict[str, str]:
-    """Return where the numbers come from as one level of texts; hashes by their beginning."""
-    found: dict[str, str] = {}
-
-    def add(name: str, value: Any) -> None:
-        if isinstance(value, Mapping):
-            for key, inner in value.items():
-                add(f"{name} {key}".strip(), inner)
-        elif value is not None:
-            shown = str(value)
-            is_hash = name.endswith(("hash", "sha256", "unembedding"))
-            found[name] = shown[:16] if is_hash else shown
-
-    # what decides a corpus's numbers stands in it once more
-    add("", {key: value for key, value in provenance.items() if key != "specification"})
-    return found

@@ -158,6 +158,27 @@ def provenance(data: Mapping[str, Any]) -> str:
     )
 
 
+def one_level(data: Mapping[str, Any]) -> dict[str, str]:
+    """Return where numbers come from as one level of texts; hashes by their beginning.
+
+    Args:
+        data: Plain data; what is None is left out.
+    """
+    found: dict[str, str] = {}
+
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                add(f"{name} {key}".strip(), inner)
+        elif value is not None:
+            shown = str(value)
+            is_hash = name.endswith(("hash", "sha256", "unembedding"))
+            found[name] = shown[:16] if is_hash else shown
+
+    add("", data)
+    return found
+
+
 def terms(items: Mapping[str, object]) -> str:
     """Return what a definition list holds: terms and values."""
     return "".join(

@@ -214,12 +214,13 @@ class _Run:
 
     def _coded(self, x: Float[Tensor, "token d_in"], sums: _Sums) -> Float[Tensor, "token d_out"]:
         """Return the reconstruction; count the features that are active."""
-        pieces = x.split(max(16, _TOGETHER // self.dictionary.features))
-        for piece in pieces:
-            on = self.dictionary.encode(piece) != 0
-            sums.active += float(on.sum())
-            sums.ever |= on.any(0)
-        return torch.cat([self.dictionary.reconstruct(piece) for piece in pieces])
+        found = []
+        for piece in x.split(max(16, _TOGETHER // self.dictionary.features)):
+            features = self.dictionary.encode(piece)
+            sums.active += float((features != 0).sum())
+            sums.ever |= (features != 0).any(0)
+            found.append(self.dictionary.reconstruct(piece, features))
+        return torch.cat(found)
 
     def _compare(self, values: Tensor, found: Tensor, mean: Tensor, sums: _Sums) -> None:
         values, found = values.double(), found.double()

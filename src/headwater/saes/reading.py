@@ -12,8 +12,8 @@ from torch import Tensor
 from headwater.errors import UnknownOptionError, UnknownSiteError
 from headwater.models import Model
 from headwater.prompts.batches import Batch, Row, pack
+from headwater.running import as_far_as
 from headwater.sites import Site
-from headwater.taps import keeper
 
 
 def site_for(model: Model, site: Site | str) -> Site:
@@ -58,7 +58,7 @@ def counted(batch: Batch, skip: int) -> Bool[Tensor, "batch pos"]:
 
 @torch.no_grad()
 def values_at(model: Model, batch: Batch, site: Site, skip: int) -> Float[Tensor, "token width"]:
-    """Run a batch once and return the values at a site, prompt after prompt.
+    """Run a batch as far as a site and return the values there, prompt after prompt.
 
     Args:
         model: The model, frozen.
@@ -69,16 +69,9 @@ def values_at(model: Model, batch: Batch, site: Site, skip: int) -> Float[Tensor
     Returns:
         In float32, or float64 if the model is.
     """
-    kept: dict[Site, Tensor] = {}
-    model.forward(
-        batch.clean,
-        mask=batch.mask,
-        position_ids=batch.position_ids,
-        taps={site: keeper(kept, site)},
-        read=1,
-    )
+    seen = as_far_as(model, [site], batch.clean, batch.mask, batch.position_ids, taps={})
     wide = torch.float64 if model.dtype == torch.float64 else torch.float32
-    return kept[site].flatten(2)[counted(batch, skip)].to(wide)
+    return seen[site].flatten(2)[counted(batch, skip)].to(wide)
 
 
 def refuse_not_positive(**numbers: int | float | None) -> None:

@@ -14,22 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from headwater.coding import Coded, flat, joined
+from headwater.coding import Coded
 from headwater.components.names import parse_component
 from headwater.dictionaries.collection import Dictionaries
 from headwater.errors import HeadwaterError, PairFileError, RunFolderError, did_you_mean
-from headwater.feature_circuits.contexts import Context
+from headwater.feature_circuits.strongest import Around, strongest_in
 from headwater.files import make_writable, write_text
 from headwater.models import Model
-from headwater.prompts import prompt_batches
-from headwater.prompts.encoding import token_texts
 from headwater.shifts.ablate import place_of
 from headwater.shifts.examples import Examples
 from headwater.shifts.judging import ABLATE, KEEP, Judged
-from headwater.sites import Site
-from headwater.taps import Tap
 
 CONTEXTS = 5
 AROUND = 12
@@ -118,67 +112,16 @@ def with_contexts(
         count: Places of each.
         batch_size: Most texts in one forward.
     """
-    wanted: dict[Site, dict[int, str]] = {}
+    wanted: dict[Coded, dict[int, str]] = {}
     for one in judged:
         site, index = place_of(one.name, dictionaries)
-        wanted.setdefault(site, {})[index] = one.name
-    found: dict[str, list[Context]] = {one.name: [] for one in judged}
-    batches = prompt_batches(
-        examples.texts,
-        model.tokenizer,
-        batch_size=batch_size,
-        device=model.device,
-        pad=model.anatomy().pads,
-    )
-    for batch in batches:
-        values: dict[Site, torch.Tensor] = {}
-        places = {
-            site: Coded(site, dictionaries.reads(site), dictionaries[site]) for site in wanted
-        }
-        parts = [{place.reads: _kept(values, site, place, wanted[site])}
-                 for site, place in places.items()]  # fmt: skip
-        with model.frozen(), torch.no_grad():
-            model.forward(
-                batch.clean,
-                mask=batch.mask,
-                position_ids=batch.position_ids,
-                taps=joined(parts),
-                read=1,
-            )
-        for site, names in wanted.items():
-            for row, pair in enumerate(batch.pairs):
-                real = batch.mask[row].cpu()
-                tokens = token_texts(model.tokenizer, batch.clean[row].cpu()[real].tolist())
-                for column, name in enumerate(names.values()):
-                    _take(found[name], pair, tokens, values[site][row, real, column], count)
-    return [
-        replace(one, contexts=tuple(place.marked() for place in found[one.name])) for one in judged
-    ]
-
-
-def _kept(values: dict[Site, torch.Tensor], site: Site, place: Coded, names: dict[int, str]) -> Tap:
-    columns = torch.tensor(list(names), device=place.dictionary.decoder.device)
-
-    def look(value: torch.Tensor) -> None:
-        values[site] = place.dictionary.encode(flat(value.detach()), columns).cpu()
-
-    return look
-
-
-def _take(
-    kept: list[Context], pair: int, tokens: list[str], values: torch.Tensor, count: int
-) -> None:
-    """Keep a text's strongest place, if it is among the strongest of so many texts."""
-    at = int(values.abs().argmax())
-    if float(values[at]) == 0:
-        return
-    start, end = max(0, at - AROUND), at + AROUND + 1
-    window = Context(pair, at, start, tuple(tokens[start:end]), tuple(values[start:end].tolist()))
-    if any(one.tokens == window.tokens for one in kept):
-        return
-    kept.append(window)
-    kept.sort(key=lambda one: (-abs(one.activation), one.prompt))
-    del kept[count:]
+        place = Coded(site, dictionaries.reads(site), dictionaries[site])
+        wanted.setdefault(place, {})[index] = one.name
+    around = Around(count, AROUND, AROUND, skip=0, length=None, limit=None, batch_size=batch_size)
+    with model.frozen():
+        found, _, _ = strongest_in(model, wanted, examples.texts, around, progress=False)
+    shown = {one.name: tuple(place.marked() for place in one.contexts) for one in found}
+    return [replace(one, contexts=shown[one.name]) for one in judged]
 
 
 def _judged(line: str, where: str) -> Judged:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headwater.errors import NonFiniteError, UnavailableSiteError, UnknownOptionError, did_you_mean
 from headwater.models import Model
 from headwater.progress import progress_bar
 from headwater.prompts import Batch, prompt_batches
+from headwater.running import as_far_as
 from headwater.sites import Site
-from headwater.taps import Tap, in_turn
+from headwater.taps import Tap
 
 Pooling = Literal["mean", "last"]
 """Mean over the tokens of a text, padding left out; or its last token."""
@@ -59,14 +59,15 @@ def pooled(
     found: list[tuple[tuple[int, ...], Tensor]] = []
     with torch.no_grad(), progress_bar(title, len(texts), show=progress) as advance:
         for batch in batches:
-            value = value_at(
+            seen = as_far_as(
                 model,
-                site,
+                [site],
                 batch.clean,
                 batch.mask,
                 batch.position_ids,
                 taps=taps(batch) if taps else {},
             )
+            value = seen[site]
             found.append((batch.pairs, pooled_at(value.double(), batch.mask, pooling).cpu()))
             advance(len(batch))
     places = [place for pairs, _ in found for place in pairs]
@@ -92,50 +93,6 @@ def pooled_at(
         return value[:, -1]
     real = mask.to(value)[..., None]
     return (value * real).sum(1) / real.sum(1)
-
-
-def value_at(
-    model: Model,
-    site: Site,
-    ids: Int[Tensor, "batch pos"],
-    mask: Bool[Tensor, "batch pos"] | None,
-    position_ids: Int[Tensor, "batch pos"] | None,
-    *,
-    taps: Mapping[Site, Tap],
-    start: tuple[int, Float[Tensor, "batch pos d_model"]] | None = None,
-) -> Float[Tensor, "batch pos ..."]:
-    """Run a model as far as a site, and return the value there.
-
-    Args:
-        model: The model.
-        site: Where the run ends.
-        ids: As for `Model.forward`, and so the others.
-        mask: True where a token is real.
-        position_ids: Position of each token.
-        taps: What to call at which site; one at this site acts before its value is taken.
-        start: A layer number and the residual that enters it.
-    """
-    seen: list[Tensor] = []
-
-    def arrive(value: Tensor) -> None:
-        seen.append(value)
-        raise _ArrivedError
-
-    ending = in_turn(taps[site], arrive) if site in taps else arrive
-    with suppress(_ArrivedError):
-        model.forward(
-            ids,
-            mask=mask,
-            position_ids=position_ids,
-            taps={**taps, site: ending},
-            start=start,
-            read=1,
-        )
-    return seen[0]
-
-
-class _ArrivedError(Exception):
-    """The run has reached the site: nothing behind it is needed."""
 
 
 def site_of(model: Model, site: Site | str | None) -> Site:

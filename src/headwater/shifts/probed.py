@@ -17,7 +17,8 @@ from torch import Tensor
 
 from headwater.architectures.adapter import Adapter
 from headwater.models import Model
-from headwater.shifts.pooling import pooled_at, value_at
+from headwater.running import as_far_as
+from headwater.shifts.pooling import pooled_at
 from headwater.sites import Site
 from headwater.taps import Tap
 
@@ -73,9 +74,10 @@ class ProbedModel(Model):
         if start is not None and leaving is not None and start[0] > leaving:
             value = start[1]  # what leaves the probe's layer is given
         else:
-            value = value_at(
-                self._whole, site, ids, mask, position_ids, taps=taps or {}, start=start
+            seen = as_far_as(
+                self._whole, [site], ids, mask, position_ids, taps=taps or {}, start=start
             )
+            value = seen[site]
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
         pooled = pooled_at(value, mask, self._probe.pooling)
         logits = pooled.to(self._direction.dtype) @ self._direction + self._probe.fitted.offset

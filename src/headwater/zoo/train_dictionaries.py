@@ -28,7 +28,7 @@ from headwater.files import write_text
 from headwater.loading import embedded_folder
 from headwater.models import Model, load
 from headwater.saes import Inspection, inspect_dictionary, train_dictionary
-from headwater.sites import Site
+from headwater.sites import EMBED, Site
 from headwater.zoo.corpus import texts
 
 NAMES = ("attn.out", "mlp.out", "resid_post")
@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def sites(model: Model) -> list[Site]:
     """Return the sites that get a dictionary, in the order of a forward pass."""
-    return [Site(None, "embed"), *(site for site in model.sites() if site.name in NAMES)]
+    return [EMBED, *(site for site in model.sites() if site.name in NAMES)]
 
 
 def train(

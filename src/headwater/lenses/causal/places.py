@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headwater.gates.task import TOKENS
+from headwater.gates.task import most_tokens
 from headwater.gates.value import Objective, SiteFunction
 from headwater.lenses.asked import Prompt, batches
 from headwater.lenses.rows import Row
@@ -77,7 +77,7 @@ class Place:
             site,
             0,
             (site.layer or 0, self._kept[_entering(site)]),
-            tokens=TOKENS.get(self.model.device.type, TOKENS["cpu"]),
+            tokens=most_tokens(self.model),
         )
         values = function.whole.repeat(len(patches), 1, 1)
         for number, (position, value) in enumerate(patches):
