@@ -1,5 +1,7 @@
 """The command line as a newcomer types it, on the embedded model."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -18,19 +20,33 @@ from headwater.errors import UnknownOptionError
 HEADWATER = str(Path(sys.executable).with_name("headwater"))
 
 
-def headwater(*words, cwd=None, **environment):
+def installed(*words):
     """Run the installed command; nothing is a terminal here."""
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "100", **environment}
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
     return subprocess.run(
-        [HEADWATER, *map(str, words)], capture_output=True, text=True, cwd=cwd, env=env, check=False
+        [HEADWATER, *map(str, words)], capture_output=True, text=True, env=env, check=False
     )
+
+
+def headwater(*words, cwd="."):
+    """Run the command here, which costs no start of a process; what it returns is the same."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(cwd):
+        patch.setattr(sys, "argv", ["headwater", *map(str, words)])
+        patch.setenv("COLUMNS", "100")
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                main()
+            except SystemExit as left:
+                code = int(left.code or 0)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A small run, made by the command line once."""
     folder = tmp_path_factory.mktemp("cli") / "ioi"
-    done = headwater(
+    done = installed(
         "attribute", "--model", "tiny", "--task", "ioi", "--components", "heads,mlps",
         "--estimator", "gradient", "--reference", "corrupted", "--pairs", "16", "--out", folder,
     )  # fmt: skip
@@ -338,7 +354,7 @@ def test_a_survey_in_the_folder_of_a_run_leaves_the_run_as_it_is(run):
 
 
 def test_an_unknown_flag_is_refused_with_exit_code_2():
-    done = headwater("attribute", "--modle", "tiny")
+    done = installed("attribute", "--modle", "tiny")
     assert done.returncode == 2
     assert "--model" in done.stderr
 
