@@ -371,7 +371,8 @@ def test_two_dictionaries_of_one_site_are_refused_by_both_files(tmp_path):
     assert str(caught.value) == (
         f"two dictionaries are of 'embed': {one / 'sae_weights.safetensors'} and "
         f"{other / 'sae_weights.safetensors'}.\n"
-        "Read one of them: hw.Dictionaries.read([path, ...])."
+        "Name the ones you want: hw.load_dictionaries(model, [path, ...]); on the command line "
+        "-d PATH -d PATH."
     )
 
 

@@ -677,6 +677,24 @@ class Thing:
     """What a pickle may hold."""
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty.\nFetch the file again."),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            "is a pointer of Git LFS, not the file itself.\nFetch that: git lfs pull.",
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["ae.pt", "sae_weights.safetensors", "params.npz"])
+def test_a_file_that_holds_nothing_is_said_to(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DictionaryError) as refused:
+        read_dictionary(tmp_path)
+    assert str(refused.value) == f"{tmp_path / name} {said}"
+
+
 def test_pickled_objects_are_not_opened(tmp_path):
     torch.save({"model": Thing()}, tmp_path / "ae.pt")
     with pytest.raises(DictionaryError) as caught:

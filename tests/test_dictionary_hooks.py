@@ -167,7 +167,8 @@ def test_a_dictionary_without_a_place_is_refused_with_what_to_write():
         read_site(dictionary(path="runs/first/ae.pt"))
     assert str(caught.value) == (
         "runs/first/ae.pt does not name its place.\n"
-        "Say which: hw.Dictionaries.read(..., sites={'first': 'layers.3.mlp.out'}). "
+        "Say which: hw.Dictionaries.read(..., sites={'first': 'layers.3.mlp.out'}); on the "
+        "command line -d runs/first=layers.3.mlp.out, or for `dictionaries inspect` --site. "
         "`headwater sites MODEL` lists a model's sites."
     )
 

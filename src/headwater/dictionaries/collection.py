@@ -142,16 +142,22 @@ class Dictionaries(Mapping[Site, Dictionary]):
                 f"{', '.join(str(path) for path in paths) or 'an empty list'} holds no "
                 f"dictionaries: no {', '.join(MAIN)} or other file of tensors at any depth."
             )
+        files = list({file.resolve(): file for file in files}.values())
         told = _told(sites, files)
         found: dict[Site, Dictionary] = {}
         reads: dict[Site, Site] = {}
         for file in files:
             one = read_dictionary(file, scale=scale, centered=centered)
-            read, written = told.get(file) or (read_site(one), written_site(one))
+            if file in told:
+                read, written = told[file]
+                _refuse_other_ends(one, read, written)
+            else:
+                read, written = read_site(one), written_site(one)
             if written in found:
                 raise DictionaryError(
                     f"two dictionaries are of '{written}': {found[written].origin.path} and "
-                    f"{file}.\nRead one of them: hw.Dictionaries.read([path, ...])."
+                    f"{file}.\nName the ones you want: hw.load_dictionaries(model, [path, ...]); "
+                    "on the command line -d PATH -d PATH."
                 )
             found[written], reads[written] = one, read
         return cls(found, reads)
@@ -255,6 +261,12 @@ class Dictionaries(Mapping[Site, Dictionary]):
                 tensor and shape.
         """
         for site, one in self.items():
+            if self.reads(site).order > site.order:
+                raise DictionaryError(
+                    f"{one.origin.path or 'dictionary'}: '{self.reads(site)}' is computed after "
+                    f"'{site}', and a transcoder writes after it has read.\n"
+                    "Name what it encodes first, then what it decodes to."
+                )
             _check(adapter, one, self.reads(site), "encoder", one.encoder, one.d_in)
             _check(adapter, one, site, "decoder", one.decoder, one.d_out)
             if _is_unfitted(one):
@@ -340,6 +352,21 @@ def _pair(place: Place) -> tuple[Site, Site]:
     ends = place if isinstance(place, tuple) else (place, place)
     read, written = (_named(one) for one in ends)
     return read, written
+
+
+def _refuse_other_ends(one: Dictionary, read: Site, written: Site) -> None:
+    """Refuse one site for a transcoder, and two for a dictionary that is none."""
+    if one.transcoder and read == written:
+        raise DictionaryError(
+            f"{one.origin.path} is a transcoder, and one site was named: '{read}'.\n"
+            "Name what it reads and what it writes: ('layers.3.mlp.in', 'layers.3.mlp.out'), on "
+            "the command line PATH=layers.3.mlp.in:layers.3.mlp.out."
+        )
+    if not one.transcoder and read != written:
+        raise DictionaryError(
+            f"{one.origin.path} is no transcoder: it encodes what it reconstructs, and two sites "
+            f"were named, '{read}' and '{written}'.\nName one."
+        )
 
 
 def _named(place: str | Site) -> Site:

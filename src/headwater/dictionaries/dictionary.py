@@ -59,7 +59,7 @@ class Origin:
     """The file's own configuration, as it is."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dictionary:
     """Features of one site: an encoder, a decoder, and what lies between.
 
@@ -85,6 +85,12 @@ class Dictionary:
 
     def __post_init__(self) -> None:
         self._refuse_unfit()
+
+    def __repr__(self) -> str:
+        kind = self.origin.kind or self.activation.name
+        width = f"{self.d_in}" if self.d_in == self.d_out else f"{self.d_in} -> {self.d_out}"
+        where = self.origin.path or "made here"
+        return f"Dictionary of {self.features:,} features ({kind}), width {width}: {where}"
 
     def _refuse_unfit(self) -> None:
         """Refuse tensors that do not fit together, or are no numbers."""

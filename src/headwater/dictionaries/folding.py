@@ -112,6 +112,7 @@ def norm_weight_folded(
             + ("it is zero somewhere." if dictionary.scaling == "none" else
                f"inputs are scaled again ({dictionary.scaling}).")
         )  # fmt: skip
+    factor, shift = (one.to(dictionary.encoder.device) for one in (factor, shift))
     exact = dictionary.encoder.double() / factor[:, None]
     new: dict[str, Tensor] = {
         "encoder": exact,

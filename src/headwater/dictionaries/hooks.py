@@ -177,7 +177,8 @@ def _known(hook: str | None, dictionary: Dictionary, place: str) -> Site:
     raise DictionaryError(
         f"{path} {said}.\n"
         f"Say which: hw.Dictionaries.read(..., sites={{{Path(path).parent.name!r}: "
-        "'layers.3.mlp.out'}). `headwater sites MODEL` lists a model's sites."
+        f"'layers.3.mlp.out'}}); on the command line -d {Path(path).parent}=layers.3.mlp.out, or "
+        "for `dictionaries inspect` --site. `headwater sites MODEL` lists a model's sites."
     )
 
 

@@ -40,6 +40,8 @@ BESIDE = (
 """Files of tensors that stand beside a dictionary's weights."""
 
 _CONFIGS = ("cfg.json", "config.yaml", "config.json")
+_POINTER = b"version https://git-lfs"
+"""Begins the file that a clone without LFS holds in place of another."""
 _SHOWN = 12
 
 
@@ -193,6 +195,7 @@ def _only(folder: Path) -> Path:
 
 
 def _content(path: Path) -> Any:
+    _refuse_no_content(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -213,9 +216,24 @@ def _content(path: Path) -> Any:
             zipfile.BadZipFile) as error:  # fmt: skip
         told = (str(error).splitlines() or [""])[0]
         raise DictionaryError(
-            f"{path} cannot be read: {told}\nFetch the file again, or save it anew as safetensors."
+            f"{path} cannot be read: {told or type(error).__name__}\n"
+            "Fetch the file again, or save it anew as safetensors."
         ) from error
     raise DictionaryError(f"{path} is no file of weights ({', '.join(SUFFIXES)}).")
+
+
+def _refuse_no_content(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            begins = file.read(len(_POINTER))
+    except OSError as error:
+        raise DictionaryError(f"{path} cannot be read: {error.strerror}.") from error
+    if not begins:
+        raise DictionaryError(f"{path} is empty.\nFetch the file again.")
+    if begins == _POINTER:
+        raise DictionaryError(
+            f"{path} is a pointer of Git LFS, not the file itself.\nFetch that: git lfs pull."
+        )
 
 
 def _config_of(path: Path) -> Path | None:

@@ -98,7 +98,11 @@ def inspect_dictionary(
     dtype = torch.float64 if model.dtype == torch.float64 else None
     run = _Run(model, fitted[where[0]].to(device=model.device, dtype=dtype), *where, skip)
     total = _RUNS * len(rows)
-    with model.frozen(), torch.no_grad(), progress_bar("inspecting", total, show=progress) as go:
+    with (
+        model.frozen(),
+        torch.no_grad(),
+        progress_bar(f"inspecting {where[0]}", total, show=progress) as go,
+    ):
         mean = run.mean(batches, go)
         sums = _Sums.new(found.features, model.device)
         for batch in batches:
@@ -270,9 +274,4 @@ def _places(
     if not dictionary.transcoder:
         return site, site
     reads = site_for(model, read_site(dictionary) if reads is None else reads)
-    if reads.order > site.order:
-        raise UnknownOptionError(
-            f"'{reads}' is computed after '{site}': a transcoder writes after it has read.\n"
-            "Give what it encodes as reads=, what it decodes to as site=."
-        )
     return site, reads
