@@ -253,7 +253,9 @@ def test_the_site_table_says_how_effects_add_up_and_what_slopes_were():
     assert table["title"] == "Sites"
     assert [row[0] for row in table["rows"]] == [site.label for site in circuit.sites]
     place = table["headings"].index("replaced")
-    assert [row[place] for row in table["rows"]] == [f"{s.replaced:,}" for s in circuit.sites]
+    first, *rows = [row[place] for row in table["rows"]]
+    assert first == view.ABSENT  # nothing flows into the first site
+    assert rows == [f"{s.replaced:,}" if s.kept else view.ABSENT for s in circuit.sites[1:]]
 
 
 def test_contexts_and_annotations_reach_their_nodes_at_every_position(contexts):
@@ -267,6 +269,14 @@ def test_contexts_and_annotations_reach_their_nodes_at_every_position(contexts):
     assert said[node.name] == "plural nouns"
     assert data["features"][base]["fires"] == contexts[base].fires
     assert data["features"][base]["contexts"][0]["tokens"] == contexts[base].contexts[0].tokens
+
+
+def test_annotations_of_no_node_are_counted():
+    circuit = feature_circuit_cases.known()
+    name = next(node.name for node in circuit.nodes if node.kind == "feature")
+    notes = view.page_data(circuit, annotations={name: "a", "m9.f1": "b", "m9.f2": "c"})["notes"]
+    assert "2 of 3 annotations are of no node of this circuit, m9.f1 among them." in notes
+    assert not any("annotations" in n for n in view.page_data(circuit, None, {name: "a"})["notes"])
 
 
 def test_contexts_are_read_from_where_they_were_saved(contexts, tmp_path):

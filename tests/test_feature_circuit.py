@@ -19,6 +19,7 @@ from headwater.errors import (
     StationaryMetricError,
     UnalignedPromptsError,
     UnavailableSiteError,
+    UnfitReferenceError,
     UnknownComponentError,
     UnknownOptionError,
 )
@@ -112,6 +113,8 @@ def test_a_masked_circuit_counts_each_node_only_where_it_is_strong():
         )
         total = node.incoming + node.below + node.unexplained
         assert total == pytest.approx(counted / len(task()), abs=1e-12)
+    assert "are of those pairs and positions where a node's effect exceeds" in repr(circuit)
+    assert "another estimate" not in repr(circuit)
 
 
 def test_edges_below_the_threshold_are_counted_and_the_rest_are_the_same(circuit):
@@ -281,9 +284,12 @@ def test_taps_and_flags_are_as_before_whatever_happens(monkeypatch):
             "aggregation='mean' is unknown.\nWrite aggregation='sum' or aggregation='none'.",
         ),
         ({"slope": "secants"}, "Closest: 'secant'."),
-        ({"nodes": 0}, "nodes=0 keeps nothing. Type nodes=50."),
-        ({"edge_threshold": -1.0}, "edge_threshold=-1.0 is no size. Type 0.01."),
-        ({"node_threshold": -1.0}, "node_threshold=-1.0 is no size. Type 0.02."),
+        ({"nodes": 0}, "nodes=0 is no number of nodes. Type nodes=50."),
+        ({"nodes": 2.5}, "nodes=2.5 is no number of nodes. Type nodes=50."),
+        ({"edge_threshold": -1.0}, "edge_threshold=-1.0 is no size.\nType edge_threshold=0.02."),
+        ({"edge_threshold": "0.1"}, "edge_threshold='0.1' is no size."),
+        ({"node_threshold": -1.0}, "node_threshold=-1.0 is no size.\nType node_threshold=0.02."),
+        ({"steepest": "10"}, "steepest='10' allows no secant slope.\nType steepest=10.0"),
         (
             {"mask": "original"},
             'mask="original" compares single pairs with a threshold.\nType node_threshold=0.1.',
@@ -293,10 +299,7 @@ def test_taps_and_flags_are_as_before_whatever_happens(monkeypatch):
             'mask="original" needs effects at every position of every pair, which Exact() does not '
             "give.\nUse hw.Gradient() or hw.IntegratedGradients().",
         ),
-        (
-            {"sites": ["embed", "layers.0.mlp.out"]},
-            "which has a dictionary.\nName every site of the dictionaries",
-        ),
+        ({"sites": "embed"}, "sites='embed' is one text.\nWrite sites=['embed']."),
     ],
 )
 def test_an_option_that_cannot_be_is_refused_with_what_to_write(options, message):
@@ -326,7 +329,7 @@ def test_a_reference_that_is_the_run_itself_is_said_to_be():
             given,
             nodes=3,
             reference=hw.Mean(over=[same.pairs[0].clean] * 2),
-            sites=["layers.0.mlp.out"],
+            sites=[],
             estimator=_Zeroed(),
         )
 
@@ -357,13 +360,16 @@ def test_positions_of_prompts_of_several_lengths_are_refused():
         'aggregation="none" tells nodes apart by position, but the prompts have lengths 6, 9: '
         "position 5 would be another word in each.\n"
         'Write aggregation="sum", or take the prompts of one length: '
-        "task.by_length(model.tokenizer)[6]."
+        "task.by_length(model.tokenizer)[6], on the command line --length 6."
     )
 
 
 def test_the_divergence_from_the_clean_run_has_no_slope_there():
-    with pytest.raises(StationaryMetricError):
+    with pytest.raises(StationaryMetricError, match=r"and with Gradient\(\) the circuit takes it"):
         found(metric=hw.kl())
+    integrated = hw.IntegratedGradients(steps=4)
+    with pytest.raises(StationaryMetricError, match=r"and with edge_slope='clean' the circuit"):
+        found(metric=hw.kl(), estimator=integrated, edge_slope="clean")
     assert found(metric=hw.kl(), estimator=hw.IntegratedGradients(steps=4)).nodes
 
 
@@ -375,7 +381,83 @@ def test_a_dictionary_of_another_width_is_refused_with_both():
 
 def test_a_site_that_cannot_be_a_node_is_refused():
     with pytest.raises(UnavailableSiteError, match=r"'layers\.0\.attn\.q' cannot be a node"):
-        found(sites=["layers.0.attn.q", *map(str, dictionaries(model(FAMILY)))])
+        found(sites=["layers.0.attn.q"])
+
+
+def test_sites_are_named_beside_those_of_the_dictionaries():
+    given = Dictionaries({Site(0, "mlp.out"): dictionary(24, 8, 0)})
+    for sites, labels in {
+        None: ["input", "m0"],
+        (): ["m0"],
+        ("layers.1.attn.out", "embed"): ["input", "m0", "a1"],
+    }.items():
+        circuit = hw.feature_circuit(model(FAMILY), task(), given, nodes=3, sites=sites)
+        assert [site.label for site in circuit.sites] == labels
+
+
+def test_a_reference_of_another_kind_is_refused(circuit):
+    with unchecked(), pytest.raises(UnfitReferenceError, match="reference: expected a Reference"):
+        circuit.evaluate(reference="mean")
+
+
+def test_circuits_are_told_apart_by_which_they_are(circuit):
+    assert circuit == circuit
+    assert circuit != found()
+
+
+@pytest.mark.parametrize("write", ["page", "export"])
+def test_a_folder_is_no_file_to_write(circuit, tmp_path, write):
+    with pytest.raises(RunFolderError) as refused:
+        getattr(circuit, write)(tmp_path)
+    assert str(refused.value) == (
+        f"{tmp_path} is a folder, not a file.\nName a file in it: {tmp_path / 'NAME'}."
+    )
+    assert not list(tmp_path.iterdir())
+
+
+# --- what is said of it ----------------------------------------------------------------------
+
+
+def test_sites_between_others_of_their_kind_that_are_no_nodes_are_named():
+    tiny, prompts = hw.load("tiny"), hw.task("subject-verb")[:2]
+    given = hw.load_dictionaries(tiny)
+    how = {"nodes": 3, "estimator": hw.Gradient()}
+    assert "no node, though" not in repr(hw.feature_circuit(tiny, prompts, given, **how))
+    some = {site: one for site, one in given.items() if str(site)[-3:] == "out"}
+    del some[Site(1, "mlp.out")], some[Site(2, "mlp.out")]  # of the others no layer is missing
+    circuit = hw.feature_circuit(tiny, prompts, Dictionaries(some), **how)
+    assert "m1, m2 are no node, though sites of their kind before and behind" in repr(circuit)
+
+
+def test_positions_multiply_the_nodes_that_there_could_be():
+    one = sum(site.features + 1 for site in found(nodes=3).sites)
+    assert f" of {one:,}; " in repr(found(nodes=3))
+    length = len(task().pairs[0].clean.split())
+    assert f" of {one * length:,}; " in repr(found(nodes=3, aggregation="none"))
+
+
+def test_zero_is_said_to_leave_decoder_biases():
+    zero = found(reference=hw.Zero())
+    assert "at zero a site is its decoder's bias" in repr(zero)
+    assert "decoder's bias" not in repr(found())
+
+
+def test_one_of_a_thing_has_no_plural():
+    given = Dictionaries({Site(0, "mlp.out"): dictionary(24, 8, 0)})
+    circuit = hw.feature_circuit(model(FAMILY), task(), given, nodes=1, edge_threshold=0)
+    assert "1 node (" in repr(circuit)
+    assert "1 edge, " in repr(circuit)
+
+
+def test_trained_gates_are_said_to_be_no_effects():
+    circuit = found(estimator=hw.TrainedMask(steps=3), nodes=10_000)
+    assert "the column effect holds no effects in units of the metric: which" in repr(circuit)
+    assert "add up to the exact change" not in repr(circuit)
+    unchanged = [node for node in circuit.nodes if node.total == 0]
+    assert unchanged
+    assert not any(node.orphan for node in unchanged)
+    circuit.audit(4, of="nodes")
+    assert "judge the kept set by its faithfulness, circuit.evaluate()." in repr(circuit)
 
 
 # --- the command line ------------------------------------------------------------------------
@@ -413,3 +495,75 @@ def test_json_holds_every_node_and_edge():
     assert len(data["nodes"]) == 8
     names = {node["name"] for node in data["nodes"]} | {"logits"}
     assert all({edge["source"], edge["target"]} <= names for edge in data["edges"])
+
+
+QUICK = ("features", "-m", "tiny", "--pairs", "2", "--nodes", "6", "-e", "gradient")
+
+
+def test_a_saved_circuit_is_audited_in_its_folder(tmp_path):
+    out = tmp_path / "fc"
+    said = CliRunner().invoke(app, [*QUICK, "-t", "subject-verb", "--out", str(out)])
+    assert said.exit_code == 0, said.output
+    assert not hw.FeatureCircuit.load(out).audits
+    said = CliRunner().invoke(app, ["audit", str(out), "--sample", "5"])
+    assert said.exit_code == 0, said.output
+    assert "5 of 6 nodes checked exactly" in said.stdout
+    checked = hw.FeatureCircuit.load(out)
+    assert set(checked.audits) == {"edges", "nodes"}
+    assert "Audit of the nodes" in (out / "page.html").read_text()
+    again = out.rename(tmp_path / "moved")
+    report = again / "circuit.json"
+    data = json.loads(report.read_text())
+    data["provenance"]["model"]["name"] = "./gone"
+    report.write_text(json.dumps(data))
+    said = CliRunner().invoke(app, ["audit", str(again)])
+    assert "say where it is now: --model FOLDER" in str(said.exception)
+    said = CliRunner().invoke(app, ["audit", str(again), "--sample", "2", "--model", "tiny"])
+    assert said.exit_code == 0, said.output
+    said = CliRunner().invoke(app, ["audit", str(again), "--diagnose"])
+    assert "--diagnose, --curves and --dtype are of scores" in str(said.exception)
+
+
+def test_nodes_are_audited_where_no_edge_is_kept(tmp_path):
+    words = [*QUICK, "-t", "subject-verb", "--edge-threshold", "1000", "--audit", "3", "--evaluate"]
+    said = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "fc")])
+    assert said.exit_code == 0, said.output
+    assert "no edge exceeds the threshold: only nodes are checked." in said.stderr
+    assert set(hw.FeatureCircuit.load(tmp_path / "fc").audits) == {"nodes"}
+    assert "faithfulness" in said.stdout
+
+
+def test_no_site_beside_the_dictionaries_is_typed_as_nothing():
+    said = CliRunner().invoke(app, [*QUICK, "-t", "subject-verb", "--sites", "", "--json"])
+    assert said.exit_code == 0, said.output
+    assert json.loads(said.stdout)["provenance"]["sites"] == []
+
+
+def test_pairs_of_one_length_are_chosen_by_it(tmp_path):
+    task = hw.task("ioi", 2)
+    prompt = task.pairs[0].to_dict()
+    longer = {
+        key: f"and {prompt[key]}" if key in ("clean", "corrupted") else prompt[key]
+        for key in prompt
+    }
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in (prompt, longer)))
+    tokens = len(hw.load("tiny").tokenizer(prompt["clean"])["input_ids"])
+    words = [*QUICK, "-t", str(path), "--aggregation", "none"]
+    said = CliRunner().invoke(app, words)
+    assert isinstance(said.exception, UnalignedPromptsError)
+    said = CliRunner().invoke(app, [*words, "--length", "99"])
+    assert "no pair of 'pairs' has 99 tokens" in str(said.exception)
+    said = CliRunner().invoke(app, [*words, "--length", str(tokens), "--json"])
+    assert said.exit_code == 0, said.output
+    assert len(json.loads(said.stdout)["provenance"]["task"]["pairs"]) == 1
+
+
+def test_annotations_of_no_node_are_counted(tmp_path):
+    path = tmp_path / "notes.jsonl"
+    path.write_text(
+        '{"name": "m0.f93", "annotation": "subject"}\n{"name": "m9.f1", "annotation": "other"}\n'
+    )
+    said = CliRunner().invoke(app, [*QUICK, "-t", "subject-verb", "--annotations", str(path)])
+    assert said.exit_code == 0, said.output
+    assert "annotations are of no node of this circuit" in said.stderr

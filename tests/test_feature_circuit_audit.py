@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import headwater as hw
-from coded_cases import dictionaries, task
+from coded_cases import dictionaries, dictionary, task
 from headwater.errors import DictionaryError, ModelGoneError, ResultError, UnknownOptionError
 from headwater.models import Model
 from headwater.sites import Site
@@ -213,6 +214,67 @@ def test_a_masked_edge_is_exact_where_its_target_counts():
             lost.append(twin.metric() - twin.metric({down: own + change}))
         assert row.exact == pytest.approx(sum(lost) / len(lost), abs=1e-12)
     assert masked  # so the mask decides something
+
+
+def test_the_metric_counts_everywhere_whatever_the_mask():
+    found = model("Llama")
+    given = dictionaries(found)
+    options = {"node_threshold": 0.05, "edge_threshold": 0.0}
+    circuit = hw.feature_circuit(found, task(), given, mask="original", **options)
+    into = {edge.source: edge.weight for edge in circuit.into("logits")}
+    assert any(circuit.node(name).total != pytest.approx(into[name], rel=1e-3) for name in into)
+    for name, weight in into.items():
+        assert weight == pytest.approx(circuit.node(name).effect, abs=1e-12)
+    exact = {row.name: row.exact for row in circuit.audit(sample=1000, of="nodes").rows}
+    rows = [row for row in circuit.audit(sample=1000).rows if row.name.endswith(" -> logits")]
+    assert len(rows) == len(into)
+    for row in rows:
+        assert row.exact == pytest.approx(exact[row.name.split(" ")[0]], abs=1e-12)
+    # and so it is where the last residual is no node
+    some = {site: one for site, one in given.items() if str(site) != "layers.1.resid_post"}
+    pair = [
+        hw.feature_circuit(found, task(), hw.Dictionaries(some), mask=mask, **options)
+        for mask in ("aggregate", "original")
+    ]
+    weights, masked = ({one.source: one.weight for one in c.into("logits")} for c in pair)
+    both = weights.keys() & masked.keys()
+    assert len(both) > 5
+    for name in both:
+        assert masked[name] == pytest.approx(weights[name], abs=1e-12)
+
+
+def test_a_transcoder_from_before_a_norms_weight_is_fitted_again_when_a_circuit_is_read(tmp_path):
+    found = model("GPT-2")
+    width = found.anatomy().d_model
+    one = replace(dictionary(width, 12, 0), transcoder=True)
+    hook, hook_out = "blocks.1.ln2.hook_normalized", "blocks.1.hook_mlp_out"
+    hw.write_dictionary(one, tmp_path / "one", hook=hook, hook_out=hook_out)
+    given = hw.load_dictionaries(found, tmp_path / "one")
+    circuit = hw.feature_circuit(found, task(), given, nodes=8, edge_threshold=0)
+    circuit.save(tmp_path / "fc")
+    read = hw.FeatureCircuit.load(tmp_path / "fc")
+    for of in ("nodes", "edges"):
+        rows, again = circuit.audit(50, of=of).rows, read.audit(50, of=of, model=found).rows
+        assert [row.exact for row in again] == pytest.approx([row.exact for row in rows], abs=1e-9)
+        assert any(row.exact for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda c: c.audit(sample=2.5), "sample=2.5 is no whole number from 1 on"),
+        (lambda c: c.audit(batch_size=0), "batch_size=0 is no whole number from 1 on"),
+        (lambda c: c.evaluate(batch_size=0), "batch_size=0 is no whole number from 1 on"),
+        (lambda c: c.evaluate(sizes=[2.5]), "sizes=[2.5]: the circuit has 1 to 3 nodes here"),
+        (lambda c: c.evaluate(sizes=5), "sizes=5 is one number.\nWrite sizes=[5]"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused(call, said):
+    found = model("Llama")
+    circuit = hw.feature_circuit(found, task(), dictionaries(found), nodes=3)
+    with unchecked(), pytest.raises(UnknownOptionError) as refused:
+        call(circuit)
+    assert said in str(refused.value)
 
 
 def test_positions_are_intervened_on_one_by_one():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 import headwater as hw
-from feature_twins import random_dictionaries
+from feature_twins import random_dictionaries, random_dictionary
 from headwater.cli import choices
 from headwater.cli.app import app
 from headwater.errors import DictionaryError, GateError, UnknownOptionError
@@ -148,6 +149,50 @@ def test_a_layer_without_a_dictionary_is_refused(folder):
     )
 
 
+def test_dictionaries_are_named_one_by_one(folder, tmp_path):
+    first, second = sorted(folder.iterdir())
+    found = choices.dictionaries([str(first), str(second)], "any")
+    assert {str(site) for site in found} == {first.name, second.name}
+    assert [str(site) for site in choices.dictionaries([str(second)], "any")] == [second.name]
+    for name in "ab":
+        shutil.copytree(first, tmp_path / name)
+    with pytest.raises(DictionaryError, match="on the command line -d PATH -d PATH"):
+        choices.dictionaries([str(tmp_path)], "any")
+    assert len(choices.dictionaries([str(tmp_path / "b"), str(second)], "any")) == 2
+
+
+def test_a_place_is_typed_behind_its_folder(folder):
+    first, second = sorted(folder.iterdir())
+    found = choices.dictionaries([f"{first}=layers.2.mlp.out", str(second)], "any")
+    assert [str(site) for site in found] == ["layers.2.mlp.out", second.name]
+    # a path that lies in another is read once
+    found = choices.dictionaries([f"{first}=layers.2.mlp.out", str(folder)], "any")
+    assert [str(site) for site in found] == ["layers.2.mlp.out", second.name]
+    with pytest.raises(UnknownOptionError, match="names one path twice"):
+        choices.dictionaries([f"{first}=layers.2.mlp.out", str(first)], "any")
+    with pytest.raises(UnknownOptionError, match="Name it alone"):
+        choices.dictionaries(["embedded", str(first)], "tiny")
+
+
+def test_a_transcoder_has_two_places(folder, tmp_path):
+    tiny = hw.load("tiny")
+    width = tiny.anatomy().d_model
+    one = random_dictionary(width, 5, 0, reads=width)
+    hw.write_dictionary(one, tmp_path / "tc", hook="layers.1.mlp.in", hook_out="layers.1.mlp.out")
+    place = f"{tmp_path / 'tc'}="
+    found = choices.dictionaries([f"{place}layers.2.mlp.in:layers.2.mlp.out"], "any")
+    (site,) = found
+    assert (str(found.reads(site)), str(site)) == ("layers.2.mlp.in", "layers.2.mlp.out")
+    with pytest.raises(DictionaryError, match="is a transcoder, and one site was named"):
+        choices.dictionaries([f"{place}layers.2.mlp.out"], "any")
+    swapped = choices.dictionaries([f"{place}layers.2.mlp.in:layers.0.mlp.out"], "any")
+    with pytest.raises(DictionaryError, match="a transcoder writes after it has read"):
+        hw.load_dictionaries(tiny, swapped)
+    plain = sorted(folder.iterdir())[0]
+    with pytest.raises(DictionaryError, match="is no transcoder"):
+        choices.dictionaries([f"{plain}=layers.2.mlp.in:layers.2.mlp.out"], "any")
+
+
 def test_a_refusal_is_one_message_and_exit_code_2(tmp_path):
     done = subprocess.run(
         [HEADWATER, *ON_TINY, "-d", str(tmp_path)], capture_output=True, text=True, check=False
@@ -159,7 +204,7 @@ def test_a_refusal_is_one_message_and_exit_code_2(tmp_path):
 
 def test_dictionaries_that_are_read_are_put_into_the_choice_of_features(folder):
     parts = choices.components("mlps,features", "1", "each", features=True)
-    found = choices.dictionaries(str(folder), parts, "any")
+    found = choices.dictionaries([str(folder)], "any")
     assert isinstance(found, hw.Dictionaries)
     mlps, features = choices.coded(parts, found).choices
     assert (mlps.kind, mlps.dictionaries) == ("mlp", None)

@@ -103,6 +103,15 @@ def test_nodes_stand_at_their_token_or_at_the_last(tmp_path):
         assert nodes[node.name]["ctx_idx"] == node.position
 
 
+@pytest.mark.parametrize("aggregation", ["sum", "none"])
+def test_placeholders_are_said_to_be_some(aggregation):
+    data = graph(cases.known(aggregation))
+    said = data["metadata"]["info"]["description"]
+    assert "its p=1.000 is no probability" in said
+    assert ("nodes stand at the last token means nothing" in said) == (aggregation == "sum")
+    assert "The tokens are those of the first of 6 prompts." in said
+
+
 def test_no_two_nodes_are_one_to_a_viewer():
     # viewers tell nodes at one layer and token apart by the number `feature` alone
     for circuit in (cases.known(), cases.known("none")):

@@ -42,7 +42,12 @@ def test_features_are_shown_and_a_file_is_left_to_judge_them_in(files, tmp_path)
     said = run("features", "--model", "tiny", *files[:2], *QUICK, "--top", 3, "--out", path)
     assert "Probe at layers.0.resid_post (mean over tokens): male or female" in said
     assert "4 of 1,540 components checked exactly" in said
-    assert f"headwater shift ablate --model tiny --judged {path}" in said
+    biased = " ".join(map(str, files[:2]))
+    command = f"headwater shift ablate --model tiny {biased} --balanced BALANCED.jsonl"
+    (again,) = (line for line in said.splitlines() if line.startswith(command))
+    assert again.endswith(
+        f" --site layers.0.resid_post --estimator gradient --sample 8 --judged {path}"
+    )
     judged = read_judgments(path)
     assert len(judged) == 3
     assert {one.judgment for one in judged} == {""}
@@ -85,6 +90,8 @@ def test_what_was_typed_is_judged_before_a_model_is_loaded(files):
     run("ablate", "-m", "none", *files[:2], fails="--biased was given without --balanced")
     run("features", "-m", "none", "-t", "gender-by-numbr", fails="Closest: 'gender-by-number'")
     run("ablate", "-m", "none", *files, "-r", "zeros", fails="Closest: 'zero'")
+    run("ablate", "-m", "none", *files, "--bias", 0.5, fails="--count and --bias are of --task")
+    run("features", "-m", "none", *files, "--threshold", 0.9, fails="Add --by-rule")
     run(
         "ablate", "-m", "none", *files, "--judged", "x", "--names", "y",
         fails="both --judged and --names",

@@ -16,7 +16,14 @@ def write_atomically(path: Path, writer: Callable[[Path], object]) -> None:
     Args:
         path: The file.
         writer: Called with the temporary path; what it returns does not matter.
+
+    Raises:
+        RunFolderError: If the path is a folder.
     """
+    if path.is_dir():
+        raise RunFolderError(
+            f"{path} is a folder, not a file.\nName a file in it: {path / 'NAME'}."
+        )
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:

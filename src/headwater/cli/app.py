@@ -13,7 +13,7 @@ import typer
 
 from headwater.cli.comparing import compare
 from headwater.cli.dictionaries import dictionaries_app
-from headwater.cli.features import features
+from headwater.cli.features import audit_circuit, features
 from headwater.cli.gradcheck import gradcheck
 from headwater.cli.lens_commands import lens_app
 from headwater.cli.options import (
@@ -23,6 +23,7 @@ from headwater.cli.options import (
     BatchSizeAgain,
     Components,
     Device,
+    DictionarySources,
     Draws,
     Dtype,
     Layers,
@@ -36,6 +37,7 @@ from headwater.cli.options import (
     Progress,
     ReferenceName,
     Run,
+    RunOrCircuit,
     Seed,
     TaskName,
     Top,
@@ -70,15 +72,7 @@ def attribute(
     model: ModelName,
     task: TaskName,
     components: Components = "heads,mlps",
-    dictionaries: Annotated[
-        str | None,
-        typer.Option(
-            "--dictionaries",
-            "-d",
-            help="For -c features: a folder of dictionaries in any known format, or embedded "
-            "(those of tiny; the default).",
-        ),
-    ] = None,
+    dictionaries: DictionarySources = None,
     estimator: Annotated[
         str,
         typer.Option(
@@ -133,7 +127,7 @@ def attribute(
     # what was typed is judged before a model is loaded
     method = choices.estimator(estimator, at)
     parts = choices.components(components, layers, positions, features=True)
-    found = choices.dictionaries(dictionaries, parts, model)
+    found = choices.selected_dictionaries(dictionaries, parts, model)
     off = choices.reference(reference, over, seed, draws)
     prompts = choices.task(task, metric, pairs)
     loaded = hw.load(model, device=device, dtype=dtype)
@@ -163,7 +157,7 @@ def attribute(
 
 @app.command()
 def audit(
-    run: Run,
+    run: RunOrCircuit,
     sample: Annotated[int, typer.Option(min=1, help="Components to check exactly.")] = 32,
     seed: Seed = 0,
     top: Top = 10,
@@ -181,13 +175,33 @@ def audit(
     progress: Progress = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare a sample of a run's scores with exact effects, and say how wrong they are."""
-    import headwater as hw
-    from headwater.cli import show
+    """Compare a sample of a run's scores with exact effects, and say how wrong they are.
 
+    Of a circuit of features, edges and nodes are sampled.
+    """
+    import headwater as hw
+    from headwater.cli import choices, show
+    from headwater.feature_circuits.folder import holds_circuit
+
+    if holds_circuit(run):
+        if diagnose or curves or dtype is not None:
+            raise UnknownOptionError(
+                f"{run} holds a circuit: --diagnose, --curves and --dtype are of scores."
+            )
+        audit_circuit(
+            run,
+            sample,
+            seed=seed,
+            top=top,
+            model=model,
+            batch_size=batch_size,
+            device=device,
+            progress=progress,
+            as_json=as_json,
+        )
+        return
     scores = hw.Attribution.load(run)
-    said = scores.provenance.model
-    loaded = hw.load(model or said["name"], device=device, dtype=said["dtype"])
+    loaded = choices.model_again(model, scores.provenance.model, device)
     with scores.kept_in(run):
         scores.audit(
             model=loaded,

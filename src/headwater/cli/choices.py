@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,10 +13,11 @@ from headwater.components import SELECTORS, Choice, Selection
 from headwater.components.selection import as_positions
 from headwater.dictionaries.collection import Dictionaries
 from headwater.dictionary_loading import EMBEDDED
-from headwater.errors import UnknownOptionError, did_you_mean
+from headwater.errors import UnknownModelError, UnknownOptionError, did_you_mean
 from headwater.estimators import ESTIMATORS, Estimator
 from headwater.loading import embedded_names
 from headwater.metrics import METRICS, Metric, logprob, prob, resolve_metric
+from headwater.models import Model
 from headwater.prompts import Task
 from headwater.references import REFERENCES, Mean, Reference, Resample, Tangent
 from headwater.zoo import task as embedded_task
@@ -62,29 +64,83 @@ def _features(layers: list[int] | None = None, positions: Any = "all") -> Choice
     return Choice("feature", chosen, as_positions(positions))
 
 
-def dictionaries(source: str | None, parts: Selection, model: str) -> Dictionaries | str | None:
+def selected_dictionaries(
+    sources: Sequence[str] | None, parts: Selection, model: str
+) -> Dictionaries | str | None:
     """Return what was typed for dictionaries, read if it is on disk; None without features.
 
     Args:
-        source: `embedded`, which is the default, or a file or folder.
+        sources: `embedded`, which is the default, or files or folders.
         parts: What is selected.
         model: The name of the model, which is not loaded yet.
     """
-    if not any(choice.kind == "feature" for choice in parts.choices):
-        if source is not None:
+    if any(choice.kind == "feature" for choice in parts.choices):
+        return dictionaries(sources, model)
+    if sources:
+        raise UnknownOptionError(
+            "--dictionaries goes with features, and none are selected.\n"
+            "Type -c features --dictionaries ..."
+        )
+    return None
+
+
+def dictionaries(sources: Sequence[str] | None, model: str) -> Dictionaries | str:
+    """Return what was typed for dictionaries, read if it is on disk.
+
+    Args:
+        sources: `embedded`, which is the default, or files or folders, with `=SITE` if need be.
+        model: The name of the model, which is not loaded yet.
+    """
+    if sources and list(sources) != [EMBEDDED]:
+        if EMBEDDED in sources:
             raise UnknownOptionError(
-                "--dictionaries goes with features, and none are selected.\n"
-                "Type -c features --dictionaries ..."
+                "--dictionaries embedded stands for all that ship with a model.\n"
+                "Name it alone, or the folders that you want."
             )
-        return None
-    if source is not None and source != EMBEDDED:
-        return Dictionaries.read(Path(source).resolve())  # audits may be asked for elsewhere
+        words = [_placed(word) for word in sources]
+        placed = dict(words)
+        if len(placed) < len(words):
+            raise UnknownOptionError(
+                f"--dictionaries names one path twice: {' '.join(sources)}.\n"
+                "A dictionary stands at one site."
+            )
+        sites = {str(path): place for path, place in placed.items() if place is not None}
+        return Dictionaries.read(list(placed), sites=sites)
     if model not in embedded_names():
         raise UnknownOptionError(
             f"no dictionaries ship for the model {model!r}, only for embedded ones.\n"
             "Say where some are: --dictionaries FOLDER."
         )
     return EMBEDDED
+
+
+def model_again(moved: str | None, made: Mapping[str, Any], device: str | None = None) -> Model:
+    """Return the model that a result came from, in its number type.
+
+    Args:
+        moved: Where it is now, if that was typed.
+        made: What the result says of it: `name`, `dtype`.
+        device: Where to.
+    """
+    import headwater as hw
+
+    try:
+        return hw.load(moved or made["name"], device=device, dtype=made["dtype"])
+    except UnknownModelError as error:
+        if moved is not None:
+            raise
+        raise UnknownModelError(
+            f"{error}\nThe result was made with it; say where it is now: --model FOLDER."
+        ) from None
+
+
+def _placed(word: str) -> tuple[Path, str | tuple[str, str] | None]:
+    """Return the path of `FOLDER`, `FOLDER=SITE` or `FOLDER=READ:WRITTEN`, and the place."""
+    path, equals, place = word.rpartition("=")
+    if not equals or Path(word).exists():
+        return Path(word).resolve(), None  # audits may be asked for elsewhere
+    read, colon, written = place.partition(":")
+    return Path(path).resolve(), (read, written) if colon else place
 
 
 def coded(parts: Selection, found: Dictionaries) -> Selection:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from headwater.cli.options import (
     AsJson,
     BatchSize,
     Device,
+    DictionarySources,
     Draws,
     Dtype,
     MetricName,
@@ -21,14 +22,15 @@ from headwater.cli.options import (
     Over,
     Pairs,
     Progress,
-    ReferenceName,
     Seed,
     TaskName,
 )
-from headwater.errors import UnknownOptionError
+from headwater.errors import PromptError, UnknownOptionError
 
 if TYPE_CHECKING:
     from headwater.feature_circuits.result import FeatureCircuit
+    from headwater.prompts import Task
+    from headwater.prompts.encoding import Tokenizer
 
 OWN = 256
 """Prompts of an embedded model's own text for `--contexts embedded`."""
@@ -37,14 +39,7 @@ OWN = 256
 def features(
     model: ModelName,
     task: TaskName,
-    dictionaries: Annotated[
-        str,
-        typer.Option(
-            "--dictionaries",
-            "-d",
-            help="embedded (for tiny), or a folder of dictionaries in any known format.",
-        ),
-    ] = "embedded",
+    dictionaries: DictionarySources = None,
     node_threshold: Annotated[
         float | None,
         typer.Option(help="Keep nodes whose effect exceeds this in size; default 0.1."),
@@ -61,7 +56,14 @@ def features(
             "--estimator", "-e", help="Of node effects: ig, gradient, exact, ...; ig:steps=20."
         ),
     ] = "ig:steps=10",
-    reference: ReferenceName = "corrupted",
+    reference: Annotated[
+        str,
+        typer.Option(
+            "--reference",
+            "-r",
+            help="What a closed node is set to: corrupted, mean, positional-mean, resample, zero.",
+        ),
+    ] = "corrupted",
     over: Over = None,
     draws: Draws = 1,
     metric: MetricName = None,
@@ -82,7 +84,10 @@ def features(
     ] = "nodes",
     sites: Annotated[
         str | None,
-        typer.Option(help="Comma-separated node sites; default embed and the dictionaries'."),
+        typer.Option(
+            help="Comma-separated: sites that are nodes as a whole, beside the dictionaries'; "
+            'default embed, "" for none.',
+        ),
     ] = None,
     pairs: Pairs = None,
     usable_only: Annotated[
@@ -93,6 +98,10 @@ def features(
             "unequal length), and say how many.",
         ),
     ] = False,
+    length: Annotated[
+        int | None,
+        typer.Option(min=1, help="Only pairs of this many tokens, as --aggregation none needs."),
+    ] = None,
     audit: Annotated[
         int | None, typer.Option(min=1, help="Check this many edges exactly, and as many nodes.")
     ] = None,
@@ -123,7 +132,7 @@ def features(
     """Find a circuit of dictionary features: which carry a behavior, and what flows between."""
     import headwater as hw
     from headwater.cli import choices
-    from headwater.feature_circuits.annotations import read_annotations
+    from headwater.feature_circuits.annotations import read_annotations, unmatched
     from headwater.feature_circuits.folder import ANNOTATIONS, beside
     from headwater.files import write_text
     from headwater.loading import embedded_names
@@ -146,22 +155,27 @@ def features(
         raise UnknownOptionError(
             f"--export {str(export)!r} is no file that can be written.\nType --export graph.json."
         )
-    if annotations is not None:
-        read_annotations(annotations)  # refused before anything is computed
+    # refused before anything is computed
+    said = {} if annotations is None else read_annotations(annotations)
     # what was typed is judged before a model is loaded
     method = choices.estimator(estimator)
     off = choices.reference(reference, over, seed, draws)
-    prompts = choices.task(task, metric, None if usable_only else pairs)
+    prompts = choices.task(task, metric, None)
+    given = choices.dictionaries(dictionaries, model)
     loaded = hw.load(model, device=device, dtype=dtype)
     if usable_only:
         usable = prompts.usable(loaded.tokenizer, align=off.aligned, one_token=True)
         if usable.left_out:
             typer.echo(str(usable), err=True)
-        prompts = usable.task if pairs is None else usable.task[:pairs]
+        prompts = usable.task
+    if length is not None:
+        prompts = _of_length(prompts, length, loaded.tokenizer)
+    if pairs is not None:
+        prompts = prompts[:pairs]
     circuit = hw.feature_circuit(
         loaded,
         prompts,
-        hw.load_dictionaries(loaded, dictionaries),
+        hw.load_dictionaries(loaded, given),
         node_threshold=node_threshold,
         edge_threshold=edge_threshold,
         nodes=nodes,
@@ -172,19 +186,20 @@ def features(
         edges=edges,  # pyright: ignore[reportArgumentType]
         mask=mask,  # pyright: ignore[reportArgumentType]
         edge_slope=edge_slope,
-        sites=None if sites is None else [one.strip() for one in sites.split(",")],
+        sites=None if sites is None else [one.strip() for one in sites.split(",") if one.strip()],
         batch_size=batch_size,
         seed=seed,
         progress=progress,
         out=out,
     )
+    if note := unmatched(said, circuit.nodes):
+        typer.echo(note, err=True)
     if audit is not None:
-        circuit.audit(audit, model=loaded, seed=seed)
-        circuit.audit(audit, of="nodes", model=loaded, seed=seed)
+        _audit(circuit, audit, model=loaded, seed=seed, progress=progress)
     if evaluate:
         circuit.evaluate(model=loaded)
     if export is not None:
-        circuit.export(export, annotations=annotations)
+        circuit.export(export, annotations=said)
     found = None
     if contexts is not None:
         corpus = list(islice(texts(loaded.name, held_out=True), OWN)) if own else Path(contexts)
@@ -198,6 +213,50 @@ def features(
             write_text(out / ANNOTATIONS, annotations.read_text(encoding="utf-8"))
         page = circuit.page(out / "page.html", **beside(out))
     _show(circuit, out, page, as_json)
+
+
+def _of_length(task: Task, length: int, tokenizer: Tokenizer | None) -> Task:
+    """Return the pairs whose prompts have so many tokens."""
+    groups = task.by_length(tokenizer)
+    if length not in groups:
+        raise PromptError(
+            f"no pair of '{task.name}' has {length} tokens; there are pairs of "
+            f"{', '.join(map(str, groups))}.\nType --length {next(iter(groups))}."
+        )
+    return groups[length]
+
+
+def audit_circuit(
+    run: Path,
+    sample: int,
+    *,
+    seed: int,
+    top: int,
+    model: str | None,
+    batch_size: int | None,
+    device: str | None,
+    progress: bool | None,
+    as_json: bool,
+) -> None:
+    """Check edges and nodes of a circuit's folder exactly, and write it and its page anew."""
+    import headwater as hw
+    from headwater.cli import choices
+    from headwater.feature_circuits.folder import beside
+
+    circuit = hw.FeatureCircuit.load(run)
+    loaded = choices.model_again(model, circuit.provenance["model"], device)
+    options = {"seed": seed, "top": top, "batch_size": batch_size, "progress": progress}
+    _audit(circuit, sample, model=loaded, **options)
+    circuit.save(run)
+    _show(circuit, run, circuit.page(run / "page.html", **beside(run)), as_json)
+
+
+def _audit(circuit: FeatureCircuit, sample: int, **options: Any) -> None:
+    if circuit.edges:
+        circuit.audit(sample, **options)
+    else:
+        typer.echo("no edge exceeds the threshold: only nodes are checked.", err=True)
+    circuit.audit(sample, of="nodes", **options)
 
 
 def _show(circuit: FeatureCircuit, out: Path | None, page: Path | None, as_json: bool) -> None:

@@ -25,6 +25,15 @@ Components = Annotated[
 Layers = Annotated[
     str | None, typer.Option("--layers", help="Only these layers: 0,2 or 0-5; default all.")
 ]
+DictionarySources = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dictionaries",
+        "-d",
+        help="embedded (those of tiny; the default), or a folder in any known format; repeat it "
+        "for several. FOLDER=SITE for a dictionary whose file names no place.",
+    ),
+]
 Positions = Annotated[
     str | None,
     typer.Option(
@@ -38,6 +47,9 @@ Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float64 (tru
 BatchSize = Annotated[int, typer.Option(min=1, help="Most pairs in one forward.")]
 BatchSizeAgain = Annotated[int | None, typer.Option(min=1, help="Default: as in the run.")]
 Run = Annotated[Path, typer.Argument(help="Folder written by `headwater attribute --out`.")]
+RunOrCircuit = Annotated[
+    Path, typer.Argument(help="Folder written by `headwater attribute` or `features`, with --out.")
+]
 MovedModel = Annotated[
     str | None, typer.Option("--model", "-m", help="Where the model is, if it has moved.")
 ]

@@ -11,6 +11,7 @@ from headwater.cli.lens import say, say_json
 from headwater.cli.options import (
     AsJson,
     Device,
+    DictionarySources,
     Dtype,
     ModelName,
     Out,
@@ -18,6 +19,7 @@ from headwater.cli.options import (
     PromptBatch,
     Seed,
 )
+from headwater.cli.spelling import spelled
 from headwater.errors import UnknownOptionError
 
 if TYPE_CHECKING:
@@ -31,7 +33,9 @@ shift_app = typer.Typer(
     add_completion=False,
 )
 
-COUNT = 400
+COUNT, BIAS, SAMPLE = 400, 1.0, 100
+ESTIMATOR = "ig:steps=10"
+THRESHOLD = 0.5
 
 TaskName = Annotated[
     str | None,
@@ -50,10 +54,6 @@ Balanced = Annotated[
 ]
 Bias = Annotated[float, typer.Option(help="Of --task: how often label and attribute go together.")]
 Count = Annotated[int, typer.Option(min=4, help="Of --task: texts of each set.")]
-DictionaryFolder = Annotated[
-    str,
-    typer.Option("--dictionaries", "-d", help="embedded (for tiny), or a folder of any format."),
-]
 SiteName = Annotated[
     str | None,
     typer.Option(help="Where the probe reads; default the residual in the middle of the model."),
@@ -87,7 +87,7 @@ def data(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the two files.")],
     count: Count = COUNT,
-    bias: Bias = 1.0,
+    bias: Bias = BIAS,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -112,20 +112,20 @@ def features(
     biased: Biased = None,
     balanced: Balanced = None,
     count: Count = COUNT,
-    bias: Bias = 1.0,
+    bias: Bias = BIAS,
     by_rule: Annotated[
         bool,
         typer.Option("--by-rule", help="Fill judgments in by the rule, on balanced examples."),
     ] = False,
-    dictionaries: DictionaryFolder = "embedded",
+    dictionaries: DictionarySources = None,
     site: SiteName = None,
     pooling: PoolingName = "mean",
     top: Features = 50,
-    threshold: Threshold = 0.5,
+    threshold: Threshold = THRESHOLD,
     contexts: Annotated[int, typer.Option(min=0, help="Places shown of each feature.")] = 5,
-    estimator: EstimatorName = "ig:steps=10",
+    estimator: EstimatorName = ESTIMATOR,
     reference: OffName = "zero",
-    sample: Sample = 100,
+    sample: Sample = SAMPLE,
     audit: Audit = 32,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="File to judge the features in: judge.jsonl.")
@@ -145,14 +145,17 @@ def features(
 
     # what was typed is judged before a model is loaded
     method, off = choices.estimator(estimator), _reference(reference)
+    if threshold != THRESHOLD and not by_rule:
+        raise UnknownOptionError("--threshold is of the rule that judges.\nAdd --by-rule.")
     if out is not None:
         refuse_existing(out)
     train, others = _sets(task, biased, balanced, count, bias, seed, both=by_rule)
+    given = choices.dictionaries(dictionaries, model)
     loaded = hw.load(model, device=device, dtype=dtype)
     found = candidates(
         loaded,
         train,
-        hw.load_dictionaries(loaded, dictionaries),
+        hw.load_dictionaries(loaded, given),
         balanced=others if by_rule else None,
         site=site,
         pooling=pooling,  # pyright: ignore[reportArgumentType]
@@ -172,9 +175,25 @@ def features(
     if as_json:
         say_json(found.to_dict())
         return
-    wrote = f'wrote {out}: set each "judgment" to "ablate" or "keep", then type\n'
-    then = f"headwater shift ablate --model {model} --judged {out} with the same texts"
-    say([repr(found), *(() if out is None else ("", wrote + then))])
+    told = [repr(found)]
+    if out is not None:
+        again = {
+            "--model": model, "--task": task, "--biased": biased,
+            "--balanced": balanced or (biased and "BALANCED.jsonl"),
+            "--count": None if count == COUNT else count, "--bias": None if bias == BIAS else bias,
+            "--dictionaries": dictionaries, "--site": site,
+            "--pooling": None if pooling == "mean" else pooling,
+            "--reference": None if reference == "zero" else reference,
+            "--estimator": None if estimator == ESTIMATOR else estimator,
+            "--sample": None if sample == SAMPLE else sample,
+            "--device": device, "--dtype": dtype, "--seed": seed or None, "--judged": out,
+        }  # fmt: skip
+        told += [
+            "",
+            f'wrote {out}: set each "judgment" to "ablate" or "keep", then type',
+            f"headwater shift ablate {spelled(again)}",
+        ]
+    say(told)
 
 
 @shift_app.command()
@@ -184,7 +203,7 @@ def ablate(
     biased: Biased = None,
     balanced: Balanced = None,
     count: Count = COUNT,
-    bias: Bias = 1.0,
+    bias: Bias = BIAS,
     judged: Annotated[
         Path | None,
         typer.Option(help="A file of judgments; default: a rule judges, on balanced examples."),
@@ -192,14 +211,14 @@ def ablate(
     names: Annotated[
         str | None, typer.Option(help="Features to ablate, in place of a file: r1.f31,m0.f93.")
     ] = None,
-    dictionaries: DictionaryFolder = "embedded",
+    dictionaries: DictionarySources = None,
     site: SiteName = None,
     pooling: PoolingName = "mean",
     top: Features = 50,
-    threshold: Threshold = 0.5,
-    estimator: EstimatorName = "ig:steps=10",
+    threshold: Threshold = THRESHOLD,
+    estimator: EstimatorName = ESTIMATOR,
     reference: OffName = "zero",
-    sample: Sample = 100,
+    sample: Sample = SAMPLE,
     audit: Audit = 32,
     draws: Annotated[
         int, typer.Option(min=0, help="Sets of random features to compare with; 0: no baselines.")
@@ -223,12 +242,13 @@ def ablate(
     train, others = _sets(task, biased, balanced, count, bias, seed, both=True)
     assert others is not None
     listed = None if names is None else [one.strip() for one in names.split(",")]
+    given = choices.dictionaries(dictionaries, model)
     loaded = hw.load(model, device=device, dtype=dtype)
     found = shift(
         loaded,
         train,
         others,
-        hw.load_dictionaries(loaded, dictionaries),
+        hw.load_dictionaries(loaded, given),
         judged if listed is None else listed,
         site=site,
         pooling=pooling,  # pyright: ignore[reportArgumentType]
@@ -275,6 +295,10 @@ def _sets(
             raise UnknownOptionError("--task has a balanced set of its own.\nLeave --balanced out.")
         return embedded.biased(task, count, seed, bias=bias)
     assert biased is not None
+    if (count, bias) != (COUNT, BIAS):
+        raise UnknownOptionError(
+            "--count and --bias are of --task; files are read as they are.\nLeave them out."
+        )
     if both and balanced is None:
         raise UnknownOptionError(
             "--biased was given without --balanced: whether a classifier goes by the label or by "

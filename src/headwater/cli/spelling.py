@@ -7,8 +7,10 @@ looked up, and gets a line that says how its Python is typed (`typed_words`).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from typing import Any
 
 CALL = re.compile(r"(?:\b(?:reference|estimator|metric)=)?hw\.(\w+)\(((?:[^()]|\([^()]*\))*)\)")
 GIVEN = re.compile(r"""\b([a-z_]+)=(?:["']([^"']*)["']|(\d[\d.e-]*\d|\d)|(?=[\s.,:;)]|$))""")
@@ -54,6 +56,21 @@ def typed_words(refusal: str, chosen: Iterable[str] = ()) -> str:
     given = {one[0]: _option(one, chosen) for one in GIVEN.finditer(advice)}
     said = [f"{python} is {typed}" for python, typed in (calls | given).items() if typed]
     return f"On the command line: {'; '.join(said)}." if said else ""
+
+
+def spelled(options: Mapping[str, Any]) -> str:
+    """Return options as they are typed; what is None is left out, a list is typed again and again.
+
+    Args:
+        options: By name: `--model`.
+    """
+    words = [
+        (name, str(one))
+        for name, value in options.items()
+        if value is not None
+        for one in (value if isinstance(value, list) else [value])
+    ]
+    return shlex.join(word for pair in words for word in pair)
 
 
 def _option(given: re.Match[str], chosen: Iterable[str]) -> str:

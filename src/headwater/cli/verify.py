@@ -48,10 +48,10 @@ def verify(
     """
     import headwater as hw
     from headwater.audits.bound import refuse_numbers
+    from headwater.cli import choices
 
     refuse_numbers(theta, confidence)  # before a model is loaded
     scores = hw.Attribution.load(run)
-    said = scores.provenance.model
     found = hw.verify(
         scores,
         theta=theta,
@@ -59,7 +59,7 @@ def verify(
         budget=budget,
         magnitudes=magnitudes,
         seed=seed,
-        model=hw.load(model or said["name"], device=device, dtype=said["dtype"]),
+        model=choices.model_again(model, scores.provenance.model, device),
         batch_size=batch_size,
         progress=progress,
         out=run,

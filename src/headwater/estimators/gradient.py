@@ -69,15 +69,10 @@ def refuse_stationary(function: GatedFunction, end: End) -> None:
         StationaryMetricError: Saying what to use instead.
     """
     if end in function.stationary:
-        raise stationary_error()
-
-
-def stationary_error() -> StationaryMetricError:
-    """Return the error that the metric is at its maximum where its slope would be taken."""
-    return StationaryMetricError(
-        "the metric is the KL divergence to the clean run: at the clean end it is at its "
-        "maximum, so every gradient there is exactly 0.\n"
-        "Use hw.SecondOrder(), which takes the curvature there, hw.Exact(), "
-        'hw.IntegratedGradients(), hw.Gradient(at="corrupted"), or another metric such as '
-        "hw.logit_diff()."
-    )
+        raise StationaryMetricError(
+            "the metric is the KL divergence to the clean run: at the clean end it is at its "
+            "maximum, so every gradient there is exactly 0.\n"
+            "Use hw.SecondOrder(), which takes the curvature there, hw.Exact(), "
+            'hw.IntegratedGradients(), hw.Gradient(at="corrupted"), or another metric such as '
+            "hw.logit_diff()."
+        )

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from headwater.components.names import parse_component
 from headwater.errors import HeadwaterError, ResultError
 from headwater.feature_circuits.contexts import base
+from headwater.feature_circuits.nodes import Node
 from headwater.files import write_text
 
 Annotations: TypeAlias = Mapping[str, str]
@@ -89,6 +90,23 @@ def annotation_of(annotations: Annotations, name: str) -> str:
         name: The node's.
     """
     return annotations.get(name) or annotations.get(base(name), "")
+
+
+def unmatched(annotations: Annotations, nodes: Sequence[Node]) -> str:
+    """Return in a sentence how many annotations are of none of these nodes; else nothing.
+
+    Args:
+        annotations: Text by name.
+        nodes: Of a circuit.
+    """
+    names = {name for node in nodes for name in (node.name, base(node.name))}
+    others = [name for name in annotations if name not in names]
+    if not others:
+        return ""
+    return (
+        f"{len(others):,} of {len(annotations):,} annotations are of no node of this circuit, "
+        f"{others[0]} among them."
+    )
 
 
 def _read(line: str, where: str) -> tuple[str, str]:

@@ -17,9 +17,11 @@ from headwater.audits.estimands import about_estimand
 from headwater.audits.report import Audit
 from headwater.errors import ResultError, UnknownOptionError
 from headwater.feature_circuits.again import Again, again
+from headwater.feature_circuits.choice import refuse_no_count
 from headwater.feature_circuits.exact import EdgeKey, Interventions
 from headwater.feature_circuits.words import LOGITS
 from headwater.gates.task import most_tokens
+from headwater.progress import progress_bar
 
 if TYPE_CHECKING:
     from headwater.dictionaries.collection import Dictionaries
@@ -40,6 +42,7 @@ def audit_circuit(
     model: Model | None,
     dictionaries: Dictionaries | None,
     batch_size: int | None,
+    progress: bool | None,
 ) -> Audit:
     """Check a sample of edges or nodes; see `FeatureCircuit.audit`.
 
@@ -58,6 +61,7 @@ def audit_circuit(
         raise ResultError(
             f"this circuit has no {of} to check.\nFind it again with a lower edge_threshold."
         )
+    refuse_no_count(sample=sample, batch_size=batch_size)
     with again(circuit, model=model, dictionaries=dictionaries, batch_size=batch_size) as ready:
         runs = ready.runs()
         exact = Interventions(runs, ready.kept(circuit), most_tokens(ready.model))
@@ -69,15 +73,17 @@ def audit_circuit(
             return exact.of_edges([_edge(circuit, ready, column) for column in columns])[None]
 
         started = time.perf_counter()
-        checked = audit_scores(
-            names,
-            torch.tensor([estimates], dtype=torch.float64),
-            effects,
-            sample=sample,
-            seed=seed,
-            top=top,
-            confidence=confidence,
-        )
+        total = min(sample, len(names)) * runs.pairs * runs.off.draws
+        with progress_bar(f"checking {of} exactly", total, show=progress) as exact.advance:
+            checked = audit_scores(
+                names,
+                torch.tensor([estimates], dtype=torch.float64),
+                effects,
+                sample=sample,
+                seed=seed,
+                top=top,
+                confidence=confidence,
+            )
         runs.cost.seconds = time.perf_counter() - started
         if of == "nodes":
             checked = about_estimand(checked, estimator_from(circuit.provenance["estimator"]))
@@ -89,6 +95,7 @@ _OTHER_WORDS = {
     " Strong effects that the estimate does not see may be among those not checked: "
     "hw.verify(scores, theta=...) looks for them.": " Strong ones that the estimate does not see "
     "may be among those not checked: a larger sample= looks at more.",
+    "faithfulness, scores.trained_circuit": "faithfulness, circuit.evaluate()",
     "confirm with hw.Exact()": "check more of them",
     "use hw.Exact(), or another estimator or reference": "take another estimator or reference, or "
     "the exact values of those that matter",

@@ -11,6 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from headwater.errors import GateError, UnknownOptionError
+from headwater.estimators.choices import is_number
 from headwater.feature_circuits.effects import Aggregation, SiteEffects
 from headwater.feature_circuits.kept import Kept
 from headwater.feature_circuits.sites import NodeSites
@@ -37,10 +38,10 @@ class NodeRule:
                 f"node_threshold={self.threshold} and nodes={self.top}: give one of them.\n"
                 "node_threshold=0.02 keeps nodes whose effect exceeds that, nodes=50 the strongest."
             )
-        if self.threshold is not None and not self.threshold >= 0:
-            raise UnknownOptionError(f"node_threshold={self.threshold} is no size. Type 0.02.")
-        if self.top is not None and self.top < 1:
-            raise UnknownOptionError(f"nodes={self.top} keeps nothing. Type nodes=50.")
+        if self.threshold is not None:
+            refuse_no_size(node_threshold=self.threshold)
+        if self.top is not None and (type(self.top) is not int or self.top < 1):
+            raise UnknownOptionError(f"nodes={self.top!r} is no number of nodes. Type nodes=50.")
         if self.mask == "original" and self.threshold is None:
             raise UnknownOptionError(
                 'mask="original" compares single pairs with a threshold.\nType node_threshold=0.1.'
@@ -97,6 +98,28 @@ class NodeRule:
             f"node_threshold={self.threshold} keeps no node: the largest effect is {best:.3g}, "
             f"of {named}.\nType a smaller one, or nodes=50 for the strongest."
         )
+
+
+def refuse_no_size(**given: float) -> None:
+    """Refuse what is no number from 0 on.
+
+    Raises:
+        UnknownOptionError: Naming the argument.
+    """
+    for name, value in given.items():
+        if not (is_number(value) and value >= 0):
+            raise UnknownOptionError(f"{name}={value!r} is no size.\nType {name}=0.02.")
+
+
+def refuse_no_count(**given: int | None) -> None:
+    """Refuse what is no whole number from 1 on; None stands for a number chosen elsewhere.
+
+    Raises:
+        UnknownOptionError: Naming the argument.
+    """
+    for name, value in given.items():
+        if value is not None and (type(value) is not int or value < 1):
+            raise UnknownOptionError(f"{name}={value!r} is no whole number from 1 on.")
 
 
 def above(weights: Tensor, threshold: float) -> Bool[Tensor, "row column"]:

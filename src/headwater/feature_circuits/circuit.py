@@ -13,12 +13,11 @@ from torch import Tensor
 
 from headwater.attribution.checks import refuse_arguments, refuse_modes
 from headwater.dictionaries.collection import Dictionaries
-from headwater.errors import UnknownOptionError, did_you_mean
+from headwater.errors import StationaryMetricError, UnknownOptionError, did_you_mean
 from headwater.estimators import Estimator, Gradient, IntegratedGradients
-from headwater.estimators.gradient import stationary_error
 from headwater.feature_circuits import folder
 from headwater.feature_circuits.again import Live
-from headwater.feature_circuits.choice import Mask, NodeRule
+from headwater.feature_circuits.choice import Mask, NodeRule, refuse_no_count, refuse_no_size
 from headwater.feature_circuits.collect import collected
 from headwater.feature_circuits.edges import EdgeRule, Method, Slope, connect
 from headwater.feature_circuits.effects import Aggregation, measure
@@ -83,8 +82,7 @@ def feature_circuit(
     Args:
         model: From `hw.load` or `hw.wrap`.
         task: Prompt pairs and metric.
-        dictionaries: From `hw.load_dictionaries(model, ...)`; sites without one can be nodes as a
-            whole, see `sites`.
+        dictionaries: From `hw.load_dictionaries(model, ...)`; each of their sites has nodes.
         node_threshold: Keep nodes whose effect exceeds this in size; 0.1 if `nodes` is not given
             either.
         edge_threshold: Keep edges whose weight exceeds this in size.
@@ -107,8 +105,8 @@ def feature_circuit(
         edges: How edges between residuals leave out what passes attention and MLP. `"direct"`:
             these hold their values. `"subtracted"`: what passes them is computed and taken away,
             as in the paper's equation 6; the same numbers at many times the cost, for checking.
-        sites: Where nodes are; by default `embed` and every site that has a dictionary. A site
-            without one is a single node.
+        sites: Sites that are nodes beside those of the dictionaries, each as a whole; by default
+            `embed`.
         steepest: Secants above this in size are not used (TopK features that others push out):
             the clean slope takes their place, and the rest is in the remainder.
         batch_size: Most pairs in one forward.
@@ -140,8 +138,7 @@ def feature_circuit(
     _refuse_words(
         aggregation=aggregation, slope=slope, mask=mask, edge_slope=edge_slope, edges=edges
     )
-    if not edge_threshold >= 0:
-        raise UnknownOptionError(f"edge_threshold={edge_threshold} is no size. Type 0.01.")
+    refuse_no_size(edge_threshold=edge_threshold)
     if node_threshold is None and nodes is None:
         node_threshold = 0.1
     rule = NodeRule(node_threshold, nodes, mask)
@@ -153,6 +150,11 @@ def feature_circuit(
             f"dictionaries: expected hw.Dictionaries, got {type(dictionaries).__name__}.\n"
             "Write hw.load_dictionaries(model, 'FOLDER')."
         )
+    refuse_no_count(batch_size=batch_size)
+    if type(seed) is not int:
+        raise UnknownOptionError(f"seed={seed!r} is no whole number.")
+    if isinstance(sites, str):
+        raise UnknownOptionError(f"sites={sites!r} is one text.\nWrite sites=[{sites!r}].")
     refuse_modes()
     runner = model
     if dtype is not None or device is not None:
@@ -240,7 +242,12 @@ def _refuse_stationary(metric: Metric, asked: Asked) -> None:
     """Refuse slopes of the divergence from the clean run, taken in the clean run."""
     clean = asked.edge_rule.clean or not isinstance(asked.estimator, IntegratedGradients)
     if isinstance(metric, kl) and (clean or not _is_fast(asked.estimator)):
-        raise stationary_error()
+        raise StationaryMetricError(
+            "the metric is the KL divergence to the clean run, whose slope there is exactly 0, and "
+            f"with {'edge_slope=' + repr('clean') if asked.edge_rule.clean else asked.estimator} "
+            "the circuit takes it there.\nUse hw.IntegratedGradients(steps=10) with "
+            'edge_slope="nodes" (both are the default), or another metric such as hw.logit_diff().'
+        )
 
 
 def _is_fast(estimator: Estimator) -> bool:

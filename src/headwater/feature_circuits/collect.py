@@ -92,8 +92,10 @@ def _nodes(kept: Kept, effects: Mapping[Site, SiteEffects], edges: Edges) -> lis
         if blocks:
             incoming = sum(float(block.weights[place].sum()) for block in blocks)
             total = sum(float(block.total[place]) for block in blocks)
-            below, unexplained = total - incoming, float(edges.own[node.site][place]) - total
-            orphan = all(
+            own = float(edges.own[node.site][place])
+            below, unexplained = total - incoming, own - total
+            # a node that does not change is none, though a mask may keep it
+            orphan = own != 0 and all(
                 not bool(block.weights[place].any()) and float(block.total[place]) == 0
                 for block in blocks
             )

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headwater.errors import UnknownOptionError
+from headwater.estimators.choices import is_number
 from headwater.feature_circuits.cotangents import Cotangents, Weights, cotangents
 from headwater.feature_circuits.kept import Kept
 from headwater.feature_circuits.runs import BatchRun, Runs
@@ -64,7 +65,10 @@ class Edges:
     blocks: dict[tuple[Site, Site], Block] = field(default_factory=dict)
     """By (upstream, downstream) site."""
     own: dict[Site, Float[Tensor, " row"]] = field(default_factory=dict)
-    """What edges into each kept node should add up to: slope of the metric times change."""
+    """What edges into each kept node should add up to: slope of the metric times change, where the
+    node counts."""
+    everywhere: dict[Site, Float[Tensor, " row"]] = field(default_factory=dict)
+    """The same on every pair and at every position."""
     slopes: dict[Site, SlopeReport] = field(default_factory=dict)
 
 
@@ -82,9 +86,9 @@ class EdgeRule:
     """Compute edges between residuals by subtraction, not by holding what lies between."""
 
     def __post_init__(self) -> None:
-        if not self.steepest > 0:
+        if not (is_number(self.steepest) and self.steepest > 0):
             raise UnknownOptionError(
-                f"steepest={self.steepest} allows no secant slope.\nType steepest=10.0, or "
+                f"steepest={self.steepest!r} allows no secant slope.\nType steepest=10.0, or "
                 'slope="gradient".'
             )
 
@@ -136,9 +140,11 @@ class Connector:
         for node in self.runs.nodes:
             kept, state = self.kept[node.site], self.one.state(node, clean=self.rule.clean)
             if len(kept):
-                mask = kept.mask_of(self.one)
-                own = kept.of(counted(state.effects(), mask)) * self.share
-                edges.own[node.site] = own + edges.own.get(node.site, 0)
+                mask, effects = kept.mask_of(self.one), state.effects()
+                for sums, values in (
+                    (edges.own, counted(effects, mask)), (edges.everywhere, effects),
+                ):  # fmt: skip
+                    sums[node.site] = kept.of(values) * self.share + sums.get(node.site, 0)
                 if self.runs.nodes.before(node):
                     self._into(state, mask, edges)
             self.parents[node.site] = Parent(state, kept)

@@ -118,7 +118,8 @@ def refuse_unequal(runs: Runs) -> None:
             f"{', '.join(map(str, lengths[:8]))}{' and more' if len(lengths) > 8 else ''}: "
             "position 5 would be another word in each.\n"
             'Write aggregation="sum", or take the prompts of one length: '
-            f"task.by_length(model.tokenizer)[{lengths[0]}]."
+            f"task.by_length(model.tokenizer)[{lengths[0]}], on the command line "
+            f"--length {lengths[0]}."
         )
 
 

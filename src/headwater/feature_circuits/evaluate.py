@@ -21,9 +21,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from headwater.attribution.checks import refuse_arguments
 from headwater.components import features
 from headwater.errors import ResultError, UnknownOptionError
 from headwater.feature_circuits.again import again
+from headwater.feature_circuits.choice import refuse_no_count
 from headwater.feature_circuits.exact import NodeKey
 from headwater.frames import frame
 from headwater.gates import Averages, GatedTask
@@ -138,6 +140,8 @@ def evaluate_circuit(
         raise UnknownOptionError(
             f"errors={errors!r} is unknown.\nWrite errors='circuit', 'keep' or 'remove'."
         )
+    refuse_arguments(reference=reference)
+    refuse_no_count(batch_size=batch_size)
     with again(circuit, model=model, dictionaries=dictionaries, batch_size=batch_size) as ready:
         reference = ready.reference if reference is None else reference
         aligned = circuit.provenance["aggregation"] == "none"
@@ -187,7 +191,9 @@ def _counts(sizes: Sequence[int] | None, most: int) -> list[int]:
     if sizes is None:
         steps = {round(math.exp(math.log(most) * n / SIZES)) for n in range(1, SIZES + 1)}
         return sorted({*steps, most})
-    bad = [size for size in sizes if not 0 < size <= most]
+    if isinstance(sizes, int):
+        raise UnknownOptionError(f"sizes={sizes} is one number.\nWrite sizes=[{sizes}].")
+    bad = [size for size in sizes if type(size) is not int or not 0 < size <= most]
     if bad or not sizes:
         raise UnknownOptionError(
             f"sizes={list(sizes)}: the circuit has 1 to {most} nodes here.\nWrite sizes=[{most}]."

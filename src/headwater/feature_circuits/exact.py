@@ -23,6 +23,7 @@ from headwater.feature_circuits.sites import NodeSite
 from headwater.feature_circuits.state import SiteState
 from headwater.gates.direct import DirectPaths
 from headwater.gates.slopes import SitePaths
+from headwater.progress import Advance, silent
 from headwater.sites import Site
 
 
@@ -51,6 +52,7 @@ class Interventions:
     def __init__(self, runs: Runs, kept: Mapping[Site, Kept], tokens: int) -> None:
         self.runs, self.kept, self.tokens = runs, kept, tokens
         self.by_site = {node.site: node for node in runs.nodes}
+        self.advance: Advance = silent
         self.noise = 0.0
         """How far rounding alone moves the mean metric: a site's own value, patched in."""
 
@@ -65,6 +67,7 @@ class Interventions:
                 self._measure_noise(one, paths, site)
                 values = [self._closed(one, state, nodes[n]) for n in members]
                 total[members] += self._lost(one, paths, site, values)
+                self.advance(len(members) * len(one.batch))
         return total / self.runs.pairs
 
     def of_edges(self, edges: Sequence[EdgeKey]) -> Float[Tensor, " edge"]:
@@ -81,6 +84,7 @@ class Interventions:
                 else:
                     self._measure_noise(one, paths, down)
                     total[members] += self._into(one, direct, paths, up, down, chosen)
+                self.advance(len(members) * len(one.batch))
         return total / self.runs.pairs
 
     def _into_metric(

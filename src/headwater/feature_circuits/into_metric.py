@@ -45,13 +45,14 @@ def into_metric(
 ) -> dict[Site, Float[Tensor, " kept"]]:
     """Return each kept node's edge into the metric, on the mean over pairs.
 
-    Where the residual after the last layer is a node site, everything passes through it: its nodes'
-    edges are their effects, and no other node has one. Elsewhere the metric's slope in the clean
+    The metric counts on every pair, so no mask applies to what reaches it. Where the residual after
+    the last layer is a node site, everything passes through it: its nodes' edges are their effects,
+    and no other node has one. Elsewhere the metric's slope in the clean
     run is taken with every node site held.
     """
     last = last_residual(runs.model)
     if last in runs.nodes.sites:
-        return {last: edges.own[last]} if len(kept[last]) else {}
+        return {last: edges.everywhere[last]} if len(kept[last]) else {}
     found: dict[Site, Tensor] = {}
     for one in runs:
         direct = runs.direct(one).into_metric(runs.task.metric)

@@ -204,7 +204,7 @@ def _metadata(
         "schema_version": SCHEMA_VERSION,
         "info": {
             "description": f"{title(circuit)}. Weights are changes of the metric, positive "
-            f"supports. Rows: {listed}.",
+            f"supports. Rows: {listed}. {_placeholders(circuit)}",
             "generator": {"name": "headwater", "version": made["versions"].get("headwater", "")},
         },
         "generation_settings": {
@@ -217,6 +217,15 @@ def _metadata(
     if source_set is not None:
         found["feature_details"] = {"neuronpedia_source_set": source_set}
     return found
+
+
+def _placeholders(circuit: FeatureCircuit) -> str:
+    """Return what of the graph says nothing, because the form asks for more than a circuit has."""
+    said = "The output is the metric; its p=1.000 is no probability."
+    if circuit.provenance["aggregation"] == "sum":
+        said += " Positions are added up: that nodes stand at the last token means nothing."
+    pairs = len(circuit.provenance["task"]["pairs"])
+    return said + (f" The tokens are those of the first of {pairs} prompts." if pairs > 1 else "")
 
 
 def _slug(text: str) -> str:

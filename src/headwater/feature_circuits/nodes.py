@@ -20,7 +20,8 @@ class Node:
     """The feature's number in its dictionary."""
     position: int | None
     effect: float
-    """What the metric loses when it is put at its reference, as estimated."""
+    """What the metric loses when it is put at its reference, as estimated; of `hw.TrainedMask` the
+    trained gate."""
     se: float | None
     """Standard error of that over pairs; None for a single pair."""
     incoming: float | None
@@ -30,9 +31,11 @@ class Node:
     """What flows in from nodes that are not kept."""
     unexplained: float | None
     """What neither is: effect minus everything that flows in. Zero for residuals with secant
-    slopes; elsewhere the curvature of attention and MLP between the two runs."""
+    slopes, but for decoder biases where the reference is zero; elsewhere the curvature of attention
+    and MLP between the two runs."""
     orphan: bool
-    """Nothing at all flows in, though the node has an effect and something lies before it."""
+    """Nothing at all flows in, though the node changes and has an effect, and something lies before
+    it."""
 
     @property
     def total(self) -> float | None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from headwater.references import Reference
 
 
-@dataclass
+@dataclass(eq=False)
 class FeatureCircuit:
     """Nodes (features, errors, whole sites) and the direct edges between them.
 
@@ -127,6 +127,7 @@ class FeatureCircuit:
         model: Model | None = None,
         dictionaries: Dictionaries | None = None,
         batch_size: int | None = None,
+        progress: bool | None = None,
     ) -> Audit:
         """Hold edges or nodes against exact interventions, on a sample of those in the circuit.
 
@@ -142,6 +143,7 @@ class FeatureCircuit:
             model: Needed when the circuit no longer has its model.
             dictionaries: Likewise, where no file holds them.
             batch_size: Most pairs in one forward; by default as in the circuit.
+            progress: True, False, or None to show a bar only on a terminal.
 
         Raises:
             ModelGoneError: If the model is gone and none was given.
@@ -159,6 +161,7 @@ class FeatureCircuit:
             model=model,
             dictionaries=dictionaries,
             batch_size=batch_size,
+            progress=progress,
         )
         self.audits[of] = checked.to_dict()
         return checked
@@ -296,6 +299,10 @@ class FeatureCircuit:
         annotations: Annotations | str | Path | None = None,
     ) -> Path:
         """Write the circuit as a graph that Neuronpedia and circuit-tracer open, as JSON.
+
+        Two things there have no counterpart here and are placeholders: nodes whose positions are
+        added up stand at the last token of the first prompt, and the metric, drawn as an output
+        token, has "p=1.000". The graph's description says so.
 
         Args:
             path: The file.

@@ -13,7 +13,7 @@ from headwater.coding import Coded
 from headwater.components.kinds import CODED
 from headwater.dictionaries import Dictionary
 from headwater.dictionaries.collection import Dictionaries
-from headwater.errors import UnavailableSiteError, UnknownOptionError
+from headwater.errors import UnavailableSiteError
 from headwater.sites import EMBED, Site
 
 
@@ -154,24 +154,16 @@ def node_sites(
     Args:
         adapter: The model's.
         dictionaries: By site.
-        sites: Sites that are nodes; by default those that have a dictionary, and `embed`.
+        sites: Sites that are nodes beside those that have a dictionary; by default `embed`.
         **where: Number type and device of the dictionaries that stand for whole sites.
 
     Raises:
         UnavailableSiteError: If a site is none at which nodes can be.
-        UnknownOptionError: If a dictionary is left out by `sites`.
     """
-    dictionaries.check(adapter)
-    if sites is None:
-        chosen = list(dict.fromkeys([EMBED, *dictionaries]))
-    else:
-        chosen = [Site.parse(site) if isinstance(site, str) else site for site in sites]
-    left_out = [str(site) for site in dictionaries if site not in chosen]
-    if left_out:
-        raise UnknownOptionError(
-            f"sites= leaves out {', '.join(left_out)}, which has a dictionary.\n"
-            "Name every site of the dictionaries, or leave those dictionaries out."
-        )
+    dictionaries = dictionaries.fitted(adapter)
+    given = [EMBED] if sites is None else sites
+    named = (Site.parse(site) if isinstance(site, str) else site for site in given)
+    chosen = list(dict.fromkeys([*named, *dictionaries]))
     for site in chosen:
         if site.name not in CODED:
             raise UnavailableSiteError(

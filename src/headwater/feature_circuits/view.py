@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from headwater.errors import ResultError
 from headwater.feature_circuits import words
-from headwater.feature_circuits.annotations import Annotations, annotation_of, read_annotations
+from headwater.feature_circuits.annotations import (
+    Annotations,
+    annotation_of,
+    read_annotations,
+    unmatched,
+)
 from headwater.feature_circuits.contexts import Contexts, base
 from headwater.page.circuit_schema import (
     CircuitData,
@@ -67,7 +72,7 @@ def page_data(
         "title": f"Feature circuit of {made['task']['name']} on {made['model']['name']}",
         "heading": f"Feature circuit of {made['task']['name']} on {made['model']['name']}",
         "sentences": [_capital(one) for one in _sentences(circuit)],
-        "notes": _notes(circuit, contexts),
+        "notes": _notes(circuit, contexts, annotations or {}),
         "facts": _facts(circuit),
         "provenance": _provenance(made),
         "metric": _metric(circuit),
@@ -228,7 +233,9 @@ def _sentences(circuit: FeatureCircuit) -> list[str]:
     return [*found, f"{words.counts(circuit).split('; ', 1)[1]}."]
 
 
-def _notes(circuit: FeatureCircuit, contexts: Contexts | None) -> list[str]:
+def _notes(
+    circuit: FeatureCircuit, contexts: Contexts | None, annotations: Annotations
+) -> list[str]:
     # audits and evaluation have a headline and a table of their own
     bare = replace(circuit, audits={}, evaluation=None)
     found = [_capital(one) for one in words.sentences(bare)]
@@ -240,6 +247,8 @@ def _notes(circuit: FeatureCircuit, contexts: Contexts | None) -> list[str]:
                 f"{len(missing):,} features have no contexts here, {missing[0]} among them: they "
                 "were looked for of another circuit."
             )
+    if said := unmatched(annotations, circuit.nodes):
+        found.append(_capital(said))
     return found
 
 
@@ -253,6 +262,7 @@ def _facts(circuit: FeatureCircuit) -> dict[str, str]:
         "estimator": str(made["estimator"]["name"]),
         "reference": str(made["reference"]["name"]),
         "slope": str(made["slope"]),
+        "mask": str(made["mask"]),
         "positions": "added up" if made["aggregation"] == "sum" else "apart",
         "prompt pairs": f"{len(made['task']['pairs']):,}",
     }
@@ -283,13 +293,22 @@ def _sites(circuit: FeatureCircuit) -> TableData:
                 number(one.effects),
                 number(one.exact),
                 number(one.gap),
-                f"{one.active:,}",
-                number(one.steepest),
-                f"{one.replaced:,}",
+                *_slopes(circuit, place),
             )
-            for one in circuit.sites
+            for place, one in enumerate(circuit.sites)
         ],
     }  # fmt: skip
+
+
+def _slopes(circuit: FeatureCircuit, place: int) -> tuple[str, str, str]:
+    """Return what the table says of a site's slopes: nothing where edges into it took none."""
+    one = circuit.sites[place]
+    # nothing lies before the first site
+    if not (place and one.kept and one.features):
+        return ABSENT, ABSENT, ABSENT
+    if circuit.provenance["slope"] == "gradient":
+        return f"{one.active:,}", ABSENT, ABSENT
+    return f"{one.active:,}", number(one.steepest), f"{one.replaced:,}"
 
 
 def _audits(circuit: FeatureCircuit) -> list[TableData]:

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from headwater.audits.again import estimator_from
+from headwater.components.kinds import CODED
+from headwater.estimators import ESTIMATORS
+from headwater.sites import Site
+
 if TYPE_CHECKING:
     from headwater.feature_circuits.nodes import Node
     from headwater.feature_circuits.result import FeatureCircuit
@@ -17,6 +22,8 @@ GAP = 0.1
 """A site's effects are off where their sum misses the exact change by this share of it ..."""
 POOR = 0.2
 """Explained variance below which a dictionary hardly fits its site."""
+SLOPES = ("ig", "gradient")
+"""Estimators whose effects are slopes of the metric times changes."""
 APART = 1e-3
 """Share of an effect by which what flows in may differ from it, for rounding."""
 SMALL = 0.02
@@ -32,28 +39,31 @@ def printed(circuit: FeatureCircuit) -> str:
 def title(circuit: FeatureCircuit) -> str:
     """Return what the circuit is of, on one line."""
     made = circuit.provenance
-    pairs = len(made["task"]["pairs"])
     return (
         f"Feature circuit of {made['task']['name']} on {made['model']['name']}: "
         f"{made['estimator']['name']}, reference {made['reference']['name']}, "
-        f"{pairs} pair{'s' * (pairs > 1)}"
+        f"{_several(len(made['task']['pairs']), 'pair')}"
     )
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def counts(circuit: FeatureCircuit) -> str:
     """Return how many nodes and edges there are, and of how many."""
-    total = sum(site.features + (site.features > 0) for site in circuit.sites)
-    total += sum(site.features == 0 for site in circuit.sites)
+    total = sum(site.features + 1 for site in circuit.sites)
+    if circuit.provenance["aggregation"] == "none":
+        total *= len(circuit.tokens[0])  # all prompts have this length
     kinds = [node.kind for node in circuit.nodes]
-    parts = [f"{kinds.count('feature')} features", f"{kinds.count('error')} errors"]
+    parts = [_several(kinds.count("feature"), "feature"), _several(kinds.count("error"), "error")]
     if "site" in kinds:
-        parts.append(f"{kinds.count('site')} whole sites")
-    edges = len(circuit.graph.weights)
+        parts.append(_several(kinds.count("site"), "whole site"))
     return (
         f"{circuit.provenance['task']['metric']['name']} {circuit.clean:+.3f}; "
-        f"{len(circuit.nodes):,} nodes ({', '.join(parts)}) of {total:,}; {edges:,} edges, "
-        f"{circuit.graph.dropped:,} below the threshold (sum of sizes "
-        f"{circuit.graph.dropped_size:.3g})"
+        f"{_several(len(circuit.nodes), 'node')} ({', '.join(parts)}) of {total:,}; "
+        f"{_several(len(circuit.graph.weights), 'edge')}, {circuit.graph.dropped:,} below the "
+        f"threshold (sum of sizes {circuit.graph.dropped_size:.3g})"
     )
 
 
@@ -94,12 +104,15 @@ def _edge_table(circuit: FeatureCircuit) -> Iterator[str]:
 def sentences(circuit: FeatureCircuit) -> list[str]:
     """Return what to know before believing the numbers."""
     found = []
+    ranking = _ranking(circuit)
     worst = [
         site
         for site in circuit.sites
         if abs(site.gap) > max(GAP * abs(site.exact), SMALL * abs(circuit.clean))
     ]
-    if worst:
+    if ranking:
+        found.append(f"the column effect holds no effects in units of the metric: {ranking}.")
+    elif worst:
         listed = ", ".join(
             f"{site.label} {site.effects:+.2f} for {site.exact:+.2f}"
             for site in sorted(worst, key=lambda site: -abs(site.gap))[:4]
@@ -112,6 +125,20 @@ def sentences(circuit: FeatureCircuit) -> list[str]:
         found.append(
             f"effects add up to the exact change of the whole site within {GAP:.0%} at all "
             f"{len(circuit.sites)} sites."
+        )
+    if between := _between(circuit):
+        several = len(between) > 1
+        found.append(
+            f"{', '.join(between)} {'are' if several else 'is'} no node, though sites of "
+            f"{'their' if several else 'its'} kind before and behind are: what passes there is in "
+            "the edges around it. A dictionary is missing?"
+        )
+    if circuit.provenance["reference"]["name"] == "zero" and any(
+        site.features for site in circuit.sites
+    ):
+        found.append(
+            "at zero a site is its decoder's bias, and these do not add up from site to site as "
+            "activations do: what that makes is in the unexplained column."
         )
     poor = [site for site in circuit.sites if site.explained is not None and site.explained < POOR]
     if poor:
@@ -129,10 +156,7 @@ def sentences(circuit: FeatureCircuit) -> list[str]:
         node.total is not None and abs(node.total - node.effect) > APART * abs(node.effect)
         for node in circuit.nodes
     ):
-        found.append(
-            "edges in, below and unexplained add up to first-order effects in the clean run, which "
-            "are not the effects shown: these come from another estimate."
-        )
+        found.append(_apart(circuit))
     replaced = sum(site.replaced for site in circuit.sites)
     if replaced:
         active = sum(site.active for site in circuit.sites)
@@ -148,6 +172,43 @@ def sentences(circuit: FeatureCircuit) -> list[str]:
     return found
 
 
+def _ranking(circuit: FeatureCircuit) -> str:
+    """Return what the estimator estimates, if that is no effect; else nothing."""
+    made = circuit.provenance["estimator"]
+    if made["name"] not in ESTIMATORS:
+        return ""  # the user's own
+    estimator = estimator_from(made)
+    return "" if estimator.are_effects else estimator.estimand
+
+
+def _between(circuit: FeatureCircuit) -> list[str]:
+    """Return the labels of sites that are no nodes, between others of their kind that are."""
+    layers: dict[str, set[int]] = {}
+    for site in (Site.parse(one.site) for one in circuit.sites):
+        if site.layer is not None:
+            layers.setdefault(site.name, set()).add(site.layer)
+    return [
+        CODED[name].format(layer=layer)
+        for name, there in layers.items()
+        for layer in range(min(there), max(there))
+        if layer not in there
+    ]
+
+
+def _apart(circuit: FeatureCircuit) -> str:
+    """Return why what flows into nodes does not add up to their effects."""
+    made = circuit.provenance
+    if made["edge_slope"] == "nodes" and made["estimator"]["name"] in SLOPES:
+        return (
+            "edges in, below and unexplained are of those pairs and positions where a node's "
+            'effect exceeds the threshold (mask="original"); the effects shown are of all.'
+        )
+    return (
+        "edges in, below and unexplained add up to first-order effects in the clean run, which are "
+        "not the effects shown: these come from another estimate."
+    )
+
+
 def _advice(circuit: FeatureCircuit) -> str:
     """Return what to do about effects that do not add up."""
     estimator = circuit.provenance["estimator"]
@@ -160,10 +221,11 @@ def _advice(circuit: FeatureCircuit) -> str:
 
 def _orphans(circuit: FeatureCircuit) -> str:
     names = ", ".join(node.name for node in circuit.orphans[:5])
-    several = len(circuit.orphans) > 1
+    names += ", ..." if len(circuit.orphans) > 5 else ""
+    verb = "are orphans" if len(circuit.orphans) > 1 else "is an orphan"
     said = (
-        f"{len(circuit.orphans)} node{'s are orphans' if several else ' is an orphan'}: of effect, "
-        f"but no slope leads there ({names}{', ...' if len(circuit.orphans) > 5 else ''})."
+        f"{_several(len(circuit.orphans), 'node')} {verb}: of effect, but no slope leads there "
+        f"({names})."
     )
     if circuit.provenance["slope"] == "gradient":
         return f'{said} slope="secant" finds what moves them.'

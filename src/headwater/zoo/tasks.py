@@ -94,7 +94,8 @@ def task(name: str, count: int | None = None, seed: int = 0) -> Task:
         return _generated(BEHAVIORS[name], count, seed)
     if name in PYTHON_BEHAVIORS:
         return _cut(name, count, seed)
-    listed = "; ".join((", ".join(BEHAVIORS), ", ".join(PYTHON_BEHAVIORS) + " (tiny-python)"))
+    others = "".join(f", {other} (which is {one})" for other, one in OTHER_NAMES.items())
+    listed = f"{', '.join(BEHAVIORS)}{others}; {', '.join(PYTHON_BEHAVIORS)} (tiny-python)"
     raise UnknownTaskError(
         f"no embedded task '{name}'.{did_you_mean(name, [*TASK_MODELS, *OTHER_NAMES])}\n"
         f"Embedded tasks: {listed}; for a file of pairs: hw.Task.read('pairs.jsonl')."
