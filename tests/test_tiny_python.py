@@ -251,8 +251,8 @@ def test_an_unknown_task_lists_those_of_both_kinds_of_text():
 
     assert str(caught.value) == (
         "no embedded task 'brackets'. Closest: 'bracket'.\n"
-        "Embedded tasks: ioi, greater-than, agreement, induction, capital, language, gender; "
-        "bracket, quote, self, indent, name (tiny-python); "
+        "Embedded tasks: ioi, greater-than, agreement, induction, capital, language, gender, "
+        "subject-verb (which is agreement); bracket, quote, self, indent, name (tiny-python); "
         "for a file of pairs: hw.Task.read('pairs.jsonl')."
     )
 

@@ -259,8 +259,8 @@ def test_an_unknown_task_is_answered_with_the_closest_one():
 
     assert str(caught.value) == (
         "no embedded task 'greater_then'. Closest: 'greater-than', 'agreement'.\n"
-        "Embedded tasks: ioi, greater-than, agreement, induction, capital, language, gender; "
-        "bracket, quote, self, indent, name (tiny-python); "
+        "Embedded tasks: ioi, greater-than, agreement, induction, capital, language, gender, "
+        "subject-verb (which is agreement); bracket, quote, self, indent, name (tiny-python); "
         "for a file of pairs: hw.Task.read('pairs.jsonl')."
     )
 
