@@ -27,6 +27,9 @@ $(VENV)/developed: $(VENV)/installed
 demo: $(VENV)/installed  ## install, then attribute and audit the embedded model; writes demo/page.html
 	$(BIN)/headwater demo --out demo
 
+# two workers of one thread each: threads of both on the same cores would wait for each other
+test test-all: export OMP_NUM_THREADS := 1
+
 test: $(VENV)/developed  ## the default test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
