@@ -186,8 +186,8 @@ def test_a_transcoder_has_two_places(folder, tmp_path):
     with pytest.raises(DictionaryError, match="is a transcoder, and one site was named"):
         choices.dictionaries([f"{place}layers.2.mlp.out"], "any")
     swapped = choices.dictionaries([f"{place}layers.2.mlp.in:layers.0.mlp.out"], "any")
-    with pytest.raises(DictionaryError, match="a transcoder writes after it has read"):
-        hw.load_dictionaries(tiny, swapped)
+    with pytest.raises(DictionaryError, match="cannot be gated"):
+        hw.feature_circuit(tiny, hw.task("ioi")[:2], swapped, nodes=3)
     plain = sorted(folder.iterdir())[0]
     with pytest.raises(DictionaryError, match="is no transcoder"):
         choices.dictionaries([f"{plain}=layers.2.mlp.in:layers.2.mlp.out"], "any")

@@ -611,7 +611,7 @@ def test_a_dictionary_without_a_place_needs_one(model):
 
 def test_a_transcoder_that_reads_what_it_has_written_is_refused(model):
     dictionary = random_dictionary(24, transcoder=True)
-    with pytest.raises(DictionaryError, match="is computed after"):
+    with pytest.raises(UnknownOptionError, match="is computed after"):
         inspect_dictionary(dictionary, model, TEXTS, SITE, reads="layers.1.mlp.out", progress=False)
 
 

@@ -67,7 +67,7 @@ class CodedPlaces:
                 )
         fitted = dictionaries.fitted(self.adapter)
         return {
-            site: Coded(site, _read_in_layer(fitted.reads(site), site), self._converted(one, site))
+            site: Coded(site, read_in_layer(fitted.reads(site), site), self._converted(one, site))
             for site, one in fitted.items()
         }
 
@@ -84,10 +84,14 @@ class CodedPlaces:
         return dictionary.to(dtype=dtype, device=weight.device)
 
 
-def _read_in_layer(reads: Site, site: Site) -> Site:
+def read_in_layer(reads: Site, site: Site) -> Site:
     """Return where a dictionary's input passes in the layer that it writes in.
 
     Runs may start at that layer, so what leaves the layer before is read where it enters.
+
+    Args:
+        reads: What the dictionary encodes.
+        site: What it writes.
 
     Raises:
         DictionaryError: If it passes in another layer only, or after what it writes.

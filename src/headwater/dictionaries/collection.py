@@ -261,12 +261,6 @@ class Dictionaries(Mapping[Site, Dictionary]):
                 tensor and shape.
         """
         for site, one in self.items():
-            if self.reads(site).order > site.order:
-                raise DictionaryError(
-                    f"{one.origin.path or 'dictionary'}: '{self.reads(site)}' is computed after "
-                    f"'{site}', and a transcoder writes after it has read.\n"
-                    "Name what it encodes first, then what it decodes to."
-                )
             _check(adapter, one, self.reads(site), "encoder", one.encoder, one.d_in)
             _check(adapter, one, site, "decoder", one.decoder, one.d_out)
             if _is_unfitted(one):

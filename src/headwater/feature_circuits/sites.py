@@ -10,6 +10,7 @@ import torch
 from headwater.architectures.adapter import Adapter
 from headwater.architectures.widths import width
 from headwater.coding import Coded
+from headwater.components.coded_places import read_in_layer
 from headwater.components.kinds import CODED
 from headwater.dictionaries import Dictionary
 from headwater.dictionaries.collection import Dictionaries
@@ -158,6 +159,7 @@ def node_sites(
         **where: Number type and device of the dictionaries that stand for whole sites.
 
     Raises:
+        DictionaryError: If a dictionary does not fit the model, or reads in another layer.
         UnavailableSiteError: If a site is none at which nodes can be.
     """
     dictionaries = dictionaries.fitted(adapter)
@@ -180,6 +182,7 @@ def _coded(
     adapter: Adapter, dictionaries: Dictionaries, site: Site, where: Mapping[str, object]
 ) -> Coded:
     if site in dictionaries:
+        read_in_layer(dictionaries.reads(site), site)  # others could not be closed
         return Coded(site, dictionaries.reads(site), dictionaries[site])
     size = width(adapter, site)
     assert size is not None  # a site of `CODED` has a vector at each position

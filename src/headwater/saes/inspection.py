@@ -274,4 +274,9 @@ def _places(
     if not dictionary.transcoder:
         return site, site
     reads = site_for(model, read_site(dictionary) if reads is None else reads)
+    if reads.order > site.order:
+        raise UnknownOptionError(
+            f"'{reads}' is computed after '{site}': a transcoder writes after it has read.\n"
+            "Give what it encodes as reads=, what it decodes to as site=."
+        )
     return site, reads
