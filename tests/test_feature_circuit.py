@@ -442,6 +442,22 @@ def test_zero_is_said_to_leave_decoder_biases():
     assert "decoder's bias" not in repr(found())
 
 
+def test_the_cost_has_a_backward_for_each_distinct_feature_that_edges_are_pulled_from():
+    given = Dictionaries({Site(1, "mlp.out"): dictionary(24, 12, 0)})
+    rows, backwards = [], []
+    for nodes in (3, 6, 11):
+        circuit = hw.feature_circuit(
+            model(FAMILY), task(), given, nodes=nodes, estimator=hw.Gradient()
+        )
+        rows.append(sum(node.site == "layers.1.mlp.out" for node in circuit.nodes))
+        backwards.append(circuit.cost.backwards)
+    first, second, third = rows
+    assert first < second < third
+    one = (backwards[1] - backwards[0]) / (second - first)
+    assert 0 < one <= len(task())  # no more than a pass over the whole of every prompt
+    assert backwards[2] - backwards[1] == pytest.approx(one * (third - second))
+
+
 def test_one_of_a_thing_has_no_plural():
     given = Dictionaries({Site(0, "mlp.out"): dictionary(24, 8, 0)})
     circuit = hw.feature_circuit(model(FAMILY), task(), given, nodes=1, edge_threshold=0)
