@@ -141,10 +141,10 @@ class Connector:
             kept, state = self.kept[node.site], self.one.state(node, clean=self.rule.clean)
             if len(kept):
                 mask, effects = kept.mask_of(self.one), state.effects()
-                for sums, values in (
-                    (edges.own, counted(effects, mask)), (edges.everywhere, effects),
-                ):  # fmt: skip
-                    sums[node.site] = kept.of(values) * self.share + sums.get(node.site, 0)
+                whole = kept.of(effects) * self.share
+                own = whole if mask is None else kept.of(effects * mask) * self.share
+                edges.own[node.site] = own + edges.own.get(node.site, 0)
+                edges.everywhere[node.site] = whole + edges.everywhere.get(node.site, 0)
                 if self.runs.nodes.before(node):
                     self._into(state, mask, edges)
             self.parents[node.site] = Parent(state, kept)
@@ -320,10 +320,3 @@ class Parent:
         column, at = self.kept.column_index
         edges = found[at, column]
         return edges if slot is None else edges * (at == slot)
-
-
-def counted(
-    effects: Float[Tensor, "batch pos node"], mask: Bool[Tensor, "batch pos node"] | None
-) -> Float[Tensor, "batch pos node"]:
-    """Return effects where they count."""
-    return effects if mask is None else effects * mask

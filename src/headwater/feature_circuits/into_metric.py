@@ -47,8 +47,8 @@ def into_metric(
 
     The metric counts on every pair, so no mask applies to what reaches it. Where the residual after
     the last layer is a node site, everything passes through it: its nodes' edges are their effects,
-    and no other node has one. Elsewhere the metric's slope in the clean
-    run is taken with every node site held.
+    and no other node has one. Elsewhere the metric's slope in the clean run is taken with every
+    node site held.
     """
     last = last_residual(runs.model)
     if last in runs.nodes.sites:

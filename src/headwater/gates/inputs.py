@@ -19,6 +19,7 @@ from headwater.coding import Coded, Place, joined, keepers
 from headwater.components import Group
 from headwater.gates.placement import spread_weight
 from headwater.references import capture
+from headwater.running import forward
 from headwater.sites import EMBED, Site
 from headwater.taps import Tap
 
@@ -173,12 +174,6 @@ class InputPath:
     def _forward(self, taps: Mapping[Site, Tap], points: int) -> Float[Tensor, "point batch"]:
         function = self.function
         rows = function.rows.repeat(points) if points > 1 else function.rows
-        logits = function.model.forward(
-            rows.clean,
-            mask=rows.mask,
-            position_ids=rows.position_ids,
-            taps=taps,
-            read=rows.read,
-        )
+        logits = forward(function.model, rows, taps)
         function.cost.ran(points * function.batch, backward=torch.is_grad_enabled())
         return function.metric(logits, rows).reshape(points, function.batch)

@@ -19,6 +19,7 @@ from headwater.interrupts import Held
 from headwater.models import Model
 from headwater.precision import context_for
 from headwater.prompts import Batch
+from headwater.running import forward
 from headwater.sites import Site
 from headwater.taps import Tap, in_turn, keeper
 
@@ -64,15 +65,7 @@ class _OnePrompt:
         if start is not None:
             start = (start[0], start[1].repeat(count, 1, 1))
         with context_for(self.model.module):
-            logits = self.model.forward(
-                rows.clean,
-                mask=rows.mask,
-                position_ids=rows.position_ids,
-                taps=taps,
-                start=start,
-                read=rows.read,
-            )
-            return self.objective(logits, rows)
+            return self.objective(forward(self.model, rows, taps, start), rows)
 
 
 class SiteFunction(_OnePrompt):

@@ -18,6 +18,7 @@ from headwater.lenses.asked import Prompt, batches
 from headwater.lenses.rows import Row
 from headwater.models import Model
 from headwater.prompts import Batch
+from headwater.running import forward
 from headwater.sites import Site
 from headwater.taps import keeper
 
@@ -45,13 +46,8 @@ class Place:
         self._where = [_where(row, depth) for row in rows]
         wanted = set(self._where) | {_entering(site) for site in self._where}
         self._kept: dict[Site, Tensor] = {}
-        logits = model.forward(
-            self.batch.clean,
-            mask=self.batch.mask,
-            position_ids=self.batch.position_ids,
-            taps={site: keeper(self._kept, site) for site in wanted},
-            read=self.batch.read,
-        )
+        taps = {site: keeper(self._kept, site) for site in wanted}
+        logits = forward(model, self.batch, taps)
         self.logprobs = every_token(logits, self.batch)[0]
 
     def values(self, row: int) -> Float[Tensor, "pos d_model"]:
