@@ -436,6 +436,15 @@ def test_positions_multiply_the_nodes_that_there_could_be():
     assert f" of {one * length:,}; " in repr(found(nodes=3, aggregation="none"))
 
 
+def test_a_mask_is_named_as_the_reason_only_where_there_is_one():
+    joint = found(estimator=hw.IntegratedGradients(path="component", steps=2))
+    assert "these come from another estimate" in repr(joint)
+    assert 'mask="original"' not in repr(joint)
+    masked = found(node_threshold=0.05, mask="original", edge_slope="clean",
+                   estimator=hw.IntegratedGradients(steps=2))  # fmt: skip
+    assert "are first-order effects in the clean run, of those pairs and positions" in repr(masked)
+
+
 def test_zero_is_said_to_leave_decoder_biases():
     zero = found(reference=hw.Zero())
     assert "at zero a site is its decoder's bias" in repr(zero)

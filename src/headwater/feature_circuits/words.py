@@ -22,8 +22,6 @@ GAP = 0.1
 """A site's effects are off where their sum misses the exact change by this share of it ..."""
 POOR = 0.2
 """Explained variance below which a dictionary hardly fits its site."""
-SLOPES = ("ig", "gradient")
-"""Estimators whose effects are slopes of the metric times changes."""
 APART = 1e-3
 """Share of an effect by which what flows in may differ from it, for rounding."""
 SMALL = 0.02
@@ -198,15 +196,18 @@ def _between(circuit: FeatureCircuit) -> list[str]:
 def _apart(circuit: FeatureCircuit) -> str:
     """Return why what flows into nodes does not add up to their effects."""
     made = circuit.provenance
-    if made["edge_slope"] == "nodes" and made["estimator"]["name"] in SLOPES:
-        return (
-            "edges in, below and unexplained are of those pairs and positions where a node's "
-            'effect exceeds the threshold (mask="original"); the effects shown are of all.'
-        )
-    return (
-        "edges in, below and unexplained add up to first-order effects in the clean run, which are "
-        "not the effects shown: these come from another estimate."
+    masked = (
+        "of those pairs and positions where a node's effect exceeds the threshold "
+        '(mask="original"); the effects shown are of all.'
     )
+    if made["mask"] != "original":
+        return (
+            "edges in, below and unexplained add up to first-order effects in the clean run, which "
+            "are not the effects shown: these come from another estimate."
+        )
+    if made["edge_slope"] == "clean":
+        return f"edges in, below and unexplained are first-order effects in the clean run, {masked}"
+    return f"edges in, below and unexplained are {masked}"
 
 
 def _advice(circuit: FeatureCircuit) -> str:
